@@ -1,0 +1,116 @@
+"""Mean and variance of an array, right in float32 whatever the mean."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Inexact
+
+
+class Moments(NamedTuple):
+    """Count, mean and variance over some axes, which are kept with size 1.
+
+    The mean is held as a sum of two numbers, because one float32 cannot hold it where it is large
+    against the deviation: at mean 1e4 the last bit of float32 is 1e-3.
+
+    Attributes:
+        counted: How many values were counted, float32.
+        shift: The mean to the precision of the dtype; a constant to differentiation.
+        residual: What the shift lacks of the mean.
+        variance: The biased variance, mean of |x - mean|^2, real; 1 where nothing was counted.
+    """
+
+    counted: Array
+    shift: Array
+    residual: Array
+    variance: Array
+
+    @property
+    def mean(self) -> Array:
+        """The mean, rounded to the dtype; 0 where nothing was counted."""
+        return self.shift + self.residual
+
+
+def moments(
+    x: Inexact[Array, "..."],
+    axes: tuple[int, ...],
+    *,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    axis_index_groups: Any = None,
+    use_mean: bool = True,
+    use_fast_variance: bool = True,
+) -> Moments:
+    r"""Computes count, mean and variance of `x` over `axes`.
+
+    .. math:: \mu = \frac{1}{n} \sum x, \qquad \sigma^2 = \frac{1}{n} \sum |x - \mu|^2
+
+    The values are first shifted by their mean as float32 finds it. What is left has a mean near
+    zero, so that its mean square less its squared mean loses nothing to cancellation. Neither
+    result depends on the shift, hence no derivative flows through it.
+
+    Args:
+        x: Values of any shape, float or complex. The result has their precision, so half
+            precision is to be converted by the caller.
+        axes: Non-negative axes to reduce.
+        mask: Of the shape of `x`; true where a value counts. Masked values may be anything.
+        axis_name: Named axis or axes of `vmap` or `shard_map`, over which sums and counts are
+            pooled.
+        axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
+        use_mean: If false the mean is taken to be 0, and the variance is the mean square.
+        use_fast_variance: If false, one more pass over the values subtracts the exact mean before
+            squaring. The difference is one of rounding.
+
+    Returns:
+        The moments, of the rank of `x`.
+    """
+
+    def across_devices(total):
+        if axis_name is None:
+            return total
+        return lax.psum(total, axis_name, axis_index_groups=axis_index_groups)
+
+    def pooled(values):
+        return across_devices(jnp.sum(values, axes, keepdims=True))
+
+    def kept(values):
+        return values if mask is None else jnp.where(mask, values, 0)
+
+    if mask is not None:
+        count = pooled(mask.astype(jnp.float32))
+        divisor = jnp.maximum(count, 1).astype(jnp.finfo(x.dtype).dtype)
+    else:
+        count = across_devices(math.prod(x.shape[axis] for axis in axes))
+        divisor = max(count, 1)
+
+    if use_mean:
+        shift = lax.stop_gradient(pooled(kept(x)) / divisor)
+        centred = kept(x - shift)
+        residual = pooled(centred) / divisor
+        if use_fast_variance:
+            mean_square = pooled(squared_magnitude(centred)) / divisor
+            variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
+        else:
+            variance = pooled(squared_magnitude(kept(centred - residual))) / divisor
+    else:
+        variance = pooled(squared_magnitude(kept(x))) / divisor
+        shift = residual = jnp.zeros_like(variance)
+    counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
+    if mask is not None or count == 0:
+        variance = jnp.where(counted > 0, variance, 1)
+    return Moments(counted, shift, residual, variance)
+
+
+def unbiased(moments: Moments) -> Array:
+    """The unbiased variance, n / (n - 1) times the biased one, for more than one value."""
+    return moments.variance * (moments.counted / jnp.maximum(moments.counted - 1, 1))
+
+
+def squared_magnitude(x: Array) -> Array:
+    """The square of the absolute value, real for complex numbers too."""
+    # The product of a complex number with its conjugate would carry a zero imaginary part along,
+    # and the derivative of the absolute value is undefined at zero.
+    if jnp.iscomplexobj(x):
+        return lax.square(jnp.real(x)) + lax.square(jnp.imag(x))
+    return lax.square(x)

@@ -1,0 +1,80 @@
+"""Running statistics: how those of a batch enter the ones kept for evaluation."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+
+def update_running(
+    mean: Inexact[Array, "*features"],
+    variance: Float[Array, "*features"],
+    updates: Float[Array, ""],
+    batch_mean: Inexact[Array, "batches *features"],
+    batch_variance: Float[Array, "batches *features"],
+    counts: Float[Array, "batches *features"],
+    *,
+    momentum: float | Array | None,
+    debias: bool,
+) -> tuple[Array, Array, Array]:
+    r"""Lets the statistics of some batches, in order, enter the running ones.
+
+    For each batch with statistics :math:`s`, momentum :math:`m` (the share kept) and :math:`n`
+    updates including this one:
+
+    .. math:: r \leftarrow r + w (s - r), \qquad
+        w = \begin{cases} 1 - m & \text{exponential average} \\
+            (1 - m) / (1 - m^n) & \text{the same, debiased} \\
+            1 / n & \text{cumulative average (momentum None)} \end{cases}
+
+    The debiased weight is the exponential average from zero divided by :math:`1 - m^n` (Kingma and
+    Ba, 2015, section 3), written so that the value kept is the debiased one. All batches enter at
+    once by the closed form of that recursion.
+
+    A batch with a non-finite statistic, or of which nothing was counted, is passed over; a feature
+    of which nothing was counted keeps its value.
+
+    Args:
+        mean: Running mean.
+        variance: Running variance.
+        updates: Number of updates so far, which debiased and cumulative averages go by.
+        batch_mean: Means of the batches, in order.
+        batch_variance: Variances of the batches.
+        counts: Number of values behind each of them.
+        momentum: Share of the old statistics that an update keeps; None for the plain average.
+        debias: Whether the exponential average is debiased.
+
+    Returns:
+        The new mean, variance and number of updates.
+    """
+    features = tuple(range(1, batch_mean.ndim))
+    usable = (
+        jnp.all(jnp.isfinite(batch_mean), features)
+        & jnp.all(jnp.isfinite(batch_variance), features)
+        & jnp.any(counts > 0, features)
+    )
+
+    new_updates = updates + jnp.sum(usable)
+    if momentum is None:
+        total = jnp.maximum(new_updates, 1)
+        kept = updates / total
+        weights = usable / total
+    else:
+        # Each usable batch multiplies all that came before it by the momentum.
+        decay = jnp.where(usable, momentum, 1.0)
+        kept = jnp.prod(decay)
+        later = jnp.concatenate([jnp.cumprod(decay[:0:-1])[::-1], jnp.ones(1)])
+        weights = usable * (1 - momentum) * later
+        if debias:
+            normalizer = 1 - jnp.power(momentum, new_updates)
+            normalizer = jnp.where(normalizer > 0, normalizer, 1.0)
+            kept = kept * (1 - jnp.power(momentum, updates)) / normalizer
+            weights = weights / normalizer
+
+    column = (-1,) + (1,) * mean.ndim
+
+    def average(old, batches):
+        batches = jnp.where(counts > 0, batches, old[None])
+        batches = jnp.where(usable.reshape(column), batches, 0)
+        new = kept * old + jnp.sum(weights.reshape(column) * batches, axis=0)
+        return jnp.where(jnp.any(usable), new, old).astype(new.dtype)
+
+    return average(mean, batch_mean), average(variance, batch_variance), new_updates

@@ -1,0 +1,136 @@
+"""Ghost batch normalization."""
+
+import math
+from dataclasses import field
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from ..functional import (
+    Grouping,
+    Moments,
+    Part,
+    Remainder,
+    average_moments,
+    gather_groups,
+    ghost_parts,
+    moments,
+    pool_moments,
+    split_groups,
+    spread_groups,
+)
+from .batch_norm import BatchNorm
+from .shared import check_choice, normalized
+
+
+class GhostBatchNorm(BatchNorm):
+    r"""Batch normalization whose statistics are those of small groups of the batch.
+
+    A training batch is cut into groups (ghost batches) of `ghost_batch_size` examples, and each is
+    normalized by its own mean and variance, so that a large batch keeps the noise of a small one.
+    In evaluation the layer is `BatchNorm` and takes any number of examples. A ghost batch as large
+    as the batch is batch normalization, to the bit.
+
+    Fields, state and call are those of `BatchNorm`. With `axis_name`, groups never cross devices;
+    only the running statistics are pooled over them.
+
+    Attributes:
+        ghost_batch_size: Examples in a group. The first axis that is no feature axis holds the
+            examples.
+        grouping: `"contiguous"`: group i holds examples i s to (i + 1) s - 1, s the size of a group
+            (the paper's code). `"strided"`: it holds examples i, i + g, i + 2 g, ..., g the number
+            of groups (the virtual batch of TensorFlow 1).
+        remainder: What becomes of the examples that do not fill a group: an `"error"`, a
+            `"smaller_group"`, or part of the last group, `"merge_last"`. With strided grouping
+            the last group of the latter two lies at the end of the batch, in one piece.
+        running: How the statistics of the groups enter the running ones. `"pooled"`: as the mean
+            and total variance of the whole batch, which is what evaluation sees. `"average"`: as
+            the plain averages of their means and variances, which leaves out the variance between
+            groups (the virtual batch of TensorFlow 1). `"sequential"`: one after the other, each
+            with the full momentum (the paper's code; for its numbers, `momentum=0.9` and
+            `running_variance="unbiased"`).
+
+    Source: Hoffer, Hubara and Soudry, 2017, "Train longer, generalize better", algorithm 1.
+    """
+
+    ghost_batch_size: int = field(default=32, kw_only=True)
+    grouping: Grouping = field(default="contiguous", kw_only=True)
+    remainder: Remainder = field(default="error", kw_only=True)
+    running: Literal["pooled", "average", "sequential"] = field(default="pooled", kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ValueError: If a field has a value it cannot have.
+        """
+        check_choice(self, "grouping", get_args(Grouping))
+        check_choice(self, "remainder", get_args(Remainder))
+        check_choice(self, "running", ("pooled", "average", "sequential"))
+        if self.ghost_batch_size < 1:
+            raise ValueError(
+                f"GhostBatchNorm: ghost_batch_size={self.ghost_batch_size} must be at least 1."
+            )
+        super().__post_init__()
+
+    def _normalize_batch(
+        self,
+        inputs: Array,
+        x: Array,
+        mask: Array | None,
+        reduced_axes: tuple[int, ...],
+        feature_axes: tuple[int, ...],
+        scale: ArrayLike | None,
+        bias: ArrayLike | None,
+    ) -> tuple[Array, Moments]:
+        parts, axis = self._parts(x, reduced_axes)
+        shifted_axes = tuple(a + 1 for a in reduced_axes)
+        groups, spread = [], []
+        for part in parts:  # One, or two where the last group has a size of its own.
+            group = moments(
+                split_groups(x, part, axis, self.grouping),
+                shifted_axes,
+                mask=None if mask is None else split_groups(mask, part, axis, self.grouping),
+                use_fast_variance=self.use_fast_variance,
+            )
+            groups.append(jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), group))
+            spread.append(
+                jax.tree.map(
+                    partial(spread_groups, part=part, axis=axis, grouping=self.grouping), group
+                )
+            )
+        of_example = jax.tree.map(lambda *a: jnp.concatenate(a, axis), *spread)
+        y = normalized(self, inputs, x, of_example, feature_axes, scale, bias)
+        return y, self._collect(jax.tree.map(lambda *a: jnp.concatenate(a), *groups))
+
+    def _parts(self, x: Array, reduced_axes: tuple[int, ...]) -> tuple[tuple[Part, ...], int]:
+        """Plans the groups; returns them with the axis of the examples."""
+        if not reduced_axes:
+            raise ValueError(
+                f"GhostBatchNorm: axis={self.axis} makes every axis of an input of shape {x.shape} "
+                "a feature axis; one is needed that holds the examples."
+            )
+        axis = reduced_axes[0]
+        examples = x.shape[axis]
+        if self.is_initializing():
+            # Shapes are all that counts here, and the batch is often a single example.
+            return (Part(0, 1, examples),), axis
+        parts = ghost_parts(examples, self.ghost_batch_size, self.remainder)
+        values = math.prod(x.shape[a] for a in reduced_axes[1:])
+        for part in parts:
+            self._refuse_single_value(x, part.group_size * values)
+        return parts, axis
+
+    def _collect(self, groups: Moments) -> Moments:
+        """Turns the statistics of the groups into those that enter the running ones."""
+        over_devices = {} if self.is_initializing() else self._over_devices()
+        if self.running == "pooled":
+            return self._for_running(pool_moments(groups, **over_devices))
+        groups = self._for_running(groups)
+        if self.running == "average":
+            return average_moments(groups, **over_devices)
+        return gather_groups(groups, **over_devices) if over_devices else groups

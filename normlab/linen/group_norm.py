@@ -1,0 +1,137 @@
+"""Group normalization."""
+
+from dataclasses import field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import moments
+from .shared import (
+    Axes,
+    AxisName,
+    full_mask,
+    in_statistics_dtype,
+    normalized,
+    resolve_axes,
+)
+
+
+class GroupNorm(nn.Module):
+    r"""Normalizes groups of channels of every example by their mean and variance.
+
+    .. math:: y = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}} \gamma + \beta
+
+    The last axis holds the channels, cut into equal groups of neighbours; mean and variance are
+    taken over a group and all axes but the first, which holds the examples. A drop-in for
+    `flax.linen.GroupNorm`. One group is layer normalization over all of an example; groups of one
+    channel are instance normalization.
+
+    State: none.
+
+    Attributes:
+        num_groups: Number of groups, or None if `group_size` is given.
+        group_size: Number of channels in a group, or None if `num_groups` is given.
+        epsilon: Added to the variance.
+        dtype: Dtype of the result; by default that of input and parameters together.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether a bias (beta) is learned.
+        use_scale: Whether a scale (gamma) is learned.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        reduction_axes: Axes over which mean and variance are taken, the last one among them; by
+            default all but the first.
+        axis_name: Named axis over whose devices statistics are pooled, where an example is spread
+            over several.
+        axis_index_groups: Groups of indices of that axis that are pooled among themselves.
+        use_fast_variance: If false, one more pass over the input refines the variance.
+        force_float32_reductions: If false, half precision input keeps its precision in the
+            statistics.
+        use_running_average: Accepted, as by every layer, and without effect.
+
+    Source: Wu and He, 2018, "Group Normalization", equations 1, 2 and 7.
+    """
+
+    num_groups: int | None = 32
+    group_size: int | None = None
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    reduction_axes: Axes | None = None
+    axis_name: AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    use_running_average: bool | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes the input; the arguments are those of `BatchNorm`.
+
+        Raises:
+            ValueError: If the groups do not divide the channels, or the reduced axes leave out the
+                last one.
+        """
+        del use_running_average  # GroupNorm keeps no statistics.
+        inputs = jnp.asarray(x)
+        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        last = x.ndim - 1
+        axes = range(1, x.ndim) if self.reduction_axes is None else self.reduction_axes
+        axes = resolve_axes(axes if last else -1, x.ndim, "reduction_axes")
+        if last not in axes:
+            raise ValueError(
+                f"GroupNorm: reduction_axes={self.reduction_axes} must include the last axis of an "
+                f"input of shape {x.shape}, which holds the channels."
+            )
+        groups, size = self._groups(x.shape[-1])
+
+        def grouped(array):
+            return array.reshape(*array.shape[:-1], groups, size)
+
+        mask = full_mask(mask, x)
+        statistics = moments(
+            grouped(x),
+            (*axes[:-1], last + 1),
+            mask=None if mask is None else grouped(mask),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+        )
+        # Statistics of a group become those of each of its channels: small arrays grow, and the
+        # input keeps its layout.
+        of_channel = jax.tree.map(lambda a: jnp.repeat(a.squeeze(-1), size, axis=-1), statistics)
+        return normalized(self, inputs, x, of_channel, (last,), scale, bias)
+
+    def _groups(self, channels: int) -> tuple[int, int]:
+        """Returns number and size of the groups."""
+        if (self.num_groups is None) == (self.group_size is None):
+            raise ValueError(
+                f"GroupNorm: num_groups={self.num_groups} and group_size={self.group_size} were "
+                "given; expected one of them. With group_size, pass num_groups=None."
+            )
+        name = "group_size" if self.num_groups is None else "num_groups"
+        given = getattr(self, name)
+        if given <= 0 or channels % given:
+            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+            raise ValueError(
+                f"GroupNorm: {name}={given} does not divide the {channels} channels of the input; "
+                f"use one of {divisors}."
+            )
+        other = channels // given
+        return (other, given) if self.num_groups is None else (given, other)

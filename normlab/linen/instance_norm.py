@@ -1,0 +1,100 @@
+"""Instance normalization."""
+
+from dataclasses import field
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import moments
+from .shared import (
+    Axes,
+    AxisName,
+    full_mask,
+    in_statistics_dtype,
+    normalized,
+    other_axes,
+    resolve_axes,
+)
+
+
+class InstanceNorm(nn.Module):
+    r"""Normalizes every channel of every example by its own mean and variance.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    Mean and variance are taken over all axes but the first, which holds the examples, and the
+    feature axes. A drop-in for `flax.linen.InstanceNorm`.
+
+    State: none.
+
+    Attributes:
+        epsilon: Added to the variance.
+        dtype: Dtype of the result; by default that of input and parameters together.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether a bias (beta) is learned.
+        use_scale: Whether a scale (gamma) is learned.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        feature_axes: Axes of the channels, along which scale and bias vary.
+        axis_name: Named axis over whose devices statistics are pooled, where an example is spread
+            over several.
+        axis_index_groups: Groups of indices of that axis that are pooled among themselves.
+        use_fast_variance: If false, one more pass over the input refines the variance.
+        force_float32_reductions: If false, half precision input keeps its precision in the
+            statistics.
+        use_running_average: Accepted, as by every layer, and without effect.
+
+    Source: Ulyanov, Vedaldi and Lempitsky, 2016, "Instance Normalization", equation 4.
+    """
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    feature_axes: Axes = -1
+    axis_name: AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    use_running_average: bool | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes the input; the arguments are those of `BatchNorm`.
+
+        Raises:
+            ValueError: If the feature axes include the first axis.
+        """
+        del use_running_average  # InstanceNorm keeps no statistics.
+        inputs = jnp.asarray(x)
+        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
+        if 0 in feature_axes:
+            raise ValueError(
+                f"InstanceNorm: feature_axes={self.feature_axes} includes axis 0 of an input of "
+                f"shape {x.shape}, which holds the examples. Name other axes."
+            )
+        statistics = moments(
+            x,
+            other_axes((0, *feature_axes), x.ndim),
+            mask=full_mask(mask, x),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+        )
+        return normalized(self, inputs, x, statistics, feature_axes, scale, bias)

@@ -1,0 +1,92 @@
+"""Layer normalization."""
+
+from dataclasses import field
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import moments
+from .shared import (
+    Axes,
+    AxisName,
+    full_mask,
+    in_statistics_dtype,
+    normalized,
+    resolve_axes,
+)
+
+
+class LayerNorm(nn.Module):
+    r"""Normalizes every example, or every position of it, by its own mean and variance.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    Mean and variance are taken over `reduction_axes`. A drop-in for `flax.linen.LayerNorm`. The
+    paper reduces over all units of a layer; so does `reduction_axes=(1, 2, 3)` for images.
+
+    State: none.
+
+    Attributes:
+        epsilon: Added to the variance.
+        dtype: Dtype of the result; by default that of input and parameters together.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether a bias (beta) is learned.
+        use_scale: Whether a scale (gamma) is learned.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        reduction_axes: Axes over which mean and variance are taken.
+        feature_axes: Axes along which scale and bias vary.
+        axis_name: Named axis over whose devices statistics are pooled, where an example is spread
+            over several.
+        axis_index_groups: Groups of indices of that axis that are pooled among themselves.
+        use_fast_variance: If false, one more pass over the input refines the variance.
+        force_float32_reductions: If false, half precision input keeps its precision in the
+            statistics.
+        use_running_average: Accepted, as by every layer, and without effect.
+
+    Source: Ba, Kiros and Hinton, 2016, "Layer Normalization", equation 3.
+    """
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+    axis_name: AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    use_running_average: bool | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes the input; the arguments are those of `BatchNorm`."""
+        del use_running_average  # LayerNorm keeps no statistics.
+        inputs = jnp.asarray(x)
+        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        statistics = moments(
+            x,
+            resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            mask=full_mask(mask, x),
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+        )
+        feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
+        return normalized(self, inputs, x, statistics, feature_axes, scale, bias)

@@ -1,0 +1,162 @@
+"""What the layers have in common: axes, masks, dtypes, learned scale and bias."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import Moments, normalize
+
+Axes = int | Sequence[int]
+AxisName = str | tuple[str, ...]
+
+
+def resolve_axes(axes: Axes, rank: int, name: str) -> tuple[int, ...]:
+    """Returns the axes without duplicates, not negative and in order.
+
+    Raises:
+        ValueError: If an axis lies outside the array.
+    """
+    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -rank <= axis < rank for axis in given):
+        raise ValueError(
+            f"{name}={axes} names an axis that an input of rank {rank} does not have; axes lie "
+            f"between {-rank} and {rank - 1}."
+        )
+    return tuple(sorted({axis % rank for axis in given}))
+
+
+def check_choice(layer: Any, field: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value of a field that is not among the choices.
+
+    Raises:
+        ValueError: That names the choices.
+    """
+    given = getattr(layer, field)
+    if given not in choices:
+        raise ValueError(
+            f"{type(layer).__name__}: {field}={given!r} is none of {', '.join(map(repr, choices))}."
+        )
+
+
+def other_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Returns the axes that are not among the given ones."""
+    return tuple(axis for axis in range(rank) if axis not in axes)
+
+
+def full_mask(mask: ArrayLike | None, x: Array) -> Array | None:
+    """Returns the mask in the shape of the input.
+
+    Raises:
+        ValueError: If the mask does not broadcast to the input.
+    """
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask, bool)
+    try:
+        fits = np.broadcast_shapes(mask.shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask of shape {mask.shape} does not broadcast to the input of shape {x.shape}. Give "
+            "it the input's rank, with 1 on the axes along which it is constant, for example "
+            f"{(x.shape[0],) + (1,) * (x.ndim - 1) if x.ndim else ()} for one entry an example."
+        )
+    # Written out with a rank of its own, since a lower rank would broadcast silently.
+    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+    return jnp.broadcast_to(mask, x.shape)
+
+
+def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) -> Array:
+    """Converts the input to the dtype that its statistics are computed in.
+
+    At least float32 unless `force_float32` is false; double precision and complex numbers stay.
+    """
+    wanted = jnp.result_type(x) if dtype is None else jnp.dtype(dtype)
+    if force_float32 or not jnp.issubdtype(wanted, jnp.inexact):
+        wanted = jnp.promote_types(wanted, jnp.float32)
+    if jnp.iscomplexobj(x):
+        wanted = jnp.promote_types(wanted, jnp.complex64)
+    return x.astype(wanted)
+
+
+def broadcast_to_input(
+    name: str, value: ArrayLike, shape: tuple[int, ...], feature_axes: tuple[int, ...]
+) -> Array:
+    """Returns a scale or bias in the rank of the input, ready to broadcast.
+
+    Args:
+        name: What to call it in an error.
+        value: Of the shape of the features, or of the rank of the input.
+        shape: Shape of the input.
+        feature_axes: Axes of the input that hold the features.
+
+    Raises:
+        ValueError: If the value has neither the shape of the features nor the rank of the input
+            and a shape that broadcasts to it.
+    """
+    value = jnp.asarray(value)
+    features = tuple(shape[axis] for axis in feature_axes)
+    if value.shape == features:
+        return jnp.expand_dims(value, other_axes(feature_axes, len(shape)))
+    if value.ndim == len(shape) and all(
+        size in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)
+    ):
+        return value
+    raise ValueError(
+        f"{name} of shape {value.shape} fits neither the features {features} nor the input "
+        f"{shape}. Give it the shape of the features, or the rank of the input with 1 on the axes "
+        "along which it is constant."
+    )
+
+
+def normalized(
+    module: Any,
+    inputs: Array,
+    x: Array,
+    moments: Moments,
+    feature_axes: tuple[int, ...],
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+) -> Array:
+    """Normalizes, scales and shifts: the last step of every layer.
+
+    Args:
+        module: The layer. It has the fields `epsilon`, `dtype`, `param_dtype`, and those it
+            learns of `use_scale` with `scale_init`, `use_bias` with `bias_init`.
+        inputs: What the layer was given; decides the dtype of the output, as in Flax.
+        x: The same in the dtype of the statistics.
+        moments: The statistics, broadcastable to `x`.
+        feature_axes: Axes that scale and bias vary along.
+        scale: Used instead of the learned scale, which then is not created.
+        bias: Used instead of the learned bias, likewise.
+
+    Raises:
+        ValueError: If a given scale or bias does not fit the input.
+    """
+    features = tuple(x.shape[axis] for axis in feature_axes)
+
+    def affine(name, given):
+        if given is None:
+            if not getattr(module, f"use_{name}", False):
+                return None
+            initializer = getattr(module, f"{name}_init")
+            given = module.param(name, initializer, features, module.param_dtype)
+        return broadcast_to_input(f"{type(module).__name__}: {name}", given, x.shape, feature_axes)
+
+    scale, bias = affine("scale", scale), affine("bias", bias)
+    y = normalize(
+        x,
+        moments.shift,
+        moments.variance,
+        epsilon=module.epsilon,
+        residual=moments.residual,
+        scale=scale,
+        bias=bias,
+    )
+    return y.astype(canonicalize_dtype(inputs, scale, bias, dtype=module.dtype))

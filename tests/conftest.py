@@ -1,0 +1,14 @@
+"""What holds for every test: eight host devices, no silent broadcasting between ranks."""
+
+import os
+
+# Before JAX starts: tests that shard need several devices, which a CPU can pretend to have.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
