@@ -1,0 +1,10 @@
+"""Named image sets as arrays, ready to be put on a device."""
+
+from .formats import DataError as DataError
+from .formats import MissingDataError as MissingDataError
+from .sources import DataName as DataName
+from .sources import Dataset as Dataset
+from .sources import DataSpec as DataSpec
+from .sources import Listing as Listing
+from .sources import describe as describe
+from .sources import load as load

@@ -1,0 +1,74 @@
+"""What happens to a data set inside a compiled training run: order, batches, standardization."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+
+
+def shuffled_batches(
+    key: PRNGKeyArray, indices: Int[Array, " n"], batch_size: int
+) -> Int[Array, "steps {batch_size}"]:
+    """Cuts a fresh permutation of the training indices into the whole batches of one epoch.
+
+    `n % batch_size` examples at the end of the permutation are left out, other ones each epoch,
+    so that every step sees a batch of the same size.
+
+    Args:
+        key: One key for each epoch.
+        indices: Which examples to train on.
+        batch_size: Examples in each batch.
+
+    Returns:
+        `n // batch_size` rows of indices, no example twice.
+
+    Raises:
+        ValueError: `batch_size` exceeds the number of examples.
+    """
+    steps = indices.shape[0] // batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {indices.shape[0]} training examples, so "
+            f"that an epoch would have no step; expected at most {indices.shape[0]}."
+        )
+    order = jax.random.permutation(key, indices)
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def padded_batches(
+    indices: Int[Array, " n"], batch_size: int
+) -> tuple[Int[Array, "steps {batch_size}"], Bool[Array, "steps {batch_size}"]]:
+    """Cuts indices into batches that hold each of them once, whatever the batch size.
+
+    Args:
+        indices: Which examples to evaluate.
+        batch_size: Examples in each batch.
+
+    Returns:
+        `ceil(n / batch_size)` rows of indices in their order, the last one filled up with index
+        0, and a mask that is False at what was filled up.
+    """
+    n = indices.shape[0]
+    padding = -n % batch_size
+    mask = jnp.arange(n + padding) < n
+    filled = jnp.pad(indices, (0, padding))
+    return filled.reshape(-1, batch_size), mask.reshape(-1, batch_size)
+
+
+def standardize(
+    images: Num[Array, "*batch c"],
+    mean: Float[Array, " c"],
+    deviation: Float[Array, " c"],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "*batch c"]:
+    """Returns `(images - mean) / deviation` for each channel, computed in float32.
+
+    Args:
+        images: uint8 or floating, channels last.
+        mean: In the units of the images, as `Dataset.mean`.
+        deviation: In the units of the images, as `Dataset.deviation`.
+        dtype: Of the result.
+    """
+    per_channel = (1,) * (images.ndim - 1) + (-1,)
+    centred = images.astype(jnp.float32) - mean.reshape(per_channel)
+    return (centred / deviation.reshape(per_channel)).astype(dtype)

@@ -1,0 +1,384 @@
+"""The named data sets: where they are found, how they are split."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from pydantic import Field, PositiveInt, model_validator
+
+from ..spec import Spec
+from . import formats
+from .formats import DataError, Images, Labels, MissingDataError
+
+DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "npz"]
+Indices = Int32[np.ndarray, "_"]
+Part = tuple[Images, Labels]
+Parts = tuple[
+    list[Part], Part
+]  # the files to train on, which are put together once; the test split
+
+DIGITS_TEST_SHARE = 0.2
+
+
+class DataSpec(Spec):
+    """Which data set a study uses.
+
+    Attributes:
+        name: The data set. `digits` comes with scikit-learn; `mnist`, `fashion_mnist` and
+            `cifar10` are read from their official files; `npz` is a file of one's own.
+        folder: Where the files are: the folder of this set, or one that holds a folder with the
+            set's name. For `npz` the path of the file. Without it, a set is looked for in the
+            folder of its name below the one that the variable NORMLAB_DATA names, and
+            Fashion-MNIST also where Debian's package dataset-fashion-mnist puts it.
+        batch_size: Examples in each training step.
+        validation: Share of the training split that is held out for tuning.
+        train_examples: Train on only so many of the examples that are left for training.
+    """
+
+    name: DataName = "digits"
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    batch_size: PositiveInt = 64
+    validation: float = Field(default=0.2, gt=0, lt=0.9)
+    train_examples: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _folder_fits_name(self) -> "DataSpec":
+        if self.name == "npz" and self.folder is None:
+            raise ValueError("npz needs the path of its file, folder=FILE.npz")
+        if self.name == "digits" and self.folder is not None:
+            raise ValueError(
+                f"digits comes with scikit-learn and reads no folder, but folder={self.folder}; "
+                "leave it out or name another data set"
+            )
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A whole data set in memory.
+
+    Attributes:
+        name: The data set's name.
+        images: All examples of all splits, uint8 or float32, (N, H, W, C).
+        labels: The class of each, int32, (N,).
+        train: Indices of the examples to train on.
+        validation: Indices of the examples to tune on.
+        test: Indices of the examples to report on. No index is in two of the three.
+        mean: Of each channel over the examples to train on, in the units of `images`, (C,).
+        deviation: Standard deviation likewise; 1 where it would be 0.
+        classes: How many classes there are.
+    """
+
+    name: str
+    images: Images
+    labels: Labels
+    train: Indices
+    validation: Indices
+    test: Indices
+    mean: Float32[np.ndarray, " c"]
+    deviation: Float32[np.ndarray, " c"]
+    classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is known of a named data set before it is read.
+
+    Attributes:
+        name: The data set's name.
+        place: Where it was found, or None.
+        examples: Over all splits; None if that depends on the file.
+        image_shape: Height, width and channels; None if that depends on the file.
+        remedy: How to get the set or name its place.
+    """
+
+    name: str
+    place: str | None
+    examples: int | None
+    image_shape: tuple[int, int, int] | None
+    remedy: str
+
+
+def load(spec: DataSpec) -> Dataset:
+    """Reads a data set and splits it, the same way on every machine and for every seed.
+
+    The official test split is the test split. Digits has none: a fixed, stratified fifth of its
+    examples is taken. From the rest, the training split, a fixed and stratified share of
+    `spec.validation` is held out. Images stay in the units of their files; the constants that
+    standardize them come from the examples to train on alone.
+
+    Raises:
+        MissingDataError: files are not there; the message says where they were looked for and how
+            to get them.
+        DataError: files are damaged, or the set is too small for what the spec asks.
+    """
+    training_parts, test_part = _read(spec)
+    images = np.concatenate([part for part, _ in (*training_parts, test_part)])
+    labels = np.concatenate([part for _, part in (*training_parts, test_part)])
+    official, test = np.split(np.arange(len(labels), dtype=np.int32), [-len(test_part[1])])
+    train, validation = _stratified(labels, official, spec.validation)
+    if not len(train) or not len(validation):
+        raise DataError(
+            f"data.validation={spec.validation} leaves {len(train)} of {len(official)} training "
+            f"examples of {spec.name} to train on, {len(validation)} to tune on; expected some of "
+            "each: change data.validation or take a larger set."
+        )
+    if spec.train_examples is not None:
+        if spec.train_examples > len(train):
+            raise DataError(
+                f"data.train_examples={spec.train_examples}, but {spec.name} has {len(train)} "
+                f"examples to train on after data.validation={spec.validation}; expected at most "
+                "that many, or leave data.train_examples out for all."
+            )
+        _, train = _stratified(labels, train, spec.train_examples / len(train))
+    if spec.batch_size > len(train):
+        raise DataError(
+            f"data.batch_size={spec.batch_size}, but {spec.name} has {len(train)} examples to "
+            "train on; expected at most that many."
+        )
+    mean, deviation = _moments(images, train)
+    return Dataset(
+        name=spec.name,
+        images=images,
+        labels=labels,
+        train=train,
+        validation=validation,
+        test=test,
+        mean=mean,
+        deviation=deviation,
+        classes=int(labels[official].max()) + 1 if spec.name == "npz" else formats.CLASSES,
+    )
+
+
+def describe() -> tuple[Listing, ...]:
+    """Says of each named data set whether and where it is found, without reading it."""
+    return tuple(_listing(name) for name in get_args(DataName))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The files of one version of a published set: those to train on, then those to test on."""
+
+    files: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    subfolder: str
+    read: Callable[[list[Path]], Parts]
+
+    def find(self, folder: Path) -> tuple[list[Path], list[str]]:
+        """Returns the files that are there, and the names of those that are not."""
+        there = {
+            name: path
+            for name in self.files
+            for suffix in reversed(self.suffixes)  # so that the first one wins
+            if (path := folder / (name + suffix)).is_file()
+        }
+        return list(there.values()), [name for name in self.files if name not in there]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A set that comes in official files."""
+
+    examples: int
+    image_shape: tuple[int, int, int]
+    layouts: tuple[_Layout, ...]
+    source: str
+    system_folder: str | None = None
+
+
+def _read_idx(paths: list[Path]) -> Parts:
+    train_images, train_labels, test_images, test_labels = paths
+    return (
+        [formats.read_idx_pair(train_images, train_labels)],
+        formats.read_idx_pair(test_images, test_labels),
+    )
+
+
+def _read_cifar10(read: Callable[[Path], Part], paths: list[Path]) -> Parts:
+    *train, test = [read(path) for path in paths]
+    return train, test
+
+
+_IDX = _Layout(
+    files=(
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ),
+    suffixes=("", ".gz"),
+    subfolder="",
+    read=_read_idx,
+)
+_CIFAR10_BINARY = _Layout(
+    files=(*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"),
+    suffixes=("",),
+    subfolder="cifar-10-batches-bin",
+    read=lambda paths: _read_cifar10(formats.read_cifar10_binary, paths),
+)
+_CIFAR10_PYTHON = _Layout(
+    files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+    suffixes=("",),
+    subfolder="cifar-10-batches-py",
+    read=lambda paths: _read_cifar10(formats.read_cifar10_python, paths),
+)
+_IDX_FILES = f"{', '.join(_IDX.files)}, each as it is or with .gz"
+
+_PUBLISHED = {
+    "mnist": _Published(
+        examples=70_000,
+        image_shape=(28, 28, 1),
+        layouts=(_IDX,),
+        source=f"The official files are {_IDX_FILES} (yann.lecun.com/exdb/mnist).",
+    ),
+    "fashion_mnist": _Published(
+        examples=70_000,
+        image_shape=(28, 28, 1),
+        layouts=(_IDX,),
+        source=(
+            "On Debian, `apt install dataset-fashion-mnist` is enough. The official files are "
+            f"{_IDX_FILES} (github.com/zalandoresearch/fashion-mnist)."
+        ),
+        system_folder="/usr/share/datasets/fashion-mnist",
+    ),
+    "cifar10": _Published(
+        examples=60_000,
+        image_shape=(32, 32, 3),
+        layouts=(_CIFAR10_BINARY, _CIFAR10_PYTHON),
+        source=(
+            "The official files are data_batch_1.bin to data_batch_5.bin and test_batch.bin of "
+            "the binary version, or the same without .bin of the Python version "
+            "(www.cs.toronto.edu/~kriz/cifar.html)."
+        ),
+    ),
+}
+_NPZ_REMEDY = (
+    "Write a file with numpy.savez(FILE, train_images=..., train_labels=..., test_images=..., "
+    "test_labels=...), images uint8 or floating of shape (N, H, W), (N, H, W, C) or "
+    "(N, features), labels whole numbers from 0, and name it with data.folder=FILE."
+)
+
+
+def _remedy(name: str) -> str:
+    return (
+        f"{_PUBLISHED[name].source} Name their folder with data.folder=FOLDER, or put them into "
+        f"the folder {name} of the one that the variable NORMLAB_DATA names."
+    )
+
+
+def _folders(name: str, folder: str | None) -> list[Path]:
+    """Returns where to look, first choice first."""
+    if folder is not None:
+        given = Path(folder).expanduser().absolute()
+        return [given, given / name]
+    folders = []
+    if root := os.environ.get("NORMLAB_DATA"):
+        folders.append(Path(root).expanduser().absolute() / name)
+    if system_folder := _PUBLISHED[name].system_folder:
+        folders.append(Path(system_folder))
+    return folders
+
+
+def _find(name: str, folder: str | None) -> tuple[_Layout, list[Path]]:
+    """Returns the files of the first folder that has all of a layout."""
+    layouts = _PUBLISHED[name].layouts
+    looked = [] if folder or os.environ.get("NORMLAB_DATA") else ["NORMLAB_DATA is not set"]
+    for parent in _folders(name, folder):
+        for place in dict.fromkeys([parent, *(parent / layout.subfolder for layout in layouts)]):
+            found = [(layout, *layout.find(place)) for layout in layouts]
+            layout, paths, missing = min(found, key=lambda candidate: len(candidate[2]))
+            if not missing:
+                return layout, paths
+            lacks = f"lacks {', '.join(missing)}" if place.is_dir() else "no such folder"
+            looked.append(f"{place}: {lacks}")
+    raise MissingDataError(
+        "\n  ".join([f"The data set {name} was not found. Looked in:", *looked])
+        + f"\n{_remedy(name)}"
+    )
+
+
+def _read(spec: DataSpec) -> Parts:
+    if spec.name == "digits":
+        return _read_digits()
+    try:
+        if spec.name == "npz":
+            assert spec.folder is not None  # DataSpec sees to it
+            train, test = formats.read_npz(Path(spec.folder).expanduser().absolute())
+            return [train], test
+        layout, paths = _find(spec.name, spec.folder)
+        return layout.read(paths)
+    except MissingDataError as error:
+        if spec.name != "npz":
+            raise
+        raise MissingDataError(f"{error}\n{_NPZ_REMEDY}") from error
+    except DataError as error:
+        remedy = _NPZ_REMEDY if spec.name == "npz" else f"Get it again: {_remedy(spec.name)}"
+        raise DataError(f"{error}\n{remedy}") from error
+
+
+def _read_digits() -> Parts:
+    # scikit-learn takes a second to import, which the other sets need not wait for.
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)
+    labels = np.asarray(labels, np.int32)
+    every = np.arange(len(labels), dtype=np.int32)
+    train, test = _stratified(labels, every, DIGITS_TEST_SHARE)
+    return [(images[train], labels[train])], (images[test], labels[test])
+
+
+def _stratified(labels: Labels, indices: Indices, share: float) -> tuple[Indices, Indices]:
+    """Holds out a share of some examples, of each class that share to within one example.
+
+    Returns:
+        The indices that are kept and those that are held out, both ascending.
+    """
+    # RandomState, since NumPy promises that its numbers stay the same for ever.
+    order = np.random.RandomState(0).permutation(indices)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    held = np.diff(np.rint(np.arange(len(order) + 1) * share)) > 0
+    return np.sort(by_class[~held]), np.sort(by_class[held])
+
+
+def _moments(
+    images: Images, indices: Indices
+) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
+    """Returns mean and standard deviation of each channel, in one pass over small blocks."""
+    # Sums of differences from one pixel: exact for a constant channel, stable for a large mean.
+    pixel = images[indices[0], 0, 0].astype(np.float64)
+    pixels = np.ascontiguousarray(np.broadcast_to(pixel, images.shape[1:]))
+    sums, squares = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
+    for start in range(0, len(indices), 128):
+        block = images[indices[start : start + 128]] - pixels
+        sums += block.sum(0)
+        squares += np.einsum("nhwc,nhwc->hwc", block, block)
+    mean = sums.mean((0, 1)) / len(indices)
+    variance = squares.mean((0, 1)) / len(indices) - mean**2
+    deviation = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
+    return (pixel + mean).astype(np.float32), np.where(deviation == 0, np.float32(1), deviation)
+
+
+def _listing(name: str) -> Listing:
+    if name == "digits":
+        return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
+    if name == "npz":
+        return Listing(name, None, None, None, _NPZ_REMEDY)
+    try:
+        _, paths = _find(name, None)
+    except MissingDataError:
+        place = None
+    else:
+        place = str(paths[0].parent)
+    known = _PUBLISHED[name]
+    return Listing(name, place, known.examples, known.image_shape, _remedy(name))
