@@ -1,0 +1,242 @@
+"""The command line: train, compare, report, list, data."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from tyro.conf import Positional
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .train import EpochMetrics
+
+# What a command needs is imported inside it: JAX takes seconds to start, and help, `report` and
+# `data` do without.
+
+Config = Annotated[Path, Positional, tyro.conf.arg(metavar="CONFIG")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Positional,
+    tyro.conf.arg(metavar="[KEY=VALUE ...]", help_behavior_hint="(optional)"),
+]
+Folder = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/STUDY)")
+]
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+
+
+@app.command
+def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None) -> None:
+    """Tune every variant of a study, repeat the best, and write a page about it.
+
+    Each variant is tuned on a validation split and repeated with its best values over fresh seeds,
+    paired between variants. The end is a table and FOLDER/report.html. A study that was stopped
+    goes on where it stood.
+
+    Args:
+        config: The study, a YAML file.
+        overrides: Changes to it, as in train.epochs=5 or tune.seeds=1.
+        out: Where results go.
+    """
+    from .compare.environment import environment
+    from .compare.grid import final_runs, tuning_runs
+    from .compare.run import run_study
+    from .compare.store import Store
+    from .config import load_study
+
+    study = load_study(config, overrides)
+    store = Store(out or Path("runs") / study.study)
+    described = environment(_command_line())
+    total = sum(len(tuning_runs(study, v)) + len(final_runs(study, v, {})) for v in study.variants)
+    console.print(f"{study.study}: {len(study.variants)} variants, {total} runs, in {store.folder}")
+    with _progress() as progress:
+        bar = progress.add_task("starting", total=total)
+
+        def advance(what: str, runs: int) -> None:
+            progress.update(bar, description=what, advance=runs)
+
+        try:
+            run_study(study, store, described, advance)
+        except KeyboardInterrupt:
+            progress.stop()
+            done = int(progress.tasks[0].completed)
+            console.print(
+                f"Stopped; {done} of {total} runs are done and kept. To go on:\n  {_command_line()}"
+            )
+            raise
+    _show_report(store.folder)
+
+
+@app.command
+def train(
+    config: Config,
+    overrides: Overrides = (),
+    /,
+    *,
+    variant: str = "",
+    seed: int = 0,
+    out: Folder = None,
+) -> None:
+    """Train one variant of a study once.
+
+    Args:
+        config: The study, a YAML file.
+        overrides: Changes to it, as in optimizer.learning_rate=0.03.
+        variant: Which variant, by its name in the study; by default the baseline.
+        seed: Decides initial weights and order of examples.
+        out: Where the result goes.
+    """
+    from .compare.environment import environment
+    from .compare.grid import Run
+    from .compare.run import Workbench
+    from .compare.store import Store
+    from .config import ConfigError, load_study, nearest
+
+    study = load_study(config, overrides)
+    variant = variant or study.baseline
+    if variant not in study.variants:
+        problem = f"--variant: {variant!r} is no variant of it{nearest(variant, study.variants)}"
+        raise ConfigError(str(config), [problem])
+    described = environment(_command_line())
+    console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
+    console.print("mean loss and accuracy")
+
+    def show(epoch: int, metrics: "EpochMetrics") -> None:
+        console.print(
+            f"epoch {epoch:3}/{study.train.epochs}"
+            f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}"
+            f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
+        )
+
+    run = Run(study, "final", variant, seed, {})
+    result = Workbench(described).execute(run, show)
+    store = Store(out or Path("runs") / study.study / "train")
+    store.write_config(study.model_dump(mode="json"))
+    store.write_environment(described)
+    store.write(result)
+    if result.test is None:
+        console.print(f"Diverged: the loss of epoch {len(result.curve.train_loss)} is not finite.")
+    else:
+        console.print(
+            f"test          {result.test.loss:.4f}  {result.test.accuracy:.2%}"
+            f"   {result.seconds:.1f} s"
+        )
+    console.print(f"Result: {store.folder / 'runs' / result.id}.json")
+
+
+@app.command
+def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")], /) -> None:
+    """Print the table of a study and write its page anew.
+
+    Args:
+        folder: Where `normlab compare` left its results.
+    """
+    _show_report(folder)
+
+
+@app.command(name="list")
+def list_everything() -> None:
+    """List what a study can name: variants with their fields, models, optimizers, data sets."""
+    from .data import DataSpec
+    from .models import CNNSpec, MLPSpec, ResNetSpec
+    from .train import AdamSpec, SGDSpec, TrainSpec
+    from .variants import VARIANTS, settable_fields
+
+    console.print("variants (layer:)", style="bold")
+    for name, variant in VARIANTS.items():
+        console.print(f"  {name}: over {variant.statistics}; {variant.source}")
+        _print_indented(", ".join(settable_fields(variant.layer)))
+    for title, specs in {
+        "model": (MLPSpec, CNNSpec, ResNetSpec),
+        "optimizer": (SGDSpec, AdamSpec),
+        "data": (DataSpec,),
+        "train": (TrainSpec,),
+    }.items():
+        console.print(f"\n{title}", style="bold")
+        for spec in specs:
+            fields = dict(spec.model_json_schema()["properties"])
+            name = fields.pop("name", {})
+            names = name.get("enum", [name["const"]] if "const" in name else [])
+            if names:
+                console.print(f"  {', '.join(names)}")
+            _print_indented(", ".join(map(_field, fields.items())))
+
+
+@app.command
+def data() -> None:
+    """Show which data sets are there, and how to get the others."""
+    from .data import describe
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("data set", "examples", "image", "found in, or how to get it"):
+        table.add_column(column, overflow="fold")
+    for listing in describe():
+        table.add_row(
+            listing.name,
+            f"{listing.examples:,}" if listing.examples else "",
+            "x".join(map(str, listing.image_shape or ())),
+            listing.place or f"not found. {listing.remedy}",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake ends in a message and exit code 2."""
+    try:
+        app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
+    except (UserError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _show_report(folder: Path) -> None:
+    from .report import print_table, read_study, write_report
+
+    page = write_report(folder)
+    print_table(read_study(folder).summary, console)
+    console.print(f"Page: {page}")
+
+
+def _print_indented(text: str) -> None:
+    console.print(Padding(text, (0, 0, 0, 6)), style="dim", highlight=False)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _command_line() -> str:
+    return shlex.join(["normlab", *sys.argv[1:]])
+
+
+def _field(item: tuple[str, Any]) -> str:
+    """Says a field of a JSON schema in a few signs: its name, and choices or default."""
+    name, schema = item
+    if "enum" in schema:
+        return f"{name}={'|'.join(schema['enum'])}"
+    return f"{name}={schema['default']}" if "default" in schema else name

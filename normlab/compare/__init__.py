@@ -1,0 +1,1 @@
+"""Comparison: what to run, what was run, and what it means."""

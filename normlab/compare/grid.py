@@ -1,0 +1,99 @@
+"""What to run: the runs of a study, each with all that determines it."""
+
+import hashlib
+import inspect
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..variants import VARIANTS
+from .paths import with_values
+from .study import TUNABLE, Study, Value, study_type
+
+# Tuning must not see the seeds that are reported, however many those are.
+FIRST_TUNING_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study.
+
+    Attributes:
+        study: The study with the tuned values of this run in their places.
+        phase: `"tune"` or `"final"`.
+        variant: The arm.
+        seed: Decides initial weights and order of examples.
+        values: The tuned values, by dotted path.
+    """
+
+    study: Study
+    phase: Literal["tune", "final"]
+    variant: str
+    seed: int
+    values: dict[str, Value]
+
+    def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
+        """All that determines the result of this run.
+
+        Args:
+            versions: Versions of packages, device and data that the result depends on as well.
+        """
+        parts = self.study.model_dump(mode="json", include={*TUNABLE})
+        spec = self.study.variants[self.variant]
+        return {
+            **parts,
+            "variant": spec.model_dump(mode="json"),
+            "code": _fingerprint_of_user_code(spec.layer),
+            "phase": self.phase,
+            "seed": self.seed,
+            **versions,
+        }
+
+
+def identifier(run: Run, identity: dict[str, Any]) -> str:
+    """Names a run: readable, and different for whatever differs in its identity."""
+    canonical = json.dumps(identity, sort_keys=True).encode()
+    digest = hashlib.sha256(canonical).hexdigest()[:12]
+    return f"{run.phase}-{_word(run.variant)}-{run.seed}-{digest}"
+
+
+def tuning_runs(study: Study, variant: str) -> list[Run]:
+    """The tuning runs of an arm: every point of the grid with every seed."""
+    if study.tune is None or not study.tune.grid:
+        return []
+    grid = study.tune.grid
+    return [
+        _run(study, "tune", variant, FIRST_TUNING_SEED + seed, dict(zip(grid, point, strict=True)))
+        for point in itertools.product(*grid.values())
+        for seed in range(study.tune.seeds)
+    ]
+
+
+def final_runs(study: Study, variant: str, values: dict[str, Value]) -> list[Run]:
+    """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
+    return [_run(study, "final", variant, seed, values) for seed in range(study.seeds)]
+
+
+def _run(
+    study: Study,
+    phase: Literal["tune", "final"],
+    variant: str,
+    seed: int,
+    values: dict[str, Value],
+) -> Run:
+    changed = study_type().model_validate(with_values(study.model_dump(), values))
+    return Run(changed, phase, variant, seed, values)
+
+
+def _fingerprint_of_user_code(layer: str) -> str | None:
+    """Hashes the source of a layer that is not normlab's own, which no version number covers."""
+    module = inspect.getmodule(VARIANTS[layer].layer)
+    if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
+        return None
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+
+
+def _word(name: str) -> str:
+    """Keeps of a name what may stand in a file name anywhere."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,165 @@
+"""Running a study: tuning each arm, repeating its best values, leaving each result in the store."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from ..data import Dataset, DataSpec, load
+from ..train import EpochMetrics, Outcome, Placed, Trainer, place
+from .grid import Run, final_runs, identifier, tuning_runs
+from .statistics import best_values
+from .store import Curve, Evaluation, NoStudyError, Result, Store
+from .study import Study, StudyError
+
+# Tracing holds Python's lock and compiling does not, so that two at a time keep two cores busy.
+COMPILING_THREADS = 2
+
+
+class Workbench:
+    """Data sets and compiled programs, each made once and kept for all runs that share it.
+
+    Args:
+        environment: Versions and device, part of the identity of every run.
+    """
+
+    def __init__(self, environment: dict[str, Any]):
+        self._versions = {key: environment[key] for key in ("packages", "device")}
+        self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
+        self._trainers: dict[Any, Trainer] = {}
+
+    def identify(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """Returns the name of a run and all that determines its result."""
+        *_, fingerprint = self._dataset(run.study.data)
+        identity = run.identity({**self._versions, "data_fingerprint": fingerprint})
+        return identifier(run, identity), identity
+
+    def prepare(self, runs: list[Run]) -> None:
+        """Compiles the programs of some runs, several at a time."""
+        distinct = {self._program(run): run for run in runs}
+        for run in distinct.values():
+            self._dataset(run.study.data)
+        with ThreadPoolExecutor(COMPILING_THREADS) as pool:
+            list(pool.map(self._trainer, distinct.values()))
+
+    def execute(
+        self, run: Run, after_epoch: Callable[[int, EpochMetrics], None] | None = None
+    ) -> Result:
+        """Trains one run and returns its result."""
+        trainer = self._trainer(run)
+        values = run.study.optimizer.traced()
+        outcome = trainer.run(run.seed, values, test=run.phase == "final", after_epoch=after_epoch)
+        return self._result(run, trainer, outcome)
+
+    def _result(self, run: Run, trainer: Trainer, outcome: Outcome) -> Result:
+        name, identity = self.identify(run)
+        epochs = [asdict(epoch) for epoch in outcome.epochs]
+        test = None
+        if outcome.test_loss is not None:
+            test = Evaluation(loss=outcome.test_loss, accuracy=outcome.test_accuracy)
+        return Result(
+            id=name,
+            phase=run.phase,
+            variant=run.variant,
+            seed=run.seed,
+            values=dict(run.values),
+            status="diverged" if outcome.diverged else "finished",
+            steps_per_epoch=trainer.steps_per_epoch,
+            curve=Curve(**{key: [epoch[key] for epoch in epochs] for key in Curve.model_fields}),
+            test=test,
+            seconds=outcome.seconds,
+            identity=identity,
+        )
+
+    def _program(self, run: Run) -> Any:
+        """What runs must share to share compiled programs."""
+        study = run.study
+        arm = study.variants[run.variant].model_dump_json(exclude_unset=True)
+        return (study.data, study.model, study.optimizer.untraced(), study.train, arm)
+
+    def _trainer(self, run: Run) -> Trainer:
+        program = self._program(run)
+        if program not in self._trainers:
+            study = run.study
+            placed, dataset, _ = self._dataset(study.data)
+            norm = study.variants[run.variant].constructor()
+            model = study.model.build(norm, dataset.classes, study.train.precision)
+            try:
+                self._trainers[program] = Trainer(
+                    model, placed, study.optimizer, study.train, study.data.batch_size
+                )
+            except ValueError as error:  # a layer that does not fit the model or the batch
+                raise StudyError(f"variants.{run.variant}: {error}") from error
+        return self._trainers[program]
+
+    def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
+        if spec not in self._data:
+            dataset = load(spec)
+            content = hashlib.blake2b(dataset.images.tobytes() + dataset.labels.tobytes())
+            placed = place(dataset, spec.batch_size)
+            self._data[spec] = placed, dataset, content.hexdigest()[:16]
+        return self._data[spec]
+
+
+def run_study(
+    study: Study,
+    store: Store,
+    environment: dict[str, Any],
+    advance: Callable[[str, int], None],
+) -> None:
+    """Runs what is not in the store yet: for each arm the tuning, then the reported runs.
+
+    Args:
+        study: What to compare.
+        store: Takes each result as soon as it is there, so that a study can be stopped at any time
+            and goes on where it stood.
+        environment: Versions and device; runs made under others are not taken over.
+        advance: Called with what is going on and how many more runs are done.
+
+    Raises:
+        StudyError: If the folder is another study's, or a layer does not fit model or batch.
+        DataError: If the data set is not there or damaged.
+    """
+    _refuse_another_study(store, study)
+    bench = Workbench(environment)
+    finished = {result.id: result for result in store.results()}
+    advance("reading data", 0)
+
+    def missing(runs: list[Run]) -> list[Run]:
+        return [run for run in runs if bench.identify(run)[0] not in finished]
+
+    def complete(runs: list[Run], what: str) -> list[Result]:
+        results = []
+        for run in runs:
+            name, _ = bench.identify(run)
+            if name not in finished:
+                finished[name] = bench.execute(run)
+                store.write(finished[name])
+            results.append(finished[name])
+            advance(what, 1)
+        return results
+
+    tuning = {variant: tuning_runs(study, variant) for variant in study.variants}
+    advance("compiling", 0)
+    bench.prepare(
+        missing([run for v, runs in tuning.items() for run in runs or final_runs(study, v, {})])
+    )
+    # Not before every program has compiled: a study that cannot run leaves the folder as it was.
+    store.write_config(study.model_dump(mode="json"))
+    store.write_environment(environment)
+    for variant, runs in tuning.items():
+        tuned = complete(runs, f"tuning {variant}")
+        values = best_values(tuned, variant)
+        complete(final_runs(study, variant, values), f"repeating {variant}")
+
+
+def _refuse_another_study(store: Store, study: Study) -> None:
+    try:
+        there = store.config().get("study")
+    except NoStudyError:
+        return
+    if there != study.study:
+        raise StudyError(
+            f"{store.folder} holds the study {there!r}, not {study.study!r}; give another folder."
+        )

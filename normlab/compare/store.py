@@ -1,0 +1,207 @@
+"""The folder of a study: its configuration, its environment and one file for each run."""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from ..errors import UserError
+
+
+class StoreError(UserError):
+    """The results of a study cannot be used."""
+
+
+class NoStudyError(StoreError, FileNotFoundError):
+    """A folder holds no study."""
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    # JSON has no infinity and no NaN. Dropping them here, not at writing, makes a result in memory
+    # equal to the same result read back.
+    return value if value is not None and math.isfinite(value) else None
+
+
+Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Curve(_Record):
+    """Metrics at the end of each epoch done; `None` where a metric was not finite."""
+
+    train_loss: list[Metric]
+    train_accuracy: list[Metric]
+    validation_loss: list[Metric]
+    validation_accuracy: list[Metric]
+
+    @model_validator(mode="after")
+    def _all_of_one_length(self) -> "Curve":
+        lengths = {name: len(getattr(self, name)) for name in type(self).model_fields}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"curves need one entry for each epoch done, but have {lengths}")
+        return self
+
+
+class Evaluation(_Record):
+    """Metrics on the test split after the last epoch."""
+
+    loss: Metric
+    accuracy: Metric
+
+
+class Result(_Record):
+    """One run that came to its end, be it finished or diverged.
+
+    Attributes:
+        id: Name of the run in its study, also of its file.
+        phase: "tune" for a run that helps choose the tuned values, "final" for a reported one.
+        variant: The variant's name in the study.
+        seed: Runs of one phase with the same seed are paired across variants.
+        values: Dotted path in the configuration -> tuned value of this run.
+        status: "diverged" when the run was stopped because its loss was no longer finite.
+        steps_per_epoch: Optimizer steps in one epoch.
+        curve: Metrics by epoch.
+        test: Metrics on the test split, for final runs that finished.
+        seconds: Wall time of the run without compilation.
+        identity: All that determined the run.
+    """
+
+    id: str = Field(pattern=r"^\w[\w.-]*$")
+    phase: Literal["tune", "final"]
+    variant: str
+    seed: int
+    values: dict[str, JsonValue]
+    status: Literal["finished", "diverged"]
+    steps_per_epoch: int
+    curve: Curve
+    test: Evaluation | None
+    seconds: float
+    identity: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _has_what_its_status_promises(self) -> "Result":
+        if (self.test is not None) != (self.phase == "final" and self.status == "finished"):
+            raise ValueError("`test` belongs to final runs that finished, to all and only to them")
+        if self.status == "finished" and not self.curve.validation_accuracy:
+            raise ValueError("a finished run needs at least one epoch in its curve")
+        return self
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run was stopped because its loss was no longer finite."""
+        return self.status == "diverged"
+
+
+class Store:
+    """Reads and writes the folder of one study.
+
+    Every file appears complete or not at all, so a study may be stopped at any moment and its
+    folder read while it runs.
+
+    Args:
+        folder: Where the study lies. Writing creates it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._runs = self.folder / "runs"
+
+    def has(self, run: str) -> bool:
+        """Whether the result of the run with this id is there."""
+        return self._path(run).exists()
+
+    def write(self, result: Result) -> None:
+        """Writes `runs/<id>.json`; numbers that are not finite become null."""
+        write_whole(self._path(result.id), result.model_dump_json())
+
+    def results(self) -> list[Result]:
+        """All results, in the order of their ids.
+
+        Raises:
+            StoreError: A result file is damaged.
+        """
+        return [_read(path) for path in sorted(self._runs.glob("*.json"))]
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes the resolved configuration of the study to `config.yaml`."""
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the study.
+
+        Raises:
+            NoStudyError: The folder holds no study.
+        """
+        config = OmegaConf.to_container(OmegaConf.load(self._existing("config.yaml")))
+        assert isinstance(config, dict)
+        return {str(key): value for key, value in config.items()}
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes versions, device, git revision and command to `environment.json`."""
+        write_whole(self.folder / "environment.json", json.dumps(dict(environment), indent=2))
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, git revision and command of the study.
+
+        Raises:
+            NoStudyError: The folder holds no study.
+        """
+        return json.loads(self._existing("environment.json").read_text("utf-8"))
+
+    def _path(self, run: str) -> Path:
+        return self._runs / f"{run}.json"
+
+    def _existing(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise NoStudyError(
+                f"{self.folder} holds no study: {name} is missing. Give the folder that "
+                "`normlab compare` wrote."
+            )
+        return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that nobody ever sees a part of it."""
+    # A reader looks for whole names only, and a rename within one folder is atomic. The name is
+    # unique, so two writers on one folder never share a temporary file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Result:
+    try:
+        result = Result.model_validate_json(path.read_bytes())
+        if result.id != path.stem:
+            raise ValueError(f"it says that it is the run {result.id}")
+    except ValueError as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise StoreError(
+            f"{path} is not the result of a run ({what}). Delete it and run again."
+        ) from error
+    return result

@@ -1,0 +1,111 @@
+"""What is wrong with a configuration, said in one style and all at once."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import UserError
+
+
+class ConfigError(UserError):
+    """A configuration cannot be used; the message lists every problem with its path.
+
+    Args:
+        source: The file, or what else was read.
+        problems: One line each.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]):
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in self.problems)]))
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean ...?` for a close name, else a list of those known."""
+    known = list(known)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; expected one of {', '.join(known)}" if known else ""
+
+
+def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str]:
+    """Turns the findings of pydantic into sentences.
+
+    Args:
+        error: What pydantic found.
+        schema: The JSON schema of what was validated, which knows the valid names.
+
+    Returns:
+        One sentence for each dotted path at which something is wrong.
+    """
+    found: dict[str, str] = {}
+    for finding in error.errors(include_url=False):
+        path, known = _follow(finding["loc"], schema)
+        # Each type of a union that does not fit is a finding of its own; one is enough.
+        found.setdefault(path, _sentence(finding, known))
+    return found
+
+
+def _sentence(finding: Any, known: Sequence[str]) -> str:
+    kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(str(finding['loc'][-1]), known)}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "union_tag_not_found":
+        return f"needs the key {context['discriminator']}"
+    if kind == "union_tag_invalid":
+        tags = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+        name = context["discriminator"].strip("'")
+        return f"unknown {name} {context['tag']!r}{nearest(context['tag'], tags)}"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"{given!r} is not known{nearest(str(given), choices)}"
+    if kind == "value_error":
+        return str(context["error"])
+    message = finding["msg"].removeprefix("Input ")
+    return f"{message}, but {given!r} was given"
+
+
+def _follow(location: Sequence[str | int], schema: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Walks down a schema.
+
+    Returns:
+        The dotted path as the user wrote it, without the tags that pydantic adds for the members of
+        unions, and the names that are known where the last step was taken.
+    """
+    path, known = "", []
+    nodes = [schema]
+    for step in location:
+        nodes = [part for node in nodes for part in _alternatives(node, schema)]
+        tagged = [
+            node["discriminator"]["mapping"][step]
+            for node in nodes
+            if step in node.get("discriminator", {}).get("mapping", {})
+        ]
+        if tagged:
+            nodes = [{"$ref": reference} for reference in tagged]
+            continue
+        known = [name for node in nodes for name in node.get("properties", {})]
+        below = [node["properties"][step] for node in nodes if step in node.get("properties", {})]
+        inside = [node.get(name) for node in nodes for name in ("additionalProperties", "items")]
+        below = below or [node for node in inside if isinstance(node, dict)]
+        if not below and not any("properties" in node for node in nodes):
+            continue  # the name of a type in a union
+        nodes = below
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+    return path, known
+
+
+def _alternatives(node: Mapping[str, Any], schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Resolves references, and spreads out unions that have no discriminator."""
+    if "$ref" in node:
+        return _alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+    if "anyOf" in node:
+        return [part for option in node["anyOf"] for part in _alternatives(option, schema)]
+    return [node]

@@ -1,0 +1,129 @@
+"""Reading a study: a YAML file, overrides, the user's modules, and every mistake in them."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from ..compare.paths import flatten, with_values
+from ..compare.study import TUNABLE, Study, study_type
+from .errors import ConfigError, nearest, problems
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Reads a study and checks all of it.
+
+    Args:
+        path: A YAML file.
+        overrides: Changes as `key=value`, the key a dotted path and the value YAML.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    path = Path(path)
+    source = " ".join([str(path), *overrides])
+    raw = _read(path, overrides, source)
+    _import_modules(raw.get("modules"), path.parent, source)
+
+    model = study_type()
+    schema = model.model_json_schema()
+    found = _problems(model, schema, raw)
+    found |= _tuning_problems(model, schema, raw)
+    variants, baseline = raw.get("variants"), raw.get("baseline")
+    if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
+        found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
+    if found:
+        lines = [f"{where}: {what}" if where else what for where, what in found.items()]
+        raise ConfigError(source, lines)
+    return model.model_validate(raw)
+
+
+def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.name else []
+        raise ConfigError(str(path), [f"no such file{nearest(path.name, there)}"])
+    malformed = [
+        text for text in overrides if not text.partition("=")[0].strip() or "=" not in text
+    ]
+    if malformed:
+        lines = [f"{text}: expected key=value, as in train.epochs=5" for text in malformed]
+        raise ConfigError(source, lines)
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise ConfigError(source, ["expected keys and values, as in study: NAME"])
+        merged = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        raw: Any = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(source, [f"cannot be read as YAML: {error}"]) from error
+    return {str(key): value for key, value in raw.items()}
+
+
+def _import_modules(modules: Any, folder: Path, source: str) -> None:
+    """Imports the modules that register variants, by name or by file."""
+    if not isinstance(modules, list):
+        return  # absent, or a mistake that validation reports
+    for place in (str(folder.resolve()), str(Path.cwd())):
+        if place not in sys.path:
+            sys.path.insert(0, place)
+    for name in modules:
+        try:
+            if str(name).endswith(".py"):
+                _import_file(folder / name if (folder / name).is_file() else Path(name))
+            else:
+                importlib.import_module(str(name))
+        except Exception as error:  # whatever the user's code raises is told as theirs
+            what = f"modules: {name} cannot be imported: {type(error).__name__}: {error}"
+            raise ConfigError(source, [what]) from error
+
+
+def _import_file(file: Path) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+
+
+def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
+    try:
+        model.model_validate(raw)
+    except ValidationError as error:
+        return problems(error, schema)
+    return {}
+
+
+def _tuning_problems(
+    model: type[Study], schema: dict[str, Any], raw: dict[str, Any]
+) -> dict[str, str]:
+    """Tries each tuned value in its place, and reports what is wrong there."""
+    tune = raw.get("tune")
+    if not isinstance(tune, dict):
+        return {}
+    found = {}
+    for path, values in flatten(tune).items():
+        head, _, rest = path.partition(".")
+        if path == "seeds" or not isinstance(values, list):
+            continue
+        if head not in TUNABLE or not rest:
+            among = ", ".join(f"{name}.*" for name in TUNABLE)
+            found[f"tune.{path}"] = f"cannot be tuned; expected one of {among}"
+            continue
+        for value in values:
+            for where, what in _problems(model, schema, with_values(raw, {path: value})).items():
+                if where == path or where.startswith((f"{path}.", f"{path}[")):
+                    found[f"tune.{path}"] = what
+    return found

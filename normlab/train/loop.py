@@ -1,0 +1,287 @@
+"""The loop: one compiled call an epoch, whatever the learning rate and the seed."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array
+from pydantic import Field, PositiveInt
+
+from ..data import Dataset
+from ..data.batches import padded_batches, shuffled_batches, standardize
+from ..spec import Spec
+from .optim import AdamSpec, SGDSpec, optimizer
+from .state import TrainState
+from .step import Metrics, measure, no_metrics, train_step
+
+
+class TrainSpec(Spec):
+    """How long and how to train.
+
+    Attributes:
+        epochs: Passes over the training examples.
+        label_smoothing: Share of each label that is spread over all classes.
+        precision: Dtype of the computation; parameters, statistics and loss are float32.
+    """
+
+    epochs: PositiveInt = 10
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Means over examples at the end of an epoch; training metrics are of the steps as they ran."""
+
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        epochs: Metrics of each epoch done.
+        diverged: Whether it was stopped because a loss was no longer finite.
+        test_loss: Mean over the test split; None if it diverged or was not asked for.
+        test_accuracy: Likewise.
+        seconds: Wall time, compilation excluded.
+        state: The state at the end.
+    """
+
+    epochs: list[EpochMetrics]
+    diverged: bool
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+    state: TrainState
+
+
+class DeviceData(NamedTuple):
+    """A data set on the device, in the units of its files.
+
+    Attributes:
+        images: All examples, uint8 or float32, (N, H, W, C).
+        labels: Their classes, (N,).
+        train: Indices of the examples to train on.
+        mean: Mean of each channel over these, (C,).
+        deviation: Standard deviation likewise.
+    """
+
+    images: Array
+    labels: Array
+    train: Array
+    mean: Array
+    deviation: Array
+
+
+class Split(NamedTuple):
+    """Examples to evaluate on, cut into batches.
+
+    Attributes:
+        batches: Indices, (batches, batch_size).
+        mask: True where an index counts, of the same shape.
+        filled: How many of the batches to go through; the rest is padding.
+    """
+
+    batches: Array
+    mask: Array
+    filled: Array
+
+
+class Placed(NamedTuple):
+    """All that the programs read of a data set; shared by the trainers of a study."""
+
+    data: DeviceData
+    validation: Split
+    test: Split
+
+
+def place(dataset: Dataset, batch_size: int) -> Placed:
+    """Puts a data set on the device.
+
+    Args:
+        dataset: Images, labels and splits.
+        batch_size: Examples in a batch of an evaluation.
+    """
+    splits = [
+        padded_batches(jnp.asarray(split), batch_size)
+        for split in (dataset.validation, dataset.test)
+    ]
+    # Of one shape, so that one program evaluates both.
+    most = max(len(batches) for batches, _ in splits)
+
+    def padded(array: Array) -> Array:
+        return jnp.pad(array, ((0, most - len(array)), (0, 0)))
+
+    validation, test = (
+        Split(padded(batches), padded(mask), jnp.int32(len(batches))) for batches, mask in splits
+    )
+    names = DeviceData._fields
+    data = DeviceData(*jax.device_put([getattr(dataset, name) for name in names]))
+    return Placed(data, validation, test)
+
+
+class Trainer:
+    """The compiled programs of one model on one data set, for all seeds and learning rates.
+
+    Three programs are compiled when the trainer is built, ahead of any run: initialization, an
+    epoch of training, and evaluation. An epoch is shuffled, cut into batches and standardized
+    inside its one call.
+
+    Args:
+        model: A Flax model that takes images and `train`.
+        placed: The data set, on the device.
+        optimizer_spec: The optimizer. Numbers of it that may differ between runs are given to
+            `run`.
+        train_spec: How long and how to train.
+        batch_size: Examples in a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        placed: Placed,
+        optimizer_spec: SGDSpec | AdamSpec,
+        train_spec: TrainSpec,
+        batch_size: int,
+    ):
+        self.model = model
+        self.steps_per_epoch = len(placed.data.train) // batch_size
+        self._placed = placed
+        self._optimizer_spec = optimizer_spec
+        self._train_spec = train_spec
+        self._batch_size = batch_size
+
+        traced = self._traced({})
+        initialize = jax.jit(self._initialize).lower(jnp.uint32(0), traced)
+        state = initialize.out_info
+        epoch = jax.jit(self._epoch, donate_argnums=0).lower(state, traced, placed.data)
+        variables = (state.params, state.batch_stats)
+        evaluate = jax.jit(self._evaluate).lower(*variables, placed.data, placed.test)
+        # Initialization runs for milliseconds once a run; optimized, it would take longer to compile
+        # than the epoch.
+        quick: Any = {"xla_backend_optimization_level": 0}
+        self._compiled_initialize = initialize.compile(compiler_options=quick)
+        self._compiled_epoch = epoch.compile()
+        self._compiled_evaluate = evaluate.compile()
+
+    def initialize(self, seed: int, values: dict[str, float] | None = None) -> TrainState:
+        """Returns the state that a run starts from.
+
+        Args:
+            seed: Decides the initial weights and the order of examples.
+            values: Numbers of the optimizer that differ from those it was built with.
+        """
+        return self._compiled_initialize(jnp.uint32(seed), self._traced(values or {}))
+
+    def run(
+        self,
+        seed: int,
+        values: dict[str, float] | None = None,
+        *,
+        test: bool = False,
+        after_epoch: Callable[[int, EpochMetrics], None] | None = None,
+    ) -> Outcome:
+        """Trains once, from initialization to the last epoch or to divergence.
+
+        Args:
+            seed: Decides the initial weights and the order of examples; the same seed gives every
+                variant the same of both.
+            values: Numbers of the optimizer that differ from those it was built with.
+            test: Whether to evaluate on the test split at the end.
+            after_epoch: Called with the number of epochs done and the metrics of the last one.
+        """
+        start = time.perf_counter()
+        traced = self._traced(values or {})
+        state = self._compiled_initialize(jnp.uint32(seed), traced)
+        epochs: list[EpochMetrics] = []
+        diverged = False
+        while len(epochs) < self._train_spec.epochs and not diverged:
+            state, train_sums = self._compiled_epoch(state, traced, self._placed.data)
+            train_loss, train_accuracy = _means(train_sums)
+            validation_loss, validation_accuracy = self._means_on(state, self._placed.validation)
+            epochs.append(
+                EpochMetrics(train_loss, train_accuracy, validation_loss, validation_accuracy)
+            )
+            diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
+            if after_epoch is not None:
+                after_epoch(len(epochs), epochs[-1])
+        tested = test and not diverged
+        loss, accuracy = self._means_on(state, self._placed.test) if tested else (None, None)
+        return Outcome(epochs, diverged, loss, accuracy, time.perf_counter() - start, state)
+
+    def _traced(self, values: dict[str, float]) -> dict[str, Array]:
+        numbers = self._optimizer_spec.traced()
+        return {name: jnp.float32(values.get(name, given)) for name, given in numbers.items()}
+
+    def _optimizer(self, traced: dict[str, Array]):
+        steps = self._train_spec.epochs * self.steps_per_epoch
+        return optimizer(self._optimizer_spec, traced, steps, self.steps_per_epoch)
+
+    def _initialize(self, seed, traced) -> TrainState:
+        initial_key, order_key = jax.random.split(jax.random.key(seed))
+        images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
+        variables: Any = self.model.init(initial_key, images, train=True)
+        params = variables["params"]
+        return TrainState(
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=self._optimizer(traced).init(params),
+            step=jnp.zeros((), jnp.int32),
+            key=order_key,
+        )
+
+    def _epoch(self, state, traced, data) -> tuple[TrainState, Metrics]:
+        transformation = self._optimizer(traced)
+        order_key, key = jax.random.split(state.key)
+        batches = shuffled_batches(order_key, data.train, self._batch_size)
+
+        def step(carry, batch):
+            state, sums = carry
+            state, metrics = train_step(
+                self.model,
+                transformation,
+                self._train_spec.label_smoothing,
+                state,
+                self._images(data, batch),
+                data.labels[batch],
+            )
+            return (state, jax.tree.map(jnp.add, sums, metrics)), None
+
+        carry, _ = lax.scan(step, (state.replace(key=key), no_metrics()), batches)
+        return carry
+
+    def _evaluate(self, params, batch_stats, data, split) -> Metrics:
+        variables = {"params": params, "batch_stats": batch_stats}
+
+        def add(index, sums):
+            batch = split.batches[index]
+            logits: Any = self.model.apply(variables, self._images(data, batch), train=False)
+            metrics = measure(logits, data.labels[batch], split.mask[index])
+            return jax.tree.map(jnp.add, sums, metrics)
+
+        return lax.fori_loop(0, split.filled, add, no_metrics())
+
+    def _images(self, data: DeviceData, batch: Array) -> Array:
+        images = data.images[batch]
+        return standardize(images, data.mean, data.deviation, self._train_spec.precision)
+
+    def _means_on(self, state: TrainState, split: Split) -> tuple[float, float]:
+        variables = (state.params, state.batch_stats)
+        return _means(self._compiled_evaluate(*variables, self._placed.data, split))
+
+
+def _means(sums: Metrics) -> tuple[float, float]:
+    """Fetches the sums and returns mean loss and accuracy."""
+    examples, loss, correct = (float(value) for value in jax.device_get(sums))
+    return loss / examples, correct / examples

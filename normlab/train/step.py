@@ -1,0 +1,94 @@
+"""One step: the loss of a batch, its gradient, and the metrics as sums."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from .state import TrainState
+
+
+class Metrics(NamedTuple):
+    """Exact sums over examples, which add up over batches of any size.
+
+    Attributes:
+        examples: How many examples.
+        loss: Sum of their cross-entropy, without label smoothing.
+        correct: How many were classified rightly.
+    """
+
+    examples: Float[Array, ""]
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+
+
+def no_metrics() -> Metrics:
+    """The metrics of no example."""
+    return Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
+
+
+def measure(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    mask: Bool[Array, " batch"] | None = None,
+) -> Metrics:
+    """Sums loss and correct answers over the examples that the mask does not leave out."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.argmax(logits, axis=-1) == labels
+    kept = jnp.ones_like(correct) if mask is None else mask
+    # A loss of what is left out may be anything, also NaN, which no factor of 0 would remove.
+    return Metrics(
+        jnp.sum(kept, dtype=jnp.float32),
+        jnp.sum(jnp.where(kept, losses, 0)),
+        jnp.sum(kept & correct, dtype=jnp.float32),
+    )
+
+
+def train_step(
+    model: nn.Module,
+    transformation: optax.GradientTransformation,
+    label_smoothing: float,
+    state: TrainState,
+    images: Float[Array, "batch ..."],
+    labels: Int[Array, " batch"],
+) -> tuple[TrainState, Metrics]:
+    """Takes one step of gradient descent on the mean cross-entropy of a batch.
+
+    Args:
+        model: The model; called with `train=True`.
+        transformation: The optimizer.
+        label_smoothing: Share of each label that is spread over all classes.
+        state: The state before.
+        images: The batch.
+        labels: Its classes.
+
+    Returns:
+        The state after, and the metrics of the batch as it was before.
+    """
+
+    def loss_of(params: Any):
+        variables: Any = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+        return loss, (measure(logits, labels), updated.get("batch_stats", {}))
+
+    gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = transformation.update(gradients, state.opt_state, state.params)
+    return (
+        state.replace(
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            step=state.step + 1,
+        ),
+        metrics,
+    )

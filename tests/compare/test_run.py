@@ -1,0 +1,159 @@
+"""Studies from configuration to results: fair tuning, pairing, going on, leaving things whole."""
+
+import json
+
+import pytest
+
+from normlab.compare.environment import environment
+from normlab.compare.grid import FIRST_TUNING_SEED, final_runs, tuning_runs
+from normlab.compare.run import Workbench, run_study
+from normlab.compare.statistics import best_values
+from normlab.compare.store import Store
+from normlab.compare.study import StudyError, study_type
+from normlab.report import read_study
+
+CONFIG = {
+    "study": "small",
+    "data": {"name": "digits", "batch_size": 32, "train_examples": 320},
+    "model": {"name": "mlp", "hidden": [16]},
+    "optimizer": {"name": "sgd"},
+    "train": {"epochs": 2},
+    "variants": {"none": {"layer": "identity"}, "batch": {"layer": "batch_norm", "momentum": 0.9}},
+    "tune": {"optimizer.learning_rate": [0.001, 0.1], "seeds": 2},
+    "seeds": 3,
+}
+
+
+def study(**changes):
+    return study_type().model_validate({**CONFIG, **changes})
+
+
+def run(folder, changed=None):
+    """Runs the study; returns the store and how many runs were counted."""
+    store, steps = Store(folder), []
+    run_study(changed or study(), store, environment("test"), lambda _, runs: steps.append(runs))
+    return store, sum(steps)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    return folder, run(folder)
+
+
+def test_every_arm_gets_the_same_trials_and_then_fresh_seeds():
+    made = study()
+    for variant in made.variants:
+        tuning = tuning_runs(made, variant)
+        assert [(r.values["optimizer.learning_rate"], r.seed) for r in tuning] == [
+            (rate, FIRST_TUNING_SEED + seed) for rate in (0.001, 0.1) for seed in (0, 1)
+        ]
+        assert [r.study.optimizer.learning_rate for r in tuning] == [0.001, 0.001, 0.1, 0.1]
+        final = final_runs(made, variant, {"optimizer.learning_rate": 0.1})
+        assert [r.seed for r in final] == [0, 1, 2]
+        assert not {r.seed for r in final} & {r.seed for r in tuning}
+
+
+def test_the_grid_is_full_over_several_paths():
+    made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "data.batch_size": [16, 32, 64]})
+    points = [
+        (r.study.optimizer.learning_rate, r.study.data.batch_size)
+        for r in tuning_runs(made, "none")
+    ]
+    assert points == [(rate, size) for rate in (0.1, 0.2) for size in (16, 32, 64)]
+
+
+def test_a_study_runs_whole_and_only_final_runs_see_the_test_split(finished):
+    _, (store, counted) = finished
+    results = store.results()
+    assert counted == len(results) == 2 * (2 * 2 + 3)
+    for result in results:
+        assert (result.test is not None) == (result.phase == "final")
+        assert len(result.curve.validation_accuracy) == 2
+    for variant in ("none", "batch"):
+        chosen = best_values(results, variant)
+        assert {
+            json.dumps(r.values) for r in results if r.variant == variant and r.phase == "final"
+        } == {json.dumps(chosen)}
+        assert chosen == {"optimizer.learning_rate": 0.1}
+
+
+def test_running_again_runs_nothing_and_changes_nothing(finished):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in (folder / "runs").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in before}
+    run(folder)
+    assert {path: path.read_bytes() for path in (folder / "runs").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == times
+
+
+def test_a_run_that_is_missing_is_made_again_the_same_to_the_bit(finished):
+    folder, _ = finished
+    victim = sorted((folder / "runs").iterdir())[0]
+    content = json.loads(victim.read_text())
+    victim.unlink()
+    run(folder)
+    again = json.loads(victim.read_text())
+    content.pop("seconds"), again.pop("seconds")
+    assert again == content
+
+
+def test_a_changed_study_in_the_same_folder_reports_its_own_runs_only(tmp_path):
+    run(tmp_path, study(tune=None))
+    run(tmp_path, study(tune=None, train={"epochs": 1}, seeds=2))
+    assert len(Store(tmp_path).results()) == 2 * 3 + 2 * 2
+    report = read_study(tmp_path)
+    assert len(report.results) == 2 * 2
+    assert {len(result.curve.train_loss) for result in report.results} == {1}
+
+
+def test_a_diverged_run_is_recorded_and_does_not_stop_the_study(tmp_path):
+    made = study(
+        tune={"optimizer.learning_rate": [1e30, 0.1]}, variants={"a": {"layer": "identity"}}
+    )
+    store, _ = run(tmp_path, made)
+    tuning = {r.values["optimizer.learning_rate"]: r for r in store.results() if r.phase == "tune"}
+    assert tuning[1e30].diverged
+    assert tuning[1e30].curve.train_loss == [None]
+    assert best_values(store.results(), "a") == {"optimizer.learning_rate": 0.1}
+
+
+def test_a_layer_that_does_not_fit_is_told_and_leaves_the_folder_as_it_was(finished):
+    folder, _ = finished
+    before = (folder / "config.yaml").read_bytes()
+    wrong = study(variants={"ghost": {"layer": "ghost_batch_norm", "ghost_batch_size": 5}})
+    with pytest.raises(StudyError, match=r"variants\.ghost: GhostBatchNorm: ghost_batch_size=5"):
+        run(folder, wrong)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_another_studys_folder_is_refused(finished):
+    folder, _ = finished
+    with pytest.raises(StudyError, match="holds the study 'small', not 'other'"):
+        run(folder, study(study="other"))
+
+
+def test_runs_of_one_arm_share_one_program_and_tuned_sizes_get_their_own():
+    bench = Workbench(environment("test"))
+    made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "train.epochs": [1, 2]})
+    runs = tuning_runs(made, "none")
+    assert len({id(bench._trainer(r)) for r in runs}) == 2
+
+
+def test_identity_names_all_that_matters():
+    bench = Workbench(environment("test"))
+    made = study(tune=None)
+    changes = {
+        "seed": final_runs(made, "none", {})[1],
+        "variant": final_runs(made, "batch", {})[0],
+        "optimizer": final_runs(made, "none", {"optimizer.learning_rate": 0.3})[0],
+        "model": final_runs(study(tune=None, model={"name": "mlp", "hidden": [8]}), "none", {})[0],
+    }
+    base, identity = bench.identify(final_runs(made, "none", {})[0])
+    assert identity["packages"]["jax"]
+    assert identity["data_fingerprint"]
+    names = {what: bench.identify(changed)[0] for what, changed in changes.items()}
+    assert len({base, *names.values()}) == 5
+    # More seeds, another name or other arms leave a run what it is.
+    others = study(study="renamed", tune=None, seeds=9, variants={"none": {"layer": "identity"}})
+    assert bench.identify(final_runs(others, "none", {})[0])[0] == base

@@ -1,0 +1,195 @@
+"""The folder of a study: what is written comes back, whole or not at all."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from normlab.compare.store import (
+    Curve,
+    Evaluation,
+    NoStudyError,
+    Result,
+    Store,
+    StoreError,
+    write_whole,
+)
+
+
+def result(name="final-batch-0", loss=0.5, **changes):
+    curve = Curve(
+        train_loss=[2.0, loss],
+        train_accuracy=[0.5, 0.9],
+        validation_loss=[2.0, 1.0],
+        validation_accuracy=[0.4, 0.8],
+    )
+    fields = {
+        "id": name,
+        "phase": "final",
+        "variant": "batch",
+        "seed": 0,
+        "values": {"optimizer.learning_rate": 0.1},
+        "status": "finished",
+        "steps_per_epoch": 10,
+        "curve": curve,
+        "test": Evaluation(loss=1.0, accuracy=0.8),
+        "seconds": 1.5,
+        "identity": {"model": {"name": "mlp", "hidden": [128, 128]}, "code": None},
+    }
+    return Result(**(fields | changes))
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path):
+    store = Store(tmp_path)
+    written = [result("b"), result("a", loss=math.nan, seed=1)]
+    for each in written:
+        store.write(each)
+    assert store.results() == written[::-1]
+
+
+def test_a_store_has_what_was_written_and_nothing_else(tmp_path):
+    store = Store(tmp_path / "not" / "there" / "yet")
+    assert store.results() == []
+    assert not store.has("final-batch-0")
+    store.write(result())
+    assert store.has("final-batch-0")
+    assert not store.has("final-batch-1")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_none_in_memory(tmp_path, bad):
+    Store(tmp_path).write(result("diverged", loss=bad))
+    content = json.loads((tmp_path / "runs" / "diverged.json").read_text())
+    assert content["curve"]["train_loss"] == [2.0, None]
+    assert Store(tmp_path).results()[0].curve.train_loss == [2.0, None]
+
+
+def test_numbers_keep_every_bit(tmp_path):
+    loss = 0.1 + 0.2 + 1e-17
+    Store(tmp_path).write(result(loss=loss))
+    assert Store(tmp_path).results()[0].curve.train_loss[1] == loss
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"id": "broken"', "null", '{"id": "broken"}', result("other").model_dump_json()],
+    ids=["empty", "cut off", "null", "incomplete", "of another run"],
+)
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path, content):
+    Store(tmp_path).write(result())
+    (tmp_path / "runs" / "broken.json").write_text(content)
+    with pytest.raises(StoreError, match=r"broken\.json is not .* Delete it and run again\."):
+        Store(tmp_path).results()
+
+
+def test_leftovers_of_interrupted_writes_are_ignored(tmp_path):
+    store = Store(tmp_path)
+    store.write(result())
+    (tmp_path / "runs" / ".final-batch-1.json.0123.tmp").write_text('{"id": "fin')
+    assert store.results() == [result()]
+    assert not store.has("final-batch-1")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    in_the_way = tmp_path / "file.json"
+    in_the_way.mkdir()
+    with pytest.raises(OSError, match=r"file\.json"):
+        write_whole(in_the_way, "text")
+    assert list(tmp_path.iterdir()) == [in_the_way]
+
+
+KILLS = """
+import os, random, signal, sys, time
+from normlab.compare.store import Store
+from compare.test_store import result
+
+store = Store(sys.argv[1])
+# Long enough that a plain write would often be caught halfway.
+curve = {key: [0.123456789] * 5_000 for key in type(result().curve).model_fields}
+seen, draw, parent = set(), random.Random(0), os.getpid()
+for kill in range(30):
+    child = os.fork()
+    if not child:
+        place = kill
+        while os.getppid() == parent:
+            store.write(result(f"run-{place % 7}", curve=curve, seed=place))
+            place += 1
+        os._exit(0)
+    end = time.monotonic() + draw.uniform(0.01, 0.08)
+    while time.monotonic() < end:
+        seen |= {it.id for it in store.results()}
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for it in store.results():
+        assert len(it.curve.train_loss) == 5_000
+assert len(seen) == 7, seen
+"""
+
+
+def test_killing_the_writer_never_leaves_a_partial_result(tmp_path):
+    tests = Path(__file__).parents[1]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path)],
+        env={"PYTHONPATH": f"{tests}:{tests.parent}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_configuration_comes_back_with_its_types(tmp_path):
+    config = {
+        "study": "<script>alert(1)</script>",
+        "tune": {"optimizer.learning_rate": [0.003, 1e-05, 1e7], "seeds": 2},
+        "variants": {"none": {"layer": "identity"}, "yes": {"layer": "1e-3", "on": True}},
+        "target_accuracy": None,
+    }
+    store = Store(tmp_path)
+    store.write_config(config)
+    assert store.config() == config
+    assert list(store.config()) == list(config)
+    assert list(store.config()["variants"]) == ["none", "yes"]
+
+
+def test_the_environment_comes_back(tmp_path):
+    environment = {"packages": {"jax": "0.10.2"}, "git_revision": None, "device": "cpu: 2 cores"}
+    store = Store(tmp_path)
+    store.write_environment(environment)
+    assert store.environment() == environment
+
+
+@pytest.mark.parametrize("read", [Store.config, Store.environment])
+def test_a_folder_without_a_study_is_named(tmp_path, read):
+    with pytest.raises(NoStudyError, match=f"{tmp_path.name} holds no study"):
+        read(Store(tmp_path))
+    assert issubclass(NoStudyError, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": None}, "final runs that finished"),
+        ({"phase": "tune"}, "final runs that finished"),
+        ({"status": "diverged"}, "final runs that finished"),
+        ({"id": "../outside"}, "pattern"),
+        ({"id": ".hidden"}, "pattern"),
+        ({"surprise": 1}, "Extra inputs"),
+        (
+            {"curve": {key: [] for key in Curve.model_fields}},
+            "at least one epoch",
+        ),
+        (
+            {"curve": {key: [0.5] * len(key) for key in Curve.model_fields}},
+            "one entry for each epoch",
+        ),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        result(**changes)

@@ -1,0 +1,194 @@
+"""Configurations: what is right is understood, and everything wrong is told at once."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from normlab.config import ConfigError, load_study
+from normlab.variants import VARIANTS
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+def problems(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, overrides)
+    return caught.value.problems
+
+
+def test_quickstart_says_what_it_means():
+    study = load_study(QUICKSTART)
+    assert study.study == "quickstart"
+    assert study.data.name == "digits"
+    assert study.model.hidden == (128, 128)
+    assert study.optimizer.traced() == {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    assert study.tune.grid == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
+    assert study.tune.seeds == 2
+    assert study.baseline == "none"
+    layer = study.variants["ghost16"].constructor()(name="norm_0")
+    assert (type(layer).__name__, layer.ghost_batch_size) == ("GhostBatchNorm", 16)
+
+
+def test_overrides_replace_and_add():
+    study = load_study(
+        QUICKSTART,
+        [
+            "train.epochs=3",
+            "variants.batch.epsilon=1e-3",
+            "tune.optimizer.learning_rate=[0.5]",
+            "tune.optimizer.momentum=[0.8, 0.9]",
+            "baseline=batch",
+        ],
+    )
+    assert study.train.epochs == 3
+    assert study.variants["batch"].constructor()().epsilon == 1e-3
+    assert study.tune.grid == {
+        "optimizer.learning_rate": (0.5,),
+        "optimizer.momentum": (0.8, 0.9),
+    }
+    assert study.baseline == "batch"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in QUICKSTART.parent.glob("*.yaml")))
+def test_every_config_that_is_shipped_is_valid_and_so_is_its_resolved_form(name, tmp_path):
+    study = load_study(QUICKSTART.parent / name)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    assert load_study(resolved).model_dump() == study.model_dump()
+
+
+def test_all_problems_are_told_at_once_with_path_and_nearest_name():
+    told = problems(
+        QUICKSTART,
+        "optimiser.learning_rate=3",
+        "model.hiden=[3]",
+        "model.activation=rellu",
+        "variants.batch.momentm=0.3",
+        "variants.ghost16.layer=ghst_batch_norm",
+        "variants.group.num_groups=eight",
+        "data.batch_size=-3",
+        "train.epochs=x",
+        "tune.optimizer.learning_rte=[1]",
+        "tune.optimizer.momentum=[0.5,1.5]",
+        "tune.seeds=0",
+        "baseline=bach",
+    )
+    assert sorted(told) == sorted(
+        [
+            "optimiser: unknown key; did you mean 'optimizer'?",
+            "model.hiden: unknown key; did you mean 'hidden'?",
+            "model.activation: 'rellu' is not known; did you mean 'relu'?",
+            "variants.batch.momentm: unknown key; did you mean 'momentum'?",
+            "variants.ghost16: unknown layer 'ghst_batch_norm'; did you mean 'ghost_batch_norm'?",
+            "variants.group.num_groups: should be a valid integer, unable to parse string as an "
+            "integer, but 'eight' was given",
+            "data.batch_size: should be greater than 0, but -3 was given",
+            "train.epochs: should be a valid integer, unable to parse string as an integer, but "
+            "'x' was given",
+            "tune.optimizer.learning_rte: unknown key; did you mean 'learning_rate'?",
+            "tune.optimizer.momentum: should be less than 1, but 1.5 was given",
+            "tune.seeds: should be greater than 0, but 0 was given",
+            "baseline: 'bach' is no variant; did you mean 'batch'?",
+        ]
+    )
+
+
+def test_a_name_that_is_like_none_gets_the_whole_list():
+    (told,) = problems(QUICKSTART, "model.name=transformer")
+    assert told == "model: unknown name 'transformer'; expected one of mlp, cnn, resnet"
+
+
+def test_a_layer_checks_its_own_fields():
+    (told,) = problems(QUICKSTART, "variants.ghost16.ghost_batch_size=0")
+    assert told == "variants.ghost16: GhostBatchNorm: ghost_batch_size=0 must be at least 1."
+
+
+@pytest.mark.parametrize("path", ["variants.batch.momentum", "seeds", "study"])
+def test_only_what_all_arms_share_can_be_tuned(path):
+    assert any("cannot be tuned" in line for line in problems(QUICKSTART, f"tune.{path}.x=[1]"))
+
+
+def test_missing_keys_are_named(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("study: empty\n")
+    assert problems(file) == ["model: is missing", "variants: is missing"]
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    assert problems(QUICKSTART.with_name("quikstart.yaml")) == [
+        "no such file; did you mean 'quickstart.yaml'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("a: [1, 2", "cannot be read as YAML"),
+        ("- a\n- b", "expected keys and values"),
+        ("a: ${nowhere}", "nowhere"),
+        (b"\xff\xfe\x00study", "cannot be read as YAML"),
+    ],
+)
+def test_what_is_not_a_configuration_is_told_without_a_traceback(tmp_path, text, what):
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert what in problems(file)[0]
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", " =3"])
+def test_an_override_without_key_or_value_is_told(override):
+    assert "expected key=value" in problems(QUICKSTART, override)[0]
+
+
+@pytest.fixture
+def own_layer(tmp_path):
+    """A module of a user's own that registers a layer, beside a configuration."""
+    (tmp_path / "own_layers.py").write_text(
+        textwrap.dedent(
+            """
+            from typing import Literal
+            import normlab
+            from flax import linen as nn
+
+            @normlab.register("own_norm", source="this test")
+            class OwnNorm(nn.Module):
+                power: float = 1.0
+                mode: Literal["plain", "fancy"] = "plain"
+
+                @nn.compact
+                def __call__(self, x, use_running_average=None):
+                    return x * self.power
+            """
+        )
+    )
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "study: own\nmodel: {name: mlp, hidden: [4]}\n"
+        "variants: {own: {layer: own_norm, power: 2.0}}\n"
+    )
+    yield config
+    VARIANTS.pop("own_norm", None)
+
+
+@pytest.mark.parametrize("module", ["own_layers", "own_layers.py"])
+def test_a_users_own_layer_joins_by_name_or_file(own_layer, module):
+    study = load_study(own_layer, [f"modules=[{module}]"])
+    assert study.variants["own"].constructor()().power == 2.0
+    assert problems(
+        own_layer, f"modules=[{module}]", "variants.own.powr=1", "variants.own.mode=fany"
+    ) == [
+        "variants.own.mode: 'fany' is not known; did you mean 'fancy'?",
+        "variants.own.powr: unknown key; did you mean 'power'?",
+    ]
+
+
+def test_a_users_module_that_fails_is_told_by_name(own_layer):
+    (own_layer.parent / "broken_layers.py").write_text("1 / 0\n")
+    (told,) = problems(own_layer, "modules=[broken_layers.py]")
+    assert told == (
+        "modules: broken_layers.py cannot be imported: ZeroDivisionError: division by zero"
+    )
+    (told,) = problems(own_layer, "modules=[no_such_layers]")
+    assert "no_such_layers cannot be imported: ModuleNotFoundError" in told

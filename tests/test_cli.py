@@ -1,0 +1,162 @@
+"""The command line as real processes: what it prints, how it fails, how it is interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "100", "XLA_FLAGS": "", "TERM": "dumb"}
+STUDY = {
+    "study": "small",
+    "data": {"name": "digits", "batch_size": 32, "train_examples": 320},
+    "model": {"name": "mlp", "hidden": [8]},
+    "train": {"epochs": 2},
+    "variants": {"none": {"layer": "identity"}, "batch": {"layer": "batch_norm"}},
+    "tune": {"optimizer.learning_rate": [0.01, 0.1]},
+    "seeds": 2,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return path
+
+
+def normlab(*arguments, folder, code=0):
+    done = subprocess.run(
+        [*NORMLAB, *map(str, arguments)],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_a_study_from_the_command_line_to_the_page(config):
+    folder = config.parent
+    done = normlab("compare", config.name, folder=folder)
+    assert "small: 2 variants, 8 runs, in runs/small" in done.stdout
+    for word in ("none", "batch", "accuracy", "report.html"):
+        assert word in done.stdout
+    page = (folder / "runs/small/report.html").read_text()
+    assert "small" in page
+    environment = json.loads((folder / "runs/small/environment.json").read_text())
+    assert {"jax", "flax", "optax", "normlab"} <= set(environment["packages"])
+    assert environment["command"].endswith("compare small.yaml")
+    resolved = yaml.safe_load((folder / "runs/small/config.yaml").read_text())
+    assert resolved["variants"]["batch"]["epsilon"] == 1e-5
+    assert resolved["baseline"] == "none"
+
+    again = normlab("report", "runs/small", folder=folder)
+    assert done.stdout.splitlines()[-3:] == again.stdout.splitlines()[-3:]
+
+    trained = normlab("train", config.name, "--variant", "batch", "--seed", "3", folder=folder)
+    assert "epoch   2/2" in trained.stdout
+    (result,) = (folder / "runs/small/train/runs").glob("*.json")
+    assert json.loads(result.read_text())["test"]["accuracy"] > 0.2
+
+
+def test_help_of_every_command_is_there(tmp_path):
+    overview = normlab("--help", folder=tmp_path).stdout
+    for command in ("train", "compare", "report", "list", "data"):
+        assert command in overview
+    assert "CONFIG" in normlab("compare", "--help", folder=tmp_path).stdout
+
+
+def test_list_and_data_name_everything(tmp_path):
+    listed = normlab("list", folder=tmp_path).stdout
+    for word in (
+        "ghost_batch_norm",
+        "ghost_batch_size",
+        "resnet",
+        "lamb",
+        "fashion_mnist",
+        "epochs",
+    ):
+        assert word in listed
+    shown = normlab("data", folder=tmp_path).stdout
+    for word in ("digits", "mnist", "cifar10", "NORMLAB_DATA"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["compare", "nowhere.yaml"], "nowhere.yaml: 1 problem"),
+        (["compare", "small.yaml", "train.epochz=1"], "train.epochz: unknown key; did you mean"),
+        (["compare", "small.yaml", "data.name=cifar10"], "cifar10 was not found"),
+        (["compare", "small.yaml", "data.batch_size=1000"], "batch_size=1000"),
+        (["compare", "small.yaml", "data.batch_size=1"], "variants.batch: BatchNorm: batch stat"),
+        (["compare", "small.yaml", "--out", "small.yaml"], "small.yaml"),
+        (["train", "small.yaml", "--variant", "bach"], "did you mean 'batch'"),
+        (["report", "nowhere"], "nowhere holds no study"),
+    ],
+)
+def test_a_users_mistake_is_told_without_a_traceback(config, monkeypatch, arguments, told):
+    monkeypatch.delenv("NORMLAB_DATA", raising=False)
+    monkeypatch.setitem(ENVIRONMENT, "NORMLAB_DATA", "")
+    done = normlab(*arguments, folder=config.parent, code=2)
+    assert told in done.stderr
+    assert not (config.parent / "runs").exists()
+
+
+def started(config, *overrides):
+    return subprocess.Popen(
+        [*NORMLAB, "compare", config.name, *overrides],
+        cwd=config.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_results(process, folder, count):
+    while len(list(folder.glob("runs/*/runs/*.json"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def table(folder):
+    """What the study came to, without the seconds that it took."""
+    runs = sorted(Path(folder).glob("runs/small/runs/*.json"))
+    contents = [json.loads(run.read_text()) for run in runs]
+    return [{**content, "seconds": None} for content in contents]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_study_keeps_its_runs_and_goes_on_to_the_same_end(config, tmp_path, how):
+    overrides = ["seeds=12", "train.epochs=3"]
+    process = started(config, *overrides)
+    wait_for_results(process, config.parent, 3)
+    process.send_signal(how)
+    printed = process.communicate(timeout=60)[0]
+    kept = table(config.parent)
+    assert 3 <= len(kept) < 28
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "runs are done and kept. To go on:" in printed
+        assert "Traceback" not in printed
+    normlab("compare", config.name, *overrides, folder=config.parent)
+    whole = table(config.parent)
+    assert len(whole) == 28
+    assert [run for run in whole if run["id"] in {k["id"] for k in kept}] == kept
+    if how == signal.SIGKILL:
+        undisturbed = tmp_path / "undisturbed"
+        undisturbed.mkdir()
+        (undisturbed / config.name).write_text(config.read_text())
+        normlab("compare", config.name, *overrides, folder=undisturbed)
+        assert table(undisturbed) == whole

@@ -1,0 +1,198 @@
+"""Whole runs: exact metrics, determinism, pairing, one program for all rates and seeds."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import normlab
+from normlab.data import Dataset, DataSpec, load
+from normlab.data.batches import shuffled_batches, standardize
+from normlab.models import MLP
+from normlab.train import SGDSpec, Trainer, TrainSpec, place
+from normlab.train.step import measure
+
+
+def small_dataset(train=50, validation=13, test=21):
+    generator = np.random.default_rng(0)
+    count = train + validation + test
+    labels = generator.integers(0, 3, count).astype(np.int32)
+    images = generator.integers(0, 40, (count, 4, 4, 1)) + 60 * labels[:, None, None, None]
+    order = np.arange(count, dtype=np.int32)
+    return Dataset(
+        name="made",
+        images=images.astype(np.uint8),
+        labels=labels,
+        train=order[:train],
+        validation=order[train : train + validation],
+        test=order[train + validation :],
+        mean=images[:train].mean((0, 1, 2)).astype(np.float32),
+        deviation=images[:train].std((0, 1, 2)).astype(np.float32),
+        classes=3,
+    )
+
+
+def images_of(dataset, indices):
+    arrays = (dataset.images[indices], dataset.mean, dataset.deviation)
+    return standardize(*map(jnp.asarray, arrays))
+
+
+def trainer(norm=normlab.BatchNorm, optimizer=None, train=None, batch_size=8, dataset=None):
+    dataset = dataset or small_dataset()
+    model = MLP(hidden=(16,), classes=dataset.classes, norm=norm)
+    return Trainer(
+        model,
+        place(dataset, batch_size),
+        optimizer or SGDSpec(learning_rate=0.05),
+        train or TrainSpec(epochs=3),
+        batch_size,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch_norm_trainer():
+    return trainer()
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_an_epoch_is_the_steps_that_a_plain_optax_loop_takes(batch_norm_trainer):
+    dataset, model = small_dataset(), batch_norm_trainer.model
+    state = batch_norm_trainer.initialize(3)
+    params, batch_stats, key = state.params, state.batch_stats, state.key
+    sgd = optax.sgd(0.05, momentum=0.9)
+    opt_state = sgd.init(params)
+    losses, correct = [], []
+    for _ in range(3):
+        order_key, key = jax.random.split(key)
+        for batch in shuffled_batches(order_key, jnp.asarray(dataset.train), 8):
+            images = images_of(dataset, batch)
+            labels = dataset.labels[batch]
+
+            def loss(params, batch_stats=batch_stats, images=images, labels=labels):
+                logits, updated = model.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                )
+                each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return each.mean(), (updated["batch_stats"], each, logits.argmax(-1) == labels)
+
+            gradient, (batch_stats, each, right) = jax.grad(loss, has_aux=True)(params)
+            updates, opt_state = sgd.update(gradient, opt_state)
+            params = optax.apply_updates(params, updates)
+            losses.append(each)
+            correct.append(right)
+    outcome = batch_norm_trainer.run(3)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, outcome.state.params, params)
+    jax.tree.map(close, outcome.state.batch_stats, batch_stats)
+    assert int(outcome.state.step) == 18
+    close(outcome.epochs[-1].train_loss, np.mean(losses[-6:]))
+    close(outcome.epochs[-1].train_accuracy, np.mean(correct[-6:]))
+
+
+@pytest.mark.parametrize("batch_size", [5, 8, 50])
+def test_evaluation_counts_every_example_once_whatever_the_batch_size(batch_size):
+    dataset = small_dataset()
+    made = trainer(batch_size=batch_size, train=TrainSpec(epochs=1))
+    outcome = made.run(0, test=True)
+    variables = {"params": outcome.state.params, "batch_stats": outcome.state.batch_stats}
+    for split, loss, accuracy in [
+        (dataset.test, outcome.test_loss, outcome.test_accuracy),
+        (
+            dataset.validation,
+            outcome.epochs[-1].validation_loss,
+            outcome.epochs[-1].validation_accuracy,
+        ),
+    ]:
+        images = images_of(dataset, split)
+        logits = made.model.apply(variables, images, train=False)
+        labels = dataset.labels[split]
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        np.testing.assert_allclose(loss, each.mean(), rtol=1e-5)
+        np.testing.assert_allclose(accuracy, (logits.argmax(-1) == labels).mean(), rtol=1e-6)
+
+
+def test_masked_examples_count_for_nothing_even_if_their_logits_are_not_finite():
+    logits = jnp.array([[0.0, 1.0], [jnp.nan, 1.0], [2.0, 0.0]])
+    sums = measure(logits, jnp.array([1, 0, 1]), jnp.array([True, False, True]))
+    loss = np.log(1 + np.exp(-1)) + np.log(1 + np.exp(2))
+    np.testing.assert_allclose(jnp.stack(sums), [2, loss, 1], rtol=1e-6)
+
+
+def test_same_seed_gives_the_same_result_to_the_bit_and_another_seed_another(batch_norm_trainer):
+    first, again, other = (batch_norm_trainer.run(seed, test=True) for seed in (1, 1, 2))
+    assert first.epochs == again.epochs
+    assert (first.test_loss, first.test_accuracy) == (again.test_loss, again.test_accuracy)
+    assert_same(first.state.params, again.state.params)
+    assert first.epochs != other.epochs
+
+
+def test_a_recompiled_program_gives_the_same_result_to_the_bit(batch_norm_trainer):
+    assert_same(trainer().run(1).state.params, batch_norm_trainer.run(1).state.params)
+
+
+def test_one_program_serves_all_rates_and_equals_one_compiled_for_the_rate(batch_norm_trainer):
+    given = batch_norm_trainer.run(1, {"learning_rate": 0.2, "momentum": 0.5})
+    own = trainer(optimizer=SGDSpec(learning_rate=0.2, momentum=0.5)).run(1)
+    assert_same(given.state.params, own.state.params)
+    assert given.epochs != batch_norm_trainer.run(1).epochs
+
+
+def test_same_seed_gives_every_variant_the_same_weights_and_the_same_order(batch_norm_trainer):
+    states = [
+        made.initialize(5)
+        for made in (
+            batch_norm_trainer,
+            trainer(normlab.RMSNorm),
+            trainer(normlab.Identity),
+            trainer(partial(normlab.GroupNorm, num_groups=4)),
+        )
+    ]
+    for state in states[1:]:
+        for layer in ("dense_0", "head"):
+            assert_same(state.params[layer]["kernel"], states[0].params[layer]["kernel"])
+        assert_same(jax.random.key_data(state.key), jax.random.key_data(states[0].key))
+
+
+def test_a_run_that_diverges_stops_and_says_so(batch_norm_trainer):
+    outcome = trainer(normlab.Identity, train=TrainSpec(epochs=50)).run(
+        0, {"learning_rate": 1e30}, test=True
+    )
+    assert outcome.diverged
+    assert len(outcome.epochs) < 50
+    assert outcome.test_loss is None
+    assert outcome.test_accuracy is None
+
+
+def test_label_smoothing_changes_the_steps_and_not_the_reported_loss():
+    # One step an epoch: the first loss is that of the same initial weights.
+    plain, smooth = (
+        trainer(batch_size=50, train=TrainSpec(epochs=2, label_smoothing=smoothing)).run(0).epochs
+        for smoothing in (0.0, 0.3)
+    )
+    np.testing.assert_allclose(smooth[0].train_loss, plain[0].train_loss, rtol=1e-6)
+    assert smooth[1].train_loss != plain[1].train_loss
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_statistics():
+    made = trainer(train=TrainSpec(epochs=5, precision="bfloat16"))
+    outcome = made.run(0)
+    variables = (outcome.state.params, outcome.state.batch_stats)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    exact = trainer(train=TrainSpec(epochs=5)).run(0)
+    assert exact.epochs[0].train_loss != outcome.epochs[0].train_loss
+    np.testing.assert_allclose(exact.epochs[0].train_loss, outcome.epochs[0].train_loss, rtol=0.1)
+
+
+def test_digits_are_learned():
+    made = trainer(batch_size=64, dataset=load(DataSpec()), train=TrainSpec(epochs=5))
+    outcome = made.run(0, test=True)
+    assert outcome.test_accuracy > 0.93
