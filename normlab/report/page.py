@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from ..compare.store import write_whole
 from . import words
 from .charts import Figure, figures, overview
+from .numbers import numbers
 from .study import Study, read_study
 from .style import colors, style
 
@@ -22,7 +23,7 @@ def write_report(folder: str | Path) -> Path:
 
     Args:
         folder: What `normlab compare` wrote or is writing. Gets `report.html`, one file without
-            links to others, and `charts/*.svg` for papers.
+            links to others, `summary.json` with its numbers, and `charts/*.svg` for papers.
 
     Returns:
         The path of the page.
@@ -39,6 +40,7 @@ def write_report(folder: str | Path) -> Path:
         write_whole(charts / f"{figure.name}.svg", svg)
     if study.done("final"):
         write_whole(charts / "overview.svg", _svg(overview(study)))
+    write_whole(Path(folder) / "summary.json", numbers(study))
     page = Path(folder) / "report.html"
     write_whole(page, _html(study, made))
     return page

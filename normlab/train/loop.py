@@ -168,8 +168,8 @@ class Trainer:
         epoch = jax.jit(self._epoch, donate_argnums=0).lower(state, traced, placed.data)
         variables = (state.params, state.batch_stats)
         evaluate = jax.jit(self._evaluate).lower(*variables, placed.data, placed.test)
-        # Initialization runs for milliseconds once a run; optimized, it would take longer to compile
-        # than the epoch.
+        # Initialization runs once a run, for milliseconds. Optimized, it would take longer to
+        # compile than the epoch.
         quick: Any = {"xla_backend_optimization_level": 0}
         self._compiled_initialize = initialize.compile(compiler_options=quick)
         self._compiled_epoch = epoch.compile()

@@ -1,6 +1,7 @@
 """The page: whole, escaped, written without JAX and read without a network."""
 
 import html.parser
+import json
 import re
 import subprocess
 import sys
@@ -148,3 +149,16 @@ print_table(read_study(sys.argv[1]).summary, Console())
     )
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_numbers_are_written_as_json_that_every_reader_takes(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    write_report(draw_study(tmp_path, **{"epochs": 6, **CASES["some runs diverged"]}))
+    told = json.loads((tmp_path / "summary.json").read_text("utf-8"), parse_constant=refuse)
+    summary = read_study(tmp_path).summary
+    assert told["summary"]["best"] == summary.best
+    for said, meant in zip(told["summary"]["variants"], summary.variants, strict=True):
+        assert said["accuracy"]["mean"] == meant.accuracy.mean
+        assert (said["loss"]["mean"] is None) == bool(meant.diverged)

@@ -1,0 +1,28 @@
+"""The numbers of a study as JSON, for tables elsewhere."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from .study import Study
+
+
+def numbers(study: Study) -> str:
+    """Returns summary, setting, command and versions; what is not finite becomes null."""
+    content = {
+        "study": study.name,
+        "setting": study.setting,
+        "environment": study.environment,
+        "summary": dataclasses.asdict(study.summary),
+    }
+    return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no infinity and no NaN.
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
