@@ -2,9 +2,14 @@
 
 import os
 
-# Before JAX starts: tests that shard need several devices, which a CPU can pretend to have.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before JAX starts: tests that shard need several devices, which a CPU can pretend to have. And
+# tests compile much and compute little, so the compiler is told not to try hard.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -10,7 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import moments
+from ..functional import moments, pool_moments
 from .shared import (
     Axes,
     AxisName,
@@ -101,22 +101,21 @@ class GroupNorm(nn.Module):
             )
         groups, size = self._groups(x.shape[-1])
 
-        def grouped(array):
-            return array.reshape(*array.shape[:-1], groups, size)
-
-        mask = full_mask(mask, x)
-        statistics = moments(
-            grouped(x),
-            (*axes[:-1], last + 1),
-            mask=None if mask is None else grouped(mask),
+        of_channel = moments(
+            x,
+            axes[:-1],
+            mask=full_mask(mask, x),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
         )
-        # Statistics of a group become those of each of its channels: small arrays grow, and the
-        # input keeps its layout.
-        of_channel = jax.tree.map(lambda a: jnp.repeat(a.squeeze(-1), size, axis=-1), statistics)
-        return normalized(self, inputs, x, of_channel, (last,), scale, bias)
+        # Channels are put together on the small arrays of their statistics, so that the input keeps
+        # its layout: cut into groups it would be reduced over a last axis of a few channels.
+        members = jax.tree.map(
+            lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], groups, size), -1, 0), of_channel
+        )
+        statistics = jax.tree.map(lambda a: jnp.repeat(a[0], size, axis=-1), pool_moments(members))
+        return normalized(self, inputs, x, statistics, (last,), scale, bias)
 
     def _groups(self, channels: int) -> tuple[int, int]:
         """Returns number and size of the groups."""

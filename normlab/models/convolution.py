@@ -55,10 +55,11 @@ def convolution(
     """Convolve as `jax.lax.conv_general_dilated` does, on CPU by blocked matrix products.
 
     For `flax.linen.Conv(conv_general_dilated=...)`. Two-dimensional NHWC/HWIO convolutions in
-    float32 or bfloat16, without dilation or groups, are blocked when they are compiled for a CPU.
-    All others, and all other platforms, get the library's convolution. The platform is looked at
-    when the program is lowered, not when it is traced, so that a program compiled on a CPU machine
-    for an accelerator holds the library's convolution.
+    float32 or bfloat16, without dilation or groups, are blocked when they are compiled for a CPU,
+    unless the types of the arrays name a sharding: a loop over images would gather them. All
+    others, and all other platforms, get the library's convolution. The platform is looked at when
+    the program is lowered, not when it is traced, so that a program compiled on a CPU machine for
+    an accelerator holds the library's convolution.
 
     Args:
         lhs: Images, (batch, height, width, channels).
@@ -104,6 +105,7 @@ def convolution(
         and feature_group_count == batch_group_count == 1
         and preferred_element_type is None
         and out_sharding is None
+        and not any(jax.typeof(lhs).sharding.spec + jax.typeof(rhs).sharding.spec)
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     )
@@ -137,15 +139,13 @@ def _blocked(
     kernel_height, kernel_width, channels, features = kernel.shape
     height, width = output_size
     taps = kernel_height * kernel_width
-    # Outside of the loop, so that the kernel's gradient is summed over blocks in float32.
+    # All casts stand outside of the loop: the kernel's gradient is summed over blocks in float32,
+    # and a cast to bfloat16 inside made the gradient to unpadded images five times slower.
     weights = kernel.reshape(taps * channels, features).T.astype(jnp.float32)
+    edges = [(low, high, 0) for low, high in padding]
 
     def convolve(image: Float[Array, "height width channels"]) -> Float[Array, "h w features"]:
-        image = lax.pad(
-            image.astype(jnp.float32),
-            jnp.float32(0),
-            [(low, high, 0) for low, high in padding] + [(0, 0, 0)],
-        )
+        image = lax.pad(image, jnp.float32(0), [*edges, (0, 0, 0)])
         windows = [
             lax.slice(
                 image,
@@ -161,13 +161,13 @@ def _blocked(
             for left in range(kernel_width)
         ]
         patches = jnp.concatenate(windows, axis=-1)
-        product = lax.dot_general(patches, weights, (((2,), (1,)), ((), ())), precision)
-        return product.astype(images.dtype)
+        return lax.dot_general(patches, weights, (((2,), (1,)), ((), ())), precision)
 
     # A 1x1 kernel's patches are the image itself: one product does, and 0 asks `lax.map` for that.
     bytes_per_image = height * width * taps * channels * 4
     block = 0 if taps == 1 else _images_per_block(len(images), bytes_per_image)
-    return lax.map(jax.checkpoint(convolve, prevent_cse=False), images, batch_size=block)
+    convolve = jax.checkpoint(convolve, prevent_cse=False)
+    return lax.map(convolve, images.astype(jnp.float32), batch_size=block).astype(images.dtype)
 
 
 def _images_per_block(batch: int, bytes_per_image: int) -> int:
