@@ -115,8 +115,8 @@ def convolution(
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     blocked = partial(
         _blocked,
-        strides=tuple(window_strides),
-        padding=tuple(padding),
+        strides=window_strides,
+        padding=padding,
         output_size=output.shape[1:3],
         precision=precision,
     )
@@ -131,9 +131,9 @@ def _blocked(
     images: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels features"],
     *,
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
-    output_size: tuple[int, int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    output_size: Sequence[int],
     precision: Any,
 ) -> Float[Array, "batch output_height output_width features"]:
     kernel_height, kernel_width, channels, features = kernel.shape

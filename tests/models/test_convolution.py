@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from normlab.models.convolution import convolution
+from normlab.models.convolution import _BLOCK_BYTES, _images_per_block, convolution
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = {
@@ -131,3 +132,51 @@ def test_a_program_for_an_accelerator_holds_the_librarys_convolution():
     for platform, expected in (("tpu", True), ("cuda", True), ("cpu", False)):
         exported = jax.export.export(jax.jit(ours), platforms=[platform])(x, k)
         assert ("stablehlo.convolution" in exported.mlir_module()) is expected
+
+
+def loss(f):
+    return lambda x, k: jnp.sum(f(x, k) ** 3)
+
+
+def test_only_images_and_kernel_wait_for_the_backward_pass():
+    ours, _ = pair((1, 1), "SAME")
+    x, k = arrays((6, 8, 8, 3), (3, 3, 3, 4))
+    _, pullback = jax.vjp(ours, x, k)
+    assert sum(leaf.size for leaf in jax.tree.leaves(pullback)) == x.size + k.size
+
+
+def test_gradient_programs_for_accelerators_hold_no_more_convolutions_than_the_librarys():
+    def program(f):
+        traced = jax.jit(jax.grad(loss(f), (0, 1))).trace(*arrays((4, 8, 8, 3), (3, 3, 3, 4)))
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    ours, library = map(program, pair((1, 1), "SAME"))
+    assert "stablehlo.while" not in ours
+    count = library.count("stablehlo.convolution")
+    assert ours.count("stablehlo.convolution") == count > 0
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_sharded_over_eight_devices_gives_the_numbers_of_one(axis_type):
+    ours, library = pair((1, 1), "SAME")
+    x, k = arrays((16, 8, 8, 3), (3, 3, 3, 4))
+    expected = jax.grad(loss(library), (0, 1))(x, k)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(x, NamedSharding(mesh, PartitionSpec("data"))),
+            jax.device_put(k, NamedSharding(mesh, PartitionSpec())),
+        )
+        given = jax.tree.map(np.asarray, jax.jit(jax.grad(loss(ours), (0, 1)))(*placed))
+    assert_close(given, jax.tree.map(np.asarray, expected))
+
+
+def test_wrong_arguments_raise_the_librarys_error():
+    ours, _ = pair((1, 1), "SAME")
+    with pytest.raises(ValueError, match="feature"):
+        ours(*arrays((4, 8, 8, 3), (3, 3, 2, 4)))
+
+
+@pytest.mark.parametrize(("batch", "most", "expected"), [(128, 5, 4), (100, 6, 5), (127, 4, 4)])
+def test_blocks_divide_the_batch_where_something_near_does(batch, most, expected):
+    assert _images_per_block(batch, _BLOCK_BYTES // most) == expected

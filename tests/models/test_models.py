@@ -197,7 +197,7 @@ def test_the_keras_example_is_the_keras_example(keras_example):
     study = load_study(Path(__file__).parents[2] / "configs/keras_cnn.yaml")
     model = study.model.build(study.variants["batch"].constructor(), 10, "float32")
     generator = np.random.default_rng(3)
-    images = generator.normal(size=(5, 32, 32, 3)).astype(np.float32)
+    images = jnp.asarray(generator.normal(size=(5, 32, 32, 3)), jnp.float32)
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model, images)))
     assert count == keras_example.count_params()
 
