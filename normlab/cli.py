@@ -38,7 +38,7 @@ Folder = Annotated[
 ]
 
 app = tyro.extras.SubcommandApp()
-console = Console()
+console = Console(markup=False, highlight=False)
 
 
 @app.command
@@ -77,7 +77,9 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
             progress.stop()
             done = int(progress.tasks[0].completed)
             console.print(
-                f"Stopped; {done} of {total} runs are done and kept. To go on:\n  {_command_line()}"
+                f"Stopped; {done} of {total} runs are done and kept. To go on:\n"
+                f"  {_command_line()}",
+                soft_wrap=True,
             )
             raise
     _show_report(store.folder)
@@ -113,6 +115,11 @@ def train(
     if variant not in study.variants:
         problem = f"--variant: {variant!r} is no variant of it{nearest(variant, study.variants)}"
         raise ConfigError(str(config), [problem])
+    if not 0 <= seed < 2**32:
+        raise ConfigError(str(config), [f"--seed: {seed} is not between 0 and {2**32 - 1}"])
+    store = Store(out or Path("runs") / study.study / "train")
+    if store.plan() is not None:
+        raise ConfigError(f"--out {store.folder}", ["holds a comparison; give another folder"])
     described = environment(_command_line())
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")
@@ -126,7 +133,6 @@ def train(
 
     run = Run(study, "final", variant, seed, {})
     result = Workbench(described).execute(run, show)
-    store = Store(out or Path("runs") / study.study / "train")
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
@@ -201,7 +207,9 @@ def main() -> None:
     try:
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
     except (UserError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        Console(stderr=True, markup=False, highlight=False).print(
+            f"error: {error}", style="red", soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -216,12 +224,12 @@ def _show_report(folder: Path) -> None:
 
 
 def _print_indented(text: str) -> None:
-    console.print(Padding(text, (0, 0, 0, 6)), style="dim", highlight=False)
+    console.print(Padding(text, (0, 0, 0, 6)), style="dim")
 
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

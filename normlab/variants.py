@@ -47,7 +47,10 @@ class VariantSpec(Spec):
 
     @model_validator(mode="after")
     def _let_the_layer_check(self) -> "VariantSpec":
-        self.constructor()()
+        try:
+            self.constructor()()
+        except TypeError as error:  # which pydantic would let through
+            raise ValueError(str(error)) from error
         return self
 
 
@@ -122,6 +125,7 @@ def settable_fields(layer: type[nn.Module]) -> dict[str, Any]:
 
 
 def _check_layer(name: str, layer: Any) -> None:
+    """Refuses what could not stand in a model or be set in a configuration."""
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         raise ValueError(f"register({name!r}): {layer!r} is not a class of flax.linen.Module.")
     if "use_running_average" not in inspect.signature(layer.__call__).parameters:
@@ -139,10 +143,28 @@ def _check_layer(name: str, layer: Any) -> None:
             f"register({name!r}): the fields {', '.join(missing)} of {layer.__qualname__} need "
             "defaults."
         )
+    try:
+        taken = [field for field in settable_fields(layer) if hasattr(VariantSpec, field)]
+    except NameError as error:
+        raise ValueError(
+            f"register({name!r}): an annotation of {layer.__qualname__} cannot be resolved: {error}"
+        ) from error
+    if taken or "layer" in settable_fields(layer):
+        raise ValueError(
+            f"register({name!r}): {layer.__qualname__} has a field "
+            f"{', '.join(taken) or 'layer'}, a name that a configuration has another use for; "
+            "rename it."
+        )
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not MISSING:
+        return Field(default_factory=field.default_factory)
+    return field.default
 
 
 def _spec_model(variant: Variant) -> type[VariantSpec]:
-    defaults = {field.name: field.default for field in fields(variant.layer)}
+    defaults = {field.name: _default(field) for field in fields(variant.layer)}
     layer: Any = Literal[variant.name]
     settable: Any = {
         name: (annotation, defaults[name])

@@ -12,6 +12,7 @@ from normlab.variants import VARIANTS, settable_fields
 class Fitting(nn.Module):
     power: float = 1.0
     sizes: tuple[int, ...] = (1, 2)
+    made: tuple[int, ...] = nn.module.dataclasses.field(default_factory=lambda: (3,))
     initializer: Any = nn.initializers.ones
 
     @nn.compact
@@ -35,7 +36,11 @@ def test_a_layer_is_registered_by_a_call_or_a_decorator():
 
 
 def test_only_fields_of_plain_types_can_be_set():
-    assert settable_fields(Fitting) == {"power": float, "sizes": tuple[int, ...]}
+    assert settable_fields(Fitting) == {
+        "power": float,
+        "sizes": tuple[int, ...],
+        "made": tuple[int, ...],
+    }
     assert not {"use_running_average", "axis_name", "bias_init", "dtype"} & set(
         settable_fields(normlab.BatchNorm)
     )
@@ -55,6 +60,11 @@ def test_a_layer_that_cannot_stand_in_a_model_is_refused():
     class OtherCall(nn.Module):
         def __call__(self, x): ...
 
+    class Reserved(Fitting):
+        layer: int = 3
+
+    with pytest.raises(ValueError, match="has a field layer"):
+        normlab.register("reserved", Reserved)
     with pytest.raises(ValueError, match="must take use_running_average"):
         normlab.register("other", OtherCall)
     with pytest.raises(ValueError, match=r"fields needed of .*WithoutDefault need defaults"):

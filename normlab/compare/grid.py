@@ -1,15 +1,18 @@
 """What to run: the runs of a study, each with all that determines it."""
 
+import functools
 import hashlib
 import inspect
 import itertools
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ..variants import VARIANTS
 from .paths import with_values
-from .study import TUNABLE, Study, Value, study_type
+from .study import PARTS, Study
 
 # Tuning must not see the seeds that are reported, however many those are.
 FIRST_TUNING_SEED = 1_000_000
@@ -31,7 +34,7 @@ class Run:
     phase: Literal["tune", "final"]
     variant: str
     seed: int
-    values: dict[str, Value]
+    values: dict[str, Any]
 
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
         """All that determines the result of this run.
@@ -39,12 +42,13 @@ class Run:
         Args:
             versions: Versions of packages, device and data that the result depends on as well.
         """
-        parts = self.study.model_dump(mode="json", include={*TUNABLE})
+        parts = self.study.model_dump(mode="json", include={*PARTS})
         spec = self.study.variants[self.variant]
         return {
             **parts,
-            "variant": spec.model_dump(mode="json"),
-            "code": _fingerprint_of_user_code(spec.layer),
+            "variant": {"name": self.variant, **spec.model_dump(mode="json")},
+            "code": [_fingerprint_of_normlab(), _fingerprint_of_user_code(spec.layer)],
+            "values": self.values,
             "phase": self.phase,
             "seed": self.seed,
             **versions,
@@ -70,7 +74,7 @@ def tuning_runs(study: Study, variant: str) -> list[Run]:
     ]
 
 
-def final_runs(study: Study, variant: str, values: dict[str, Value]) -> list[Run]:
+def final_runs(study: Study, variant: str, values: dict[str, Any]) -> list[Run]:
     """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
     return [_run(study, "final", variant, seed, values) for seed in range(study.seeds)]
 
@@ -80,10 +84,22 @@ def _run(
     phase: Literal["tune", "final"],
     variant: str,
     seed: int,
-    values: dict[str, Value],
+    values: dict[str, Any],
 ) -> Run:
-    changed = study_type().model_validate(with_values(study.model_dump(), values))
+    changed = type(study).model_validate(with_values(study.model_dump(), values))
     return Run(changed, phase, variant, seed, values)
+
+
+@functools.cache
+def _fingerprint_of_normlab() -> str:
+    """Hashes the source that results depend on, which changes more often than the version."""
+    package = Path(__file__).parents[1]
+    parts = ("functional", "linen", "models", "data", "train")
+    files = [
+        package / "variants.py",
+        *(f for part in parts for f in (package / part).rglob("*.py")),
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 def _fingerprint_of_user_code(layer: str) -> str | None:
@@ -96,4 +112,4 @@ def _fingerprint_of_user_code(layer: str) -> str | None:
 
 def _word(name: str) -> str:
     """Keeps of a name what may stand in a file name anywhere."""
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:40]

@@ -26,6 +26,7 @@ class Workbench:
 
     def __init__(self, environment: dict[str, Any]):
         self._versions = {key: environment[key] for key in ("packages", "device")}
+        self._git_revision = environment["git_revision"]
         self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
         self._trainers: dict[Any, Trainer] = {}
 
@@ -69,6 +70,7 @@ class Workbench:
             curve=Curve(**{key: [epoch[key] for epoch in epochs] for key in Curve.model_fields}),
             test=test,
             seconds=outcome.seconds,
+            git_revision=self._git_revision,
             identity=identity,
         )
 
@@ -96,9 +98,8 @@ class Workbench:
     def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
         if spec not in self._data:
             dataset = load(spec)
-            content = hashlib.blake2b(dataset.images.tobytes() + dataset.labels.tobytes())
             placed = place(dataset, spec.batch_size)
-            self._data[spec] = placed, dataset, content.hexdigest()[:16]
+            self._data[spec] = placed, dataset, _fingerprint(dataset)
         return self._data[spec]
 
 
@@ -129,29 +130,35 @@ def run_study(
     def missing(runs: list[Run]) -> list[Run]:
         return [run for run in runs if bench.identify(run)[0] not in finished]
 
-    def complete(runs: list[Run], what: str) -> list[Result]:
-        results = []
+    def complete(runs: list[Run], what: str) -> None:
         for run in runs:
             name, _ = bench.identify(run)
             if name not in finished:
                 finished[name] = bench.execute(run)
                 store.write(finished[name])
-            results.append(finished[name])
             advance(what, 1)
-        return results
 
     tuning = {variant: tuning_runs(study, variant) for variant in study.variants}
+    plan = [bench.identify(run)[0] for runs in tuning.values() for run in runs]
+
+    def chosen(variant: str) -> list[Run]:
+        """The reported runs of an arm whose tuning is done."""
+        tuned = [finished[bench.identify(run)[0]] for run in tuning[variant]]
+        return final_runs(study, variant, best_values(tuned, variant))
+
     advance("compiling", 0)
-    bench.prepare(
-        missing([run for v, runs in tuning.items() for run in runs or final_runs(study, v, {})])
-    )
+    pending = {variant: missing(runs) for variant, runs in tuning.items()}
+    bench.prepare([run for v, runs in pending.items() for run in runs or missing(chosen(v))])
     # Not before every program has compiled: a study that cannot run leaves the folder as it was.
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(environment)
+    store.write_plan(plan)
     for variant, runs in tuning.items():
-        tuned = complete(runs, f"tuning {variant}")
-        values = best_values(tuned, variant)
-        complete(final_runs(study, variant, values), f"repeating {variant}")
+        complete(runs, f"tuning {variant}")
+        final = chosen(variant)
+        plan += [bench.identify(run)[0] for run in final]
+        store.write_plan(plan)
+        complete(final, f"repeating {variant}")
 
 
 def _refuse_another_study(store: Store, study: Study) -> None:
@@ -163,3 +170,12 @@ def _refuse_another_study(store: Store, study: Study) -> None:
         raise StudyError(
             f"{store.folder} holds the study {there!r}, not {study.study!r}; give another folder."
         )
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Hashes all of a data set that a run depends on."""
+    content = hashlib.blake2b(digest_size=16)
+    names = ("images", "labels", "train", "validation", "test", "mean", "deviation")
+    for array in (getattr(dataset, name) for name in names):
+        content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return content.hexdigest()

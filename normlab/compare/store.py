@@ -4,11 +4,12 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from yaml import YAMLError
 
 from ..errors import UserError
 
@@ -37,6 +39,9 @@ def _finite_or_none(value: float | None) -> float | None:
 
 
 Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
+
+
+_REPAIR = "Run the study again with the same folder: finished runs are kept."
 
 
 class _Record(BaseModel):
@@ -80,6 +85,7 @@ class Result(_Record):
         curve: Metrics by epoch.
         test: Metrics on the test split, for final runs that finished.
         seconds: Wall time of the run without compilation.
+        git_revision: Commit of the working folder that the run was started in.
         identity: All that determined the run.
     """
 
@@ -93,6 +99,7 @@ class Result(_Record):
     curve: Curve
     test: Evaluation | None
     seconds: float
+    git_revision: str | None = None
     identity: dict[str, JsonValue]
 
     @model_validator(mode="after")
@@ -123,10 +130,6 @@ class Store:
         self.folder = Path(folder)
         self._runs = self.folder / "runs"
 
-    def has(self, run: str) -> bool:
-        """Whether the result of the run with this id is there."""
-        return self._path(run).exists()
-
     def write(self, result: Result) -> None:
         """Writes `runs/<id>.json`; numbers that are not finite become null."""
         write_whole(self._path(result.id), result.model_dump_json())
@@ -149,8 +152,13 @@ class Store:
         Raises:
             NoStudyError: The folder holds no study.
         """
-        config = OmegaConf.to_container(OmegaConf.load(self._existing("config.yaml")))
-        assert isinstance(config, dict)
+        path = self._existing("config.yaml")
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path))
+        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
+        if not isinstance(config, dict) or not {"study", "variants", "baseline"} <= set(config):
+            raise StoreError(f"{path} does not describe a study. {_REPAIR}")
         return {str(key): value for key, value in config.items()}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -163,7 +171,31 @@ class Store:
         Raises:
             NoStudyError: The folder holds no study.
         """
-        return json.loads(self._existing("environment.json").read_text("utf-8"))
+        path = self._existing("environment.json")
+        try:
+            environment = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
+        if not isinstance(environment, dict) or "packages" not in environment:
+            raise StoreError(f"{path} does not describe an environment. {_REPAIR}")
+        return environment
+
+    def write_plan(self, runs: Sequence[str]) -> None:
+        """Writes the ids of the runs that make up the study now to `plan.json`."""
+        write_whole(self.folder / "plan.json", json.dumps(list(runs), indent=0))
+
+    def plan(self) -> list[str] | None:
+        """The ids of the runs that make up the study; None where all results of the folder do.
+
+        A study that is changed and run again leaves runs behind that no longer count.
+        """
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            return None
+        try:
+            return [str(run) for run in json.loads(path.read_text("utf-8"))]
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
     def _path(self, run: str) -> Path:
         return self._runs / f"{run}.json"

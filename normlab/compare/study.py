@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Field,
-    PositiveInt,
     create_model,
     field_validator,
     model_validator,
@@ -20,9 +20,43 @@ from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
 from .paths import flatten
 
-Value = bool | int | float | str
-# Parts of a study that tuning may vary: the same for all arms.
-TUNABLE = ("data", "model", "optimizer", "train")
+# The parts of a study that determine its runs, the same for all arms.
+PARTS = ("data", "model", "optimizer", "train")
+
+
+TUNABLE_PATHS = "model.*, optimizer.*, train.* (but no name) and data.batch_size"
+
+
+def is_tunable(path: str) -> bool:
+    """Whether a dotted path can be tuned.
+
+    Arms are compared on one data set and one split of it, and a name would bring other fields.
+    """
+    head, _, rest = path.partition(".")
+    if head == "data":
+        return path == "data.batch_size"
+    return head in PARTS and bool(rest) and not path.endswith(".name")
+
+
+def _one_number_or_word(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"expected a number, a word or true or false, but {value!r} was given")
+    return value
+
+
+def _without_repetition(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"each value is tried once, but {list(values)} repeats one")
+    return values
+
+
+Value = Annotated[Any, AfterValidator(_one_number_or_word)]
+Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(_without_repetition)]
+
+
+VariantName = Annotated[str, Field(min_length=1)]
+# Fewer than the distance between the seeds of tuning and those of the reported runs.
+Seeds = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class StudyError(UserError):
@@ -41,12 +75,12 @@ class TuneSpec(Spec):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]]  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, Values]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    seeds: PositiveInt = 1
+    seeds: Seeds = 1
 
     @property
-    def grid(self) -> dict[str, tuple[Value, ...]]:
+    def grid(self) -> dict[str, tuple[Any, ...]]:
         """The values to try, by dotted path."""
         return dict(self.__pydantic_extra__)
 
@@ -81,18 +115,23 @@ class Study(Spec):
     model: ModelSpec
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
-    variants: dict[str, VariantSpec] = Field(min_length=1)
+    variants: dict[VariantName, VariantSpec] = Field(min_length=1)
     tune: TuneSpec | None = None
-    seeds: PositiveInt = 5
+    seeds: Seeds = 5
     baseline: str = ""
     target_accuracy: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _first_is_baseline(cls, given: Any) -> Any:
-        variants = given.get("variants") if isinstance(given, dict) else None
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        variants, optimizer = given.get("variants"), given.get("optimizer")
         if isinstance(variants, Mapping) and variants and not given.get("baseline"):
-            return {**given, "baseline": str(next(iter(variants)))}
+            given["baseline"] = str(next(iter(variants)))
+        if isinstance(optimizer, Mapping):
+            given["optimizer"] = {"name": "sgd", **optimizer}
         return given
 
     @field_validator("baseline")
@@ -106,5 +145,5 @@ class Study(Spec):
 
 def study_type() -> type[Study]:
     """Returns the type that validates studies over the variants registered by now."""
-    arms: Any = dict[str, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
-    return create_model("Study", __base__=Study, variants=(arms, ...))
+    arms: Any = dict[VariantName, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
+    return create_model("Study", __base__=Study, variants=(arms, Field(min_length=1)))

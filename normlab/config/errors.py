@@ -51,6 +51,12 @@ def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str
     return found
 
 
+# Words of configuration files for what pydantic calls by its Python types.
+_PLAIN = dict.fromkeys(
+    ("model_type", "model_attributes_type", "dict_type"), "should be keys and values"
+) | dict.fromkeys(("tuple_type", "list_type"), "should be a list")
+
+
 def _sentence(finding: Any, known: Sequence[str]) -> str:
     kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
     if kind == "extra_forbidden":
@@ -64,11 +70,11 @@ def _sentence(finding: Any, known: Sequence[str]) -> str:
         name = context["discriminator"].strip("'")
         return f"unknown {name} {context['tag']!r}{nearest(context['tag'], tags)}"
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
+        choices = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         return f"{given!r} is not known{nearest(str(given), choices)}"
     if kind == "value_error":
         return str(context["error"])
-    message = finding["msg"].removeprefix("Input ")
+    message = _PLAIN.get(kind, finding["msg"].removeprefix("Input "))
     return f"{message}, but {given!r} was given"
 
 
@@ -93,7 +99,8 @@ def _follow(location: Sequence[str | int], schema: Mapping[str, Any]) -> tuple[s
             continue
         known = [name for node in nodes for name in node.get("properties", {})]
         below = [node["properties"][step] for node in nodes if step in node.get("properties", {})]
-        inside = [node.get(name) for node in nodes for name in ("additionalProperties", "items")]
+        kind = "items" if isinstance(step, int) else "additionalProperties"
+        inside = [node.get(kind) for node in nodes]
         below = below or [node for node in inside if isinstance(node, dict)]
         if not below and not any("properties" in node for node in nodes):
             continue  # the name of a type in a union

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from ..compare.paths import flatten, with_values
-from ..compare.study import TUNABLE, Study, study_type
+from ..compare.study import TUNABLE_PATHS, Study, is_tunable, study_type
 from .errors import ConfigError, nearest, problems
 
 
@@ -38,7 +38,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     model = study_type()
     schema = model.model_json_schema()
     found = _problems(model, schema, raw)
-    found |= _tuning_problems(model, schema, raw)
+    # Tuned values are tried in the study as it is resolved, unless it has problems of its own.
+    base = raw if found else model.model_validate(raw).model_dump()
+    found |= _tuning_problems(model, schema, raw.get("tune"), base, whole=not found)
     variants, baseline = raw.get("variants"), raw.get("baseline")
     if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
         found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
@@ -49,6 +51,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(str(path), ["is a folder; expected a YAML file"])
     if not path.is_file():
         there = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.name else []
         raise ConfigError(str(path), [f"no such file{nearest(path.name, there)}"])
@@ -64,7 +68,7 @@ def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
             raise ConfigError(source, ["expected keys and values, as in study: NAME"])
         merged = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         raw: Any = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, TypeError) as error:
         raise ConfigError(source, [f"cannot be read as YAML: {error}"]) from error
     return {str(key): value for key, value in raw.items()}
 
@@ -107,23 +111,28 @@ def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -
 
 
 def _tuning_problems(
-    model: type[Study], schema: dict[str, Any], raw: dict[str, Any]
+    model: type[Study], schema: dict[str, Any], tune: Any, base: dict[str, Any], *, whole: bool
 ) -> dict[str, str]:
-    """Tries each tuned value in its place, and reports what is wrong there."""
-    tune = raw.get("tune")
-    if not isinstance(tune, dict):
-        return {}
+    """Tries each tuned value in its place.
+
+    Args:
+        model: The type of studies.
+        schema: Its JSON schema.
+        tune: The section as it was given.
+        base: The study to try the values in.
+        whole: Whether all that is then wrong is the value's fault, or only what is wrong in its
+            place, since the study has other problems.
+    """
     found = {}
-    for path, values in flatten(tune).items():
-        head, _, rest = path.partition(".")
-        if path == "seeds" or not isinstance(values, list):
+    for path, values in flatten(tune if isinstance(tune, dict) else {}).items():
+        if path == "seeds":
             continue
-        if head not in TUNABLE or not rest:
-            among = ", ".join(f"{name}.*" for name in TUNABLE)
-            found[f"tune.{path}"] = f"cannot be tuned; expected one of {among}"
-            continue
-        for value in values:
-            for where, what in _problems(model, schema, with_values(raw, {path: value})).items():
+        if not is_tunable(path):
+            found[f"tune.{path}"] = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
+        for value in values if is_tunable(path) and isinstance(values, list) else []:
+            for where, what in _problems(model, schema, with_values(base, {path: value})).items():
                 if where == path or where.startswith((f"{path}.", f"{path}[")):
                     found[f"tune.{path}"] = what
+                elif whole:
+                    found[f"tune.{path}"] = f"with {value!r}, {where}: {what}"
     return found

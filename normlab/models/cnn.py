@@ -12,12 +12,17 @@ from ..spec import Spec
 from .block import Activation, Norm, NormPosition, needs_bias, normalize_and_activate
 from .convolution import convolution
 
+Initialization = Literal["he_normal", "glorot_uniform"]
+
 
 class CNN(nn.Module):
     """3x3 convolutions, each with norm and activation, and a linear head.
 
     With channels (32, 64), padding "valid", head "flatten" and the norm after the activation, it is
     the well-known Keras example: Conv 32, BatchNorm, Conv 64, BatchNorm, Flatten, Dense.
+
+    Raises:
+        ValueError: At the call, if the image is too small for the convolutions.
 
     Attributes:
         channels: Channels of each convolution.
@@ -27,6 +32,7 @@ class CNN(nn.Module):
         padding: "same" or "valid".
         head: What comes before the linear head: all positions ("flatten") or their mean
             ("global_average").
+        initialization: Initializer of all kernels, by its name in Flax.
         activation: Name of the activation.
         norm_position: Whether the norm stands before or after the activation.
         dtype: Dtype of the computation; logits are float32.
@@ -38,6 +44,7 @@ class CNN(nn.Module):
     strides: tuple[int, ...] = ()
     padding: Literal["same", "valid"] = "same"
     head: Literal["flatten", "global_average"] = "flatten"
+    initialization: Initialization = "he_normal"
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     dtype: DTypeLike = jnp.float32
@@ -45,9 +52,16 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch _"]:
         """Returns the logits of a batch of images."""
+        initializer = getattr(nn.initializers, self.initialization)()
         strides = self.strides or (1,) * len(self.channels)
         for i, (channels, stride) in enumerate(zip(self.channels, strides, strict=True)):
             norm = self.norm(name=f"norm_{i}")
+            if self.padding == "valid" and min(x.shape[1:3]) < 3:
+                raise ValueError(
+                    f"CNN: nothing of the image is left for convolution {i + 1} of "
+                    f"{len(self.channels)}, whose input has {x.shape[1]} x {x.shape[2]} positions. "
+                    'Use fewer channels, or padding="same".'
+                )
             x = nn.Conv(
                 channels,
                 (3, 3),
@@ -55,13 +69,14 @@ class CNN(nn.Module):
                 padding=self.padding.upper(),
                 use_bias=needs_bias(norm, self.norm_position),
                 dtype=self.dtype,
-                kernel_init=nn.initializers.he_normal(),
+                kernel_init=initializer,
                 conv_general_dilated=convolution,
                 name=f"conv_{i}",
             )(x)
             x = normalize_and_activate(x, norm, self.activation, self.norm_position, train=train)
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+        head = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer, name="head")
+        return head(x).astype(jnp.float32)
 
 
 class CNNSpec(Spec):
@@ -72,6 +87,7 @@ class CNNSpec(Spec):
     strides: tuple[PositiveInt, ...] = ()
     padding: Literal["same", "valid"] = "same"
     head: Literal["flatten", "global_average"] = "flatten"
+    initialization: Initialization = "he_normal"
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
 

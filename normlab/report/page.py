@@ -7,7 +7,6 @@ from typing import Any
 import altair as alt
 import jinja2
 import vl_convert
-from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from ..compare.store import write_whole
@@ -67,7 +66,7 @@ def _html(study: Study, made: list[Figure]) -> str:
         figures=made,
         charts={figure.name: _for_page(figure) for figure in made},
         style=style("var(--ink)", "var(--quiet)", "var(--line)", "transparent"),
-        library=Markup(_library()),
+        library=_library(),
     )
 
 

@@ -1,12 +1,10 @@
 """A study as its folder tells it: configuration, environment, results and what they mean."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.paths import with_values
 from ..compare.statistics import Summary, summarize
 from ..compare.store import Result, Store
 
@@ -66,7 +64,10 @@ def read_study(folder: str | Path) -> Study:
     config, environment, stored = store.config(), store.environment(), store.results()
     variants = list(config["variants"])
     tuned = {path: it for path, it in (config.get("tune") or {}).items() if path != "seeds"}
-    results = tuple(it for it in stored if _belongs(it, config, tuned, environment))
+    plan = store.plan()
+    results = tuple(
+        it for it in stored if (plan is None or it.id in plan) and it.variant in variants
+    )
     points = math.prod(len(values) for values in tuned.values())
     return Study(
         config=config,
@@ -80,28 +81,3 @@ def read_study(folder: str | Path) -> Study:
             "final": len(variants) * config["seeds"],
         },
     )
-
-
-def _belongs(
-    result: Result,
-    config: Mapping[str, Any],
-    tuned: Mapping[str, Sequence[Any]],
-    environment: Mapping[str, Any],
-) -> bool:
-    """Whether a run is one of this configuration and environment.
-
-    A study that is changed and run again leaves runs behind that no longer count. What determined
-    a run is compared with what would determine it now, as far as both are written down.
-    """
-    if result.variant not in config["variants"]:
-        return False
-    if result.phase == "tune" and not (
-        result.values.keys() == tuned.keys()
-        and all(value in tuned[path] for path, value in result.values.items())
-    ):
-        return False
-    now = with_values(config, result.values) | {
-        **environment,
-        "variant": config["variants"][result.variant],
-    }
-    return all(now[key] == value for key, value in result.identity.items() if key in now)

@@ -203,7 +203,7 @@ class Trainer:
         """
         start = time.perf_counter()
         traced = self._traced(values or {})
-        state = self._compiled_initialize(jnp.uint32(seed), traced)
+        state = self.initialize(seed, values)
         epochs: list[EpochMetrics] = []
         diverged = False
         while len(epochs) < self._train_spec.epochs and not diverged:

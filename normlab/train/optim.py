@@ -108,7 +108,10 @@ def learning_rates(
     if spec.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, remaining)
     elif spec.schedule == "step":
-        factors = {round(share * steps) - warmup: spec.step_factor for share in spec.milestones}
+        factors: dict[int, float] = {}
+        for share in spec.milestones:  # Two may fall on one step of a short run.
+            step = round(share * steps) - warmup
+            factors[step] = factors.get(step, 1.0) * spec.step_factor
         schedule = optax.piecewise_constant_schedule(learning_rate, factors)
     else:
         schedule = optax.constant_schedule(learning_rate)

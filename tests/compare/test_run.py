@@ -1,6 +1,9 @@
 """Studies from configuration to results: fair tuning, pairing, going on, leaving things whole."""
 
+import importlib
 import json
+import linecache
+import sys
 
 import pytest
 
@@ -11,6 +14,7 @@ from normlab.compare.statistics import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.report import read_study
+from normlab.variants import VARIANTS
 
 CONFIG = {
     "study": "small",
@@ -103,8 +107,47 @@ def test_a_changed_study_in_the_same_folder_reports_its_own_runs_only(tmp_path):
     run(tmp_path, study(tune=None, train={"epochs": 1}, seeds=2))
     assert len(Store(tmp_path).results()) == 2 * 3 + 2 * 2
     report = read_study(tmp_path)
-    assert len(report.results) == 2 * 2
+    assert len(report.results) == report.planned["final"] == 2 * 2
     assert {len(result.curve.train_loss) for result in report.results} == {1}
+    # Fewer seeds than before: the surplus is left out. Tuned to the very value that was the
+    # configuration's own: the runs count under their values.
+    again = {"tune": {"optimizer.learning_rate": [0.1]}, "train": {"epochs": 1}, "seeds": 1}
+    run(tmp_path, study(**again))
+    report = read_study(tmp_path)
+    assert {p: report.done(p) for p in ("tune", "final")} == report.planned
+    assert [it.accuracy.count for it in report.summary.variants] == [1, 1]
+
+
+def test_variants_whose_names_share_a_file_name_stay_apart(tmp_path):
+    same = {"layer": "rms_norm"}
+    names = ["a b", "a_b", "a/b", "bn²", "[/b]"]
+    run(tmp_path, study(variants=dict.fromkeys(names, same), tune=None, seeds=1))
+    report = read_study(tmp_path)
+    assert sorted(result.variant for result in report.results) == sorted(names)
+
+
+def test_a_layer_that_was_edited_is_run_again(tmp_path, monkeypatch, request):
+    monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(lambda: VARIANTS.pop("edited", None))
+    folders = []
+    for factor in (1, 2):
+        (tmp_path / "edited.py").write_text(
+            "import normlab\nfrom flax import linen as nn\n"
+            "class Edited(nn.Module):\n"
+            "    @nn.compact\n"
+            f"    def __call__(self, x, use_running_average=None):\n        return {factor} * x\n"
+            "normlab.register('edited', Edited)\n"
+        )
+        sys.modules.pop("edited", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        importlib.import_module("edited")
+        made = study(tune=None, seeds=1, variants={"own": {"layer": "edited"}})
+        run(tmp_path / "runs_of_it", made)
+        folders.append(read_study(tmp_path / "runs_of_it"))
+    assert [len(report.results) for report in folders] == [1, 1]
+    assert folders[1].left_out == 1
+    assert folders[0].results[0].curve != folders[1].results[0].curve
 
 
 def test_a_diverged_run_is_recorded_and_does_not_stop_the_study(tmp_path):

@@ -89,7 +89,7 @@ def test_all_problems_are_told_at_once_with_path_and_nearest_name():
             "'x' was given",
             "tune.optimizer.learning_rte: unknown key; did you mean 'learning_rate'?",
             "tune.optimizer.momentum: should be less than 1, but 1.5 was given",
-            "tune.seeds: should be greater than 0, but 0 was given",
+            "tune.seeds: should be greater than or equal to 1, but 0 was given",
             "baseline: 'bach' is no variant; did you mean 'batch'?",
         ]
     )
@@ -108,6 +108,55 @@ def test_a_layer_checks_its_own_fields():
 @pytest.mark.parametrize("path", ["variants.batch.momentum", "seeds", "study"])
 def test_only_what_all_arms_share_can_be_tuned(path):
     assert any("cannot be tuned" in line for line in problems(QUICKSTART, f"tune.{path}.x=[1]"))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "told"),
+    [
+        ("optimizer.learning_rat=[0.1]", "unknown key; did you mean 'learning_rate'?"),
+        ("optimizer.schedule=[cosin]", "'cosin' is not known; did you mean 'cosine'?"),
+        ("optimizer.beta1=[0.9]", "unknown key"),
+        ("optimizer.name=[sgd, adam]", "cannot be tuned"),
+        ("data.validation=[0.1, 0.2]", "cannot be tuned"),
+        ("optimizer.learning_rate=[0.1, 0.1]", "repeats one"),
+        ("model.hidden=[[8], [16]]", "expected a number, a word or true or false"),
+        ("optimizer.milestones=[3]", "should be a list"),
+        ("train.epochs=3", "should be a list"),
+    ],
+)
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_tuned_values_are_checked_in_their_place(tmp_path, tuned, told, with_optimizer):
+    given = yaml.safe_load(QUICKSTART.read_text())
+    given["tune"] = {}
+    if not with_optimizer:
+        del given["optimizer"]
+    file = tmp_path / "tuned.yaml"
+    file.write_text(yaml.safe_dump(given, sort_keys=False))
+    assert any(told in line and line.startswith("tune") for line in problems(file, f"tune.{tuned}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("variants.batch=batch_norm", "should be keys and values"),
+        ("variants.batch.axis=[a]", "variants.batch.axis[0]: "),
+        ("model={name: resnet, depth: 9}", "expected one of 8, 20, 32, 44, 56 or 110"),
+        ("model.hidden.0=16", "incompatible container types"),
+        ("seeds=1000000000", "less than or equal to 10000"),
+    ],
+)
+def test_odd_values_are_told_in_words_of_the_file(override, told):
+    assert any(told in line for line in problems(QUICKSTART, override)), problems(
+        QUICKSTART, override
+    )
+
+
+def test_a_study_without_variants_and_a_folder_are_refused(tmp_path):
+    file = tmp_path / "none.yaml"
+    file.write_text("study: none\nmodel: {name: mlp}\nvariants: {}\n")
+    (told,) = problems(file)
+    assert told.startswith("variants: ")
+    assert problems(tmp_path) == ["is a folder; expected a YAML file"]
 
 
 def test_missing_keys_are_named(tmp_path):

@@ -26,46 +26,32 @@ def test_a_study_without_tuning_plans_none(tmp_path):
     assert study.setting == "digits · mlp · sgd · 1 epoch · 2 variants · 1 seed"
 
 
-@pytest.mark.parametrize("again", [{"epochs": 9}, {"optimizer": "adam"}])
-def test_runs_of_an_earlier_configuration_are_left_out(tmp_path, again):
-    draw_study(tmp_path, TWO, seeds=2)
-    earlier = {it.id for it in Store(tmp_path).results()}
-    for path in (tmp_path / "runs").iterdir():
-        path.rename(path.with_name(f"old-{path.name}"))
-        renamed = path.with_name(f"old-{path.name}")
-        renamed.write_text(renamed.read_text().replace('{"id":"', '{"id":"old-', 1))
-    draw_study(tmp_path, TWO, seeds=2, **again)
-    study = read_study(tmp_path)
-    assert {it.id for it in study.results} == earlier
-    assert study.left_out == len(earlier)
-
-
-def test_runs_under_other_versions_are_left_out(tmp_path):
-    draw_study(tmp_path, TWO, seeds=2)
-    path = tmp_path / "environment.json"
-    path.write_text(path.read_text().replace('"jax": "0.10.2"', '"jax": "0.11.0"'))
-    study = read_study(tmp_path)
-    assert study.results == ()
-    assert study.left_out == 2 * (5 * 2 + 2)
-
-
-def test_tuning_runs_outside_of_a_narrowed_search_space_are_left_out(tmp_path):
+def test_only_the_runs_of_the_plan_count(tmp_path):
     draw_study(tmp_path, TWO, seeds=2)
     store = Store(tmp_path)
-    narrowed = {"optimizer.learning_rate": [0.03, 0.1], "seeds": 2}
-    store.write_config(store.config() | {"tune": narrowed})
+    every = [it.id for it in store.results()]
+    assert read_study(tmp_path).left_out == 0
+    store.write_plan(every[3:])
     study = read_study(tmp_path)
-    assert study.done("tune") == study.planned["tune"] == 2 * 2 * 2
-    assert study.left_out == 2 * 3 * 2
+    assert [it.id for it in study.results] == every[3:]
+    assert study.left_out == 3
 
 
-def test_a_variant_that_left_the_study_is_left_out(tmp_path):
-    draw_study(tmp_path, TWO, seeds=2)
-    store = Store(tmp_path)
-    config = store.config()
-    del config["variants"]["batch"]
-    store.write_config(config)
-    assert {it.variant for it in read_study(tmp_path).results} == {"none"}
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: [1"),
+        ("config.yaml", "study: x"),
+        ("environment.json", '{"packages": '),
+        ("environment.json", "[]"),
+        ("plan.json", "nothing"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path, name, content):
+    draw_study(tmp_path, TWO, seeds=1)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(StoreError, match=rf"(?s){name} .*Run the study again"):
+        read_study(tmp_path)
 
 
 def test_a_folder_without_a_study_and_a_damaged_result_are_named(tmp_path):

@@ -122,6 +122,11 @@ def test_step_schedule_multiplies_at_the_milestones():
     np.testing.assert_allclose(given, expected, rtol=1e-6)
 
 
+def test_milestones_that_fall_on_one_step_both_count():
+    given = rates(steps=4, schedule="step", milestones=(0.5, 0.55), step_factor=0.1)
+    np.testing.assert_allclose(given, [0.5, 0.5, 0.005, 0.005], rtol=1e-6)
+
+
 def test_warmup_rises_in_equal_steps_and_is_part_of_the_run():
     expected = [0.125, 0.25, 0.375, 0.5] + [0.25 * (1 + np.cos(np.pi * s / 6)) for s in range(6)]
     np.testing.assert_allclose(rates(schedule="cosine", warmup_epochs=2), expected, atol=1e-7)
