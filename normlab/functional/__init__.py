@@ -11,6 +11,7 @@ from .ghost import split_groups as split_groups
 from .ghost import spread_groups as spread_groups
 from .moments import Moments as Moments
 from .moments import moments as moments
+from .moments import squared_magnitude as squared_magnitude
 from .moments import unbiased as unbiased
 from .normalize import normalize as normalize
 from .running import update_running as update_running

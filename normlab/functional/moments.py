@@ -59,8 +59,8 @@ def moments(
             pooled.
         axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
         use_mean: If false the mean is taken to be 0, and the variance is the mean square.
-        use_fast_variance: If false, one more pass over the values subtracts the exact mean before
-            squaring. The difference is one of rounding.
+        use_fast_variance: If false, the two-pass formula as it stands, whose mean is one number
+            of the dtype, as in Flax.
 
     Returns:
         The moments, of the rank of `x`.
@@ -84,15 +84,16 @@ def moments(
         count = across_devices(math.prod(x.shape[axis] for axis in axes))
         divisor = max(count, 1)
 
-    if use_mean:
-        shift = lax.stop_gradient(pooled(kept(x)) / divisor)
+    if use_mean and use_fast_variance:
+        shift = _one_number(lax.stop_gradient(pooled(kept(x)) / divisor))
         centred = kept(x - shift)
         residual = pooled(centred) / divisor
-        if use_fast_variance:
-            mean_square = pooled(squared_magnitude(centred)) / divisor
-            variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
-        else:
-            variance = pooled(squared_magnitude(kept(centred - residual))) / divisor
+        mean_square = pooled(squared_magnitude(centred)) / divisor
+        variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
+    elif use_mean:
+        shift = pooled(kept(x)) / divisor
+        variance = pooled(squared_magnitude(kept(x - shift))) / divisor
+        residual = jnp.zeros_like(shift)
     else:
         variance = pooled(squared_magnitude(kept(x))) / divisor
         shift = residual = jnp.zeros_like(variance)
@@ -100,6 +101,19 @@ def moments(
     if mask is not None or count == 0:
         variance = jnp.where(counted > 0, variance, 1)
     return Moments(counted, shift, residual, variance)
+
+
+def _one_number(x: Array) -> Array:
+    """Rounds off the last bit, so that every place of a compiled program sees the same number.
+
+    A compiler that computes a mean anew where it is used may contract the division with the
+    subtraction that follows, and so subtract a number that is not the one it subtracts elsewhere:
+    at mean 1e4 that is as much as the deviation of 1e-2 can bear. A rounding keeps them apart.
+    """
+    if jnp.iscomplexobj(x):
+        return lax.complex(_one_number(x.real), _one_number(x.imag))
+    info = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant - 1)
 
 
 def unbiased(moments: Moments) -> Array:

@@ -1,5 +1,7 @@
 """Running statistics: how those of a batch enter the ones kept for evaluation."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
@@ -54,27 +56,37 @@ def update_running(
 
     new_updates = updates + jnp.sum(usable)
     if momentum is None:
-        total = jnp.maximum(new_updates, 1)
-        kept = updates / total
-        weights = usable / total
+        weights = usable / jnp.maximum(new_updates, 1)
+        kept = 1 - jnp.sum(weights)
     else:
         # Each usable batch multiplies all that came before it by the momentum.
         decay = jnp.where(usable, momentum, 1.0)
-        kept = jnp.prod(decay)
         later = jnp.concatenate([jnp.cumprod(decay[:0:-1])[::-1], jnp.ones(1)])
         weights = usable * (1 - momentum) * later
+        kept = jnp.prod(decay)
         if debias:
-            normalizer = 1 - jnp.power(momentum, new_updates)
-            normalizer = jnp.where(normalizer > 0, normalizer, 1.0)
-            kept = kept * (1 - jnp.power(momentum, updates)) / normalizer
-            weights = weights / normalizer
+            weights = weights / _one_minus_power(momentum, new_updates)
+            kept = 1 - jnp.sum(weights)
 
     column = (-1,) + (1,) * mean.ndim
+
+    counted = usable.reshape(column) & (counts > 0)
 
     def average(old, batches):
         batches = jnp.where(counts > 0, batches, old[None])
         batches = jnp.where(usable.reshape(column), batches, 0)
         new = kept * old + jnp.sum(weights.reshape(column) * batches, axis=0)
-        return jnp.where(jnp.any(usable), new, old).astype(new.dtype)
+        return jnp.where(jnp.any(counted, axis=0), new, old).astype(new.dtype)
 
     return average(mean, batch_mean), average(variance, batch_variance), new_updates
+
+
+def _one_minus_power(momentum: float | Array, updates: Array) -> Array:
+    """Returns 1 - momentum^updates without cancellation; 1 where that is 0."""
+    # In double precision where it can be: the logarithm of a momentum near 1 has few digits left.
+    if isinstance(momentum, float | int):
+        logarithm = math.log(momentum) if momentum > 0 else -math.inf
+    else:
+        logarithm = jnp.log1p(momentum - 1)
+    power = -jnp.expm1(jnp.maximum(updates, 1) * logarithm)
+    return jnp.where(power > 0, power, 1.0)

@@ -16,11 +16,11 @@ from .shared import (
     Axes,
     AxisName,
     check_choice,
-    full_mask,
     in_statistics_dtype,
     normalized,
     other_axes,
     resolve_axes,
+    with_mask,
 )
 
 
@@ -62,7 +62,8 @@ class BatchNorm(nn.Module):
         axis_name: Named axis (of `vmap` or `shard_map`) over whose devices statistics are pooled,
             by sums and counts. Under `jit` with a sharded batch they always are.
         axis_index_groups: Groups of indices of that axis that are pooled among themselves.
-        use_fast_variance: If false, one more pass over the input refines the variance.
+        use_fast_variance: If false, the two-pass formula of Flax, whose mean is rounded to the
+            dtype. The default is as stable, and its mean is exact to more digits.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics of the batch.
         running_variance: Whether the running variance takes in the `"biased"` variance of a batch
@@ -149,7 +150,7 @@ class BatchNorm(nn.Module):
             )
             return normalized(self, inputs, x, stored, feature_axes, scale, bias)
 
-        mask = full_mask(mask, x)
+        x, mask = with_mask(x, mask)
         y, batches = self._normalize_batch(inputs, x, mask, reduced_axes, feature_axes, scale, bias)
         # Statistics that nobody collects need no variables.
         if self.is_mutable_collection("batch_stats"):

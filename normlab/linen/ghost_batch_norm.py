@@ -88,6 +88,11 @@ class GhostBatchNorm(BatchNorm):
         bias: ArrayLike | None,
     ) -> tuple[Array, Moments]:
         parts, axis = self._parts(x, reduced_axes)
+        if len(parts) == parts[0].groups == 1:
+            # Not cut at all, so that one group is batch normalization to the bit.
+            whole = moments(x, reduced_axes, mask=mask, use_fast_variance=self.use_fast_variance)
+            y = normalized(self, inputs, x, whole, feature_axes, scale, bias)
+            return y, self._collect(jax.tree.map(lambda a: a[None], whole))
         shifted_axes = tuple(a + 1 for a in reduced_axes)
         groups, spread = [], []
         for part in parts:  # One, or two where the last group has a size of its own.
@@ -116,18 +121,20 @@ class GhostBatchNorm(BatchNorm):
             )
         axis = reduced_axes[0]
         examples = x.shape[axis]
-        if self.is_initializing():
+        if self.is_initializing() and examples % self.ghost_batch_size:
             # Shapes are all that counts here, and the batch is often a single example.
             return (Part(0, 1, examples),), axis
         parts = ghost_parts(examples, self.ghost_batch_size, self.remainder)
         values = math.prod(x.shape[a] for a in reduced_axes[1:])
-        for part in parts:
+        for part in parts if not self.is_initializing() else ():
             self._refuse_single_value(x, part.group_size * values)
         return parts, axis
 
     def _collect(self, groups: Moments) -> Moments:
         """Turns the statistics of the groups into those that enter the running ones."""
         over_devices = {} if self.is_initializing() else self._over_devices()
+        if len(groups.counted) == 1 and not over_devices:
+            return self._for_running(groups)
         if self.running == "pooled":
             return self._for_running(pool_moments(groups, **over_devices))
         groups = self._for_running(groups)

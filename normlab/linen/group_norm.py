@@ -14,10 +14,10 @@ from ..functional import moments, pool_moments
 from .shared import (
     Axes,
     AxisName,
-    full_mask,
     in_statistics_dtype,
     normalized,
     resolve_axes,
+    with_mask,
 )
 
 
@@ -48,7 +48,8 @@ class GroupNorm(nn.Module):
         axis_name: Named axis over whose devices statistics are pooled, where an example is spread
             over several.
         axis_index_groups: Groups of indices of that axis that are pooled among themselves.
-        use_fast_variance: If false, one more pass over the input refines the variance.
+        use_fast_variance: If false, the two-pass formula of Flax, whose mean is rounded to the
+            dtype. The default is as stable, and its mean is exact to more digits.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics.
         use_running_average: Accepted, as by every layer, and without effect.
@@ -91,6 +92,7 @@ class GroupNorm(nn.Module):
         del use_running_average  # GroupNorm keeps no statistics.
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        x, mask = with_mask(x, mask)
         last = x.ndim - 1
         axes = range(1, x.ndim) if self.reduction_axes is None else self.reduction_axes
         axes = resolve_axes(axes if last else -1, x.ndim, "reduction_axes")
@@ -104,7 +106,7 @@ class GroupNorm(nn.Module):
         of_channel = moments(
             x,
             axes[:-1],
-            mask=full_mask(mask, x),
+            mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,

@@ -13,11 +13,11 @@ from ..functional import moments
 from .shared import (
     Axes,
     AxisName,
-    full_mask,
     in_statistics_dtype,
     normalized,
     other_axes,
     resolve_axes,
+    with_mask,
 )
 
 
@@ -43,7 +43,8 @@ class InstanceNorm(nn.Module):
         axis_name: Named axis over whose devices statistics are pooled, where an example is spread
             over several.
         axis_index_groups: Groups of indices of that axis that are pooled among themselves.
-        use_fast_variance: If false, one more pass over the input refines the variance.
+        use_fast_variance: If false, the two-pass formula of Flax, whose mean is rounded to the
+            dtype. The default is as stable, and its mean is exact to more digits.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics.
         use_running_average: Accepted, as by every layer, and without effect.
@@ -83,16 +84,18 @@ class InstanceNorm(nn.Module):
         del use_running_average  # InstanceNorm keeps no statistics.
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        x, mask = with_mask(x, mask)
         feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
         if 0 in feature_axes:
             raise ValueError(
-                f"InstanceNorm: feature_axes={self.feature_axes} includes axis 0 of an input of "
-                f"shape {x.shape}, which holds the examples. Name other axes."
+                "The channel axes cannot include the leading dimension as this is assumed to be "
+                f"the batch axis: InstanceNorm was given feature_axes={self.feature_axes} for an "
+                f"input of shape {x.shape}. Name other axes."
             )
         statistics = moments(
             x,
             other_axes((0, *feature_axes), x.ndim),
-            mask=full_mask(mask, x),
+            mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,

@@ -13,10 +13,10 @@ from ..functional import moments
 from .shared import (
     Axes,
     AxisName,
-    full_mask,
     in_statistics_dtype,
     normalized,
     resolve_axes,
+    with_mask,
 )
 
 
@@ -43,7 +43,8 @@ class LayerNorm(nn.Module):
         axis_name: Named axis over whose devices statistics are pooled, where an example is spread
             over several.
         axis_index_groups: Groups of indices of that axis that are pooled among themselves.
-        use_fast_variance: If false, one more pass over the input refines the variance.
+        use_fast_variance: If false, the two-pass formula of Flax, whose mean is rounded to the
+            dtype. The default is as stable, and its mean is exact to more digits.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics.
         use_running_average: Accepted, as by every layer, and without effect.
@@ -80,10 +81,11 @@ class LayerNorm(nn.Module):
         del use_running_average  # LayerNorm keeps no statistics.
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        x, mask = with_mask(x, mask)
         statistics = moments(
             x,
             resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
-            mask=full_mask(mask, x),
+            mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,

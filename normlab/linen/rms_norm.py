@@ -13,10 +13,10 @@ from ..functional import moments
 from .shared import (
     Axes,
     AxisName,
-    full_mask,
     in_statistics_dtype,
     normalized,
     resolve_axes,
+    with_mask,
 )
 
 
@@ -76,10 +76,11 @@ class RMSNorm(nn.Module):
         del use_running_average  # RMSNorm keeps no statistics.
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        x, mask = with_mask(x, mask)
         statistics = moments(
             x,
             resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
-            mask=full_mask(mask, x),
+            mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_mean=False,

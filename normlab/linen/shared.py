@@ -9,7 +9,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import Moments, normalize
+from ..functional import Moments, normalize, squared_magnitude
 
 Axes = int | Sequence[int]
 AxisName = str | tuple[str, ...]
@@ -48,14 +48,17 @@ def other_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in axes)
 
 
-def full_mask(mask: ArrayLike | None, x: Array) -> Array | None:
-    """Returns the mask in the shape of the input.
+def with_mask(x: Array, mask: ArrayLike | None) -> tuple[Array, Array | None]:
+    """Returns the input and the mask in its shape.
+
+    Masked values whose square is not finite become 0. Otherwise they would turn the gradient of the
+    scale, a sum over all values, into NaN, even where the loss leaves them out.
 
     Raises:
         ValueError: If the mask does not broadcast to the input.
     """
     if mask is None:
-        return None
+        return x, None
     mask = jnp.asarray(mask, bool)
     try:
         fits = np.broadcast_shapes(mask.shape, x.shape) == x.shape
@@ -69,7 +72,8 @@ def full_mask(mask: ArrayLike | None, x: Array) -> Array | None:
         )
     # Written out with a rank of its own, since a lower rank would broadcast silently.
     mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-    return jnp.broadcast_to(mask, x.shape)
+    mask = jnp.broadcast_to(mask, x.shape)
+    return jnp.where(mask | jnp.isfinite(squared_magnitude(x)), x, 0), mask
 
 
 def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) -> Array:
