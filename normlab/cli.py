@@ -246,5 +246,5 @@ def _field(item: tuple[str, Any]) -> str:
     """Says a field of a JSON schema in a few signs: its name, and choices or default."""
     name, schema = item
     if "enum" in schema:
-        return f"{name}={'|'.join(schema['enum'])}"
+        return f"{name}={'|'.join(map(str, schema['enum']))}"
     return f"{name}={schema['default']}" if "default" in schema else name

@@ -1,5 +1,6 @@
 """The README says what is so: its snippets run, its studies are those of the repository."""
 
+import json
 import re
 from pathlib import Path
 
@@ -42,3 +43,25 @@ def test_the_commands_shown_install_this_project():
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
 def test_links_and_pictures_exist(target):
     assert (ROOT / target).is_file()
+
+
+def rows_of_summary():
+    """The README's table of the quickstart, from the committed numbers."""
+    numbers = json.loads((ROOT / "experiments/quickstart/results/summary.json").read_text())
+    variants = numbers["summary"]["variants"]
+
+    def percent(estimate, sign=""):
+        if estimate is None:
+            return "baseline"
+        mean, low, high = (100 * it for it in (estimate["mean"], *estimate["interval"]))
+        return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+
+    for it in sorted(variants, key=lambda it: -it["accuracy"]["mean"]):
+        (rate,) = it["values"].values()
+        difference = percent(it["difference"], "+")
+        yield f"| {it['name']} | {percent(it['accuracy'])} | {difference} | {rate} |"
+
+
+def test_the_table_shown_is_what_the_quickstart_came_to():
+    for row in rows_of_summary():
+        assert row in README
