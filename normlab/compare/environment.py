@@ -22,7 +22,7 @@ def environment(command: str) -> dict[str, Any]:
         "command": command,
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} CPU cores",
         "git_revision": _git_revision(),
     }
