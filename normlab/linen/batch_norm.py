@@ -103,6 +103,11 @@ class BatchNorm(nn.Module):
                 f"{type(self).__name__}: momentum={self.momentum} is the share of the running "
                 "statistics that an update keeps, between 0 and 1, or None to average all batches."
             )
+        if self.debias and self.momentum == 1:
+            raise ValueError(
+                f"{type(self).__name__}: debias=True needs a momentum below 1, since a momentum of "
+                "1 takes in nothing that could be debiased."
+            )
         super().__post_init__()
 
     @nn.compact

@@ -124,6 +124,9 @@ def _headline(summary: Summary) -> str:
     if not summary.leads:
         return f"{best.name} reached {reached}; there is nothing to compare it with yet."
     rivals = [name for name, lead in summary.leads.items() if lead.verdict != "better"]
+    pairs = min(lead.count for lead in summary.leads.values())
+    if not rivals and pairs < ENOUGH_PAIRS:
+        return f"{best.name} came first with {reached}, but {pairs} seeds are too few to be sure."
     if not rivals:
         return f"{best.name} won with {reached}."
     named = listed(rivals) if len(rivals) <= 3 else f"{len(rivals)} other variants"

@@ -309,3 +309,8 @@ def test_unequal_shards_pool_their_statistics(rule):
         np.testing.assert_allclose(updates["batch_stats"]["mean"], oracle.mean, rtol=1e-5)
         np.testing.assert_allclose(updates["batch_stats"]["var"], oracle.variance, rtol=1e-5)
     assert updates["batch_stats"].get("count", 2) == 2
+
+
+def test_a_debiased_average_that_takes_in_nothing_is_refused():
+    with pytest.raises(ValueError, match="momentum below 1"):
+        nl.BatchNorm(momentum=1.0, debias=True)
