@@ -65,6 +65,13 @@ def test_a_clear_winner_won():
     assert found.remarks == ()
 
 
+def test_a_lead_over_few_seeds_is_not_called_a_win():
+    few = difference(0.02, 0.01, 0.03, count=3)
+    found = conclude(study(variant("base", 0.90), variant("a", 0.92, few), leads={"base": few}))
+    expected = "a came first with 92.00% test accuracy, but 3 seeds are too few to be sure."
+    assert found.headline == expected
+
+
 def test_a_winner_that_may_be_lucky_only_came_first():
     found = conclude(
         study(
