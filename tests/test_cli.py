@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
-ENVIRONMENT = {**os.environ, "COLUMNS": "100", "XLA_FLAGS": "", "TERM": "dumb"}
+# No data folder: what a command says of data sets must not depend on who runs the tests.
+ENVIRONMENT = {
+    **os.environ,
+    "COLUMNS": "100",
+    "XLA_FLAGS": "",
+    "TERM": "dumb",
+    "NORMLAB_DATA": "",
+}
 STUDY = {
     "study": "small",
     "data": {"name": "digits", "batch_size": 32, "train_examples": 320},
@@ -106,8 +113,6 @@ def test_list_and_data_name_everything(tmp_path):
     ],
 )
 def test_a_users_mistake_is_told_without_a_traceback(config, monkeypatch, arguments, told):
-    monkeypatch.delenv("NORMLAB_DATA", raising=False)
-    monkeypatch.setitem(ENVIRONMENT, "NORMLAB_DATA", "")
     done = normlab(*arguments, folder=config.parent, code=2)
     assert told in done.stderr
     assert not (config.parent / "runs").exists()
