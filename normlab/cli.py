@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from tyro.conf import Positional
 
-from .errors import UserError
+from .errors import UserError, nearest
 
 if TYPE_CHECKING:
     from .train import EpochMetrics
@@ -108,7 +108,7 @@ def train(
     from .compare.grid import Run
     from .compare.run import Workbench
     from .compare.store import Store
-    from .config import ConfigError, load_study, nearest
+    from .config import ConfigError, load_study
 
     study = load_study(config, overrides)
     variant = variant or study.baseline
@@ -157,20 +157,42 @@ def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
 
 
 @app.command(name="list")
-def list_everything() -> None:
-    """List what a study can name: variants with their fields, models, optimizers, data sets."""
-    from .data import DataSpec
-    from .models import CNNSpec, MLPSpec, ResNetSpec
-    from .train import AdamSpec, SGDSpec, TrainSpec
-    from .variants import VARIANTS, settable_fields
+def list_names(
+    variant: Annotated[
+        str, Positional, tyro.conf.arg(metavar="[VARIANT]", help_behavior_hint="(optional)")
+    ] = "",
+    /,
+) -> None:
+    """List what a study can name, or show one variant: formula, fields, an example.
 
-    console.print("variants (layer:)", style="bold")
-    for name, variant in VARIANTS.items():
-        console.print(f"  {name}: over {variant.statistics}; {variant.source}")
-        _print_indented(", ".join(settable_fields(variant.layer)))
+    Args:
+        variant: A variant to show whole, as in normlab list batch_renorm.
+    """
+    if variant:
+        _show_variant(variant)
+        return
+    from typing import get_args
+
+    from .catalog import variables
+    from .data import DataSpec
+    from .models import ModelSpec
+    from .train import OptimizerSpec, TrainSpec
+    from .variants import COSTS, VARIANTS
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("variant", "statistics over", "keeps", "cost", "source"):
+        table.add_column(column, overflow="fold")
+    for name, entry in VARIANTS.items():
+        keeps = ", ".join(variables(entry).get("batch_stats", {}))
+        table.add_row(name, entry.statistics, keeps, entry.cost, entry.source)
+    console.print(table)
+    console.print("\ncost, beside reading the input and writing the result:")
+    for cost, meaning in COSTS.items():
+        console.print(f"  {cost:<10}{meaning}")
+    console.print("\nnormlab list VARIANT shows one: formula, fields, an example.")
     for title, specs in {
-        "model": (MLPSpec, CNNSpec, ResNetSpec),
-        "optimizer": (SGDSpec, AdamSpec),
+        "model": get_args(get_args(ModelSpec)[0]),
+        "optimizer": get_args(get_args(OptimizerSpec)[0]),
         "data": (DataSpec,),
         "train": (TrainSpec,),
     }.items():
@@ -182,6 +204,44 @@ def list_everything() -> None:
             if names:
                 console.print(f"  {', '.join(names)}")
             _print_indented(", ".join(map(_field, fields.items())))
+
+
+def _show_variant(name: str) -> None:
+    from .catalog import field_entries, summary, variables
+    from .variants import COSTS, VARIANTS
+
+    if name not in VARIANTS:
+        raise UserError(f"{name!r} is no variant{nearest(name, VARIANTS)}")
+    variant = VARIANTS[name]
+    layer = variant.layer.__name__
+    held = {
+        collection: ", ".join(f"{variable} ({shape})" for variable, shape in entries.items())
+        for collection, entries in variables(variant).items()
+    }
+    console.print(f"{name}: {summary(variant)}", style="bold")
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    for row in (
+        ("formula", variant.formula),
+        ("source", variant.source),
+        ("statistics", variant.statistics),
+        ("learns", held.get("params", "nothing")),
+        ("keeps", held.get("batch_stats", "nothing")),
+        ("cost", f"{variant.cost}: {COSTS.get(variant.cost, 'not stated')}"),
+    ):
+        facts.add_row(*row)
+    console.print(Padding(facts, (1, 0)))
+    table = Table(box=None, pad_edge=False)
+    for column in ("field", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    entries = field_entries(variant)
+    for entry in entries:
+        table.add_row(*entry)
+    console.print(table)
+    settable = f", {entries[0].name}: {entries[0].default}" if entries else ""
+    console.print("\nin a study")
+    console.print(f"  variants:\n    mine: {{layer: {name}{settable}}}")
+    console.print("in a Flax model")
+    console.print(f"  x = normlab.{layer}()(x, use_running_average=not train)")
 
 
 @app.command

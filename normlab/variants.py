@@ -6,16 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from flax import linen as nn
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from . import linen
 from .spec import Spec
 
 # Fields that the model decides on, or that need a named axis around it.
 _NOT_SETTABLE = {"parent", "name", "use_running_average", "axis_name", "axis_index_groups"}
+
+# The parts of a study of which an arm may have other fields than the others.
+OVERRIDABLE = ("model", "optimizer")
+
+# What a layer costs beside reading its input and writing its output.
+COSTS = {
+    "pointwise": "no reduction",
+    "example": "one reduction inside each example or position",
+    "batch": "one reduction over the batch, and over the devices that share it",
+    "both": "reductions over the batch and inside each example",
+    "window": "a sum over a sliding window of channels",
+}
 
 
 @dataclass(frozen=True)
@@ -27,23 +39,52 @@ class Variant:
         layer: The Flax module.
         statistics: What its training statistics are taken over, in words.
         source: Where it was published.
+        formula: What it computes in training, in the names of its parameters and fields.
+        cost: One of `COSTS`.
     """
 
     name: str
     layer: type[nn.Module]
     statistics: str
     source: str
+    formula: str
+    cost: str
+
+
+def _without_name(given: dict[str, Any]) -> dict[str, Any]:
+    if "name" in given:
+        raise ValueError("an arm keeps the name that the study gives; only other fields can differ")
+    return given
+
+
+Overrides = Annotated[dict[str, Any], AfterValidator(_without_name)]
 
 
 class VariantSpec(Spec):
-    """An arm of a comparison: a layer by its registered name, and fields of it."""
+    """An arm of a comparison: a layer by its registered name, and fields of it.
+
+    Attributes:
+        layer: The layer's name.
+        model: Fields of the model that are others for this arm than for the study.
+        optimizer: Fields of the optimizer, likewise.
+    """
 
     layer: str
+    model: Overrides = Field(default_factory=dict)
+    optimizer: Overrides = Field(default_factory=dict)
 
     def constructor(self) -> Callable[..., nn.Module]:
         """Returns the layer with the given fields, to be called as `norm(name=...)`."""
-        given = self.model_dump(exclude={"layer"}, exclude_unset=True)
+        given = self.model_dump(exclude={*VariantSpec.model_fields}, exclude_unset=True)
         return partial(VARIANTS[self.layer].layer, **given)
+
+    def overrides(self) -> dict[str, Any]:
+        """Returns what differs for this arm, by dotted path in the study."""
+        return {
+            f"{part}.{field}": value
+            for part in OVERRIDABLE
+            for field, value in getattr(self, part).items()
+        }
 
     @model_validator(mode="after")
     def _let_the_layer_check(self) -> "VariantSpec":
@@ -63,6 +104,8 @@ def register(
     *,
     statistics: str = "not stated",
     source: str = "not stated",
+    formula: str = "not stated",
+    cost: str = "not stated",
 ) -> Any:
     """Adds a layer to the table of variants, as a call or as a decorator.
 
@@ -83,7 +126,9 @@ def register(
         name: How configurations call it.
         layer: A Flax module whose call takes `use_running_average`; all its fields need defaults.
         statistics: What its training statistics are taken over, for `normlab list`.
-        source: Where it was published, for `normlab list`.
+        source: Where it was published, likewise.
+        formula: What it computes, likewise.
+        cost: What it costs, likewise: "pointwise", "example", "batch", "both" or "window".
 
     Returns:
         The layer, or a decorator that returns it.
@@ -92,7 +137,9 @@ def register(
         ValueError: If the name is taken or the layer cannot stand in a model.
     """
     if layer is None:
-        return partial(register, name, statistics=statistics, source=source)
+        return partial(
+            register, name, statistics=statistics, source=source, formula=formula, cost=cost
+        )
     taken = VARIANTS.get(name)
     # The same class from a module that is loaded again replaces itself.
     if taken and (taken.layer.__module__, taken.layer.__qualname__) != (
@@ -104,7 +151,7 @@ def register(
             f"{taken.layer.__qualname__}; choose another."
         )
     _check_layer(name, layer)
-    VARIANTS[name] = Variant(name, layer, statistics, source)
+    VARIANTS[name] = Variant(name, layer, statistics, source, formula, cost)
     return layer
 
 
@@ -144,16 +191,19 @@ def _check_layer(name: str, layer: Any) -> None:
             "defaults."
         )
     try:
-        taken = [field for field in settable_fields(layer) if hasattr(VariantSpec, field)]
+        taken = [
+            field
+            for field in settable_fields(layer)
+            if field in VariantSpec.model_fields or hasattr(VariantSpec, field)
+        ]
     except NameError as error:
         raise ValueError(
             f"register({name!r}): an annotation of {layer.__qualname__} cannot be resolved: {error}"
         ) from error
-    if taken or "layer" in settable_fields(layer):
+    if taken:
         raise ValueError(
-            f"register({name!r}): {layer.__qualname__} has a field "
-            f"{', '.join(taken) or 'layer'}, a name that a configuration has another use for; "
-            "rename it."
+            f"register({name!r}): {layer.__qualname__} has a field {', '.join(taken)}, a name that "
+            "a configuration has another use for; rename it."
         )
 
 
@@ -185,13 +235,174 @@ def _is_plain(annotation: Any) -> bool:
     return annotation in (bool, int, float, str, NoneType)
 
 
-for _name, _layer, _statistics, _source in [
-    ("identity", linen.Identity, "none", "control arm"),
-    ("batch_norm", linen.BatchNorm, "batch", "Ioffe and Szegedy, 2015"),
-    ("ghost_batch_norm", linen.GhostBatchNorm, "groups of the batch", "Hoffer et al., 2017"),
-    ("layer_norm", linen.LayerNorm, "features of a position", "Ba et al., 2016"),
-    ("rms_norm", linen.RMSNorm, "features of a position", "Zhang and Sennrich, 2019"),
-    ("group_norm", linen.GroupNorm, "channel groups of an example", "Wu and He, 2018"),
-    ("instance_norm", linen.InstanceNorm, "channels of an example", "Ulyanov et al., 2016"),
-]:
-    register(_name, _layer, statistics=_statistics, source=_source)
+register(
+    "identity",
+    linen.Identity,
+    statistics="none",
+    source="control arm",
+    formula="y = x",
+    cost="pointwise",
+)
+register(
+    "affine",
+    linen.Affine,
+    statistics="none",
+    source="Touvron et al., 2021",
+    formula="y = scale x + bias",
+    cost="pointwise",
+)
+register(
+    "dynamic_tanh",
+    linen.DynamicTanh,
+    statistics="none",
+    source="Zhu et al., 2025",
+    formula="y = scale tanh(alpha x) + bias",
+    cost="pointwise",
+)
+register(
+    "dynamic_erf",
+    linen.DynamicErf,
+    statistics="none",
+    source="Chen et al., 2025",
+    formula="y = scale erf(alpha x + shift) + bias",
+    cost="pointwise",
+)
+register(
+    "batch_norm",
+    linen.BatchNorm,
+    statistics="batch",
+    source="Ioffe and Szegedy, 2015",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias",
+    cost="batch",
+)
+register(
+    "ghost_batch_norm",
+    linen.GhostBatchNorm,
+    statistics="groups of the batch",
+    source="Hoffer et al., 2017",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias, of each group of examples",
+    cost="batch",
+)
+register(
+    "batch_renorm",
+    linen.BatchRenorm,
+    statistics="batch, corrected by running",
+    source="Ioffe, 2017",
+    formula=(
+        "y = scale ((x - mean) / deviation r + d) + bias, r = clip(deviation / "
+        "running), d = clip((mean - running mean) / running)"
+    ),
+    cost="batch",
+)
+register(
+    "batch_group_norm",
+    linen.BatchGroupNorm,
+    statistics="batch and channel groups",
+    source="Summers and Dinneen, 2020",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias, of each group of channels",
+    cost="batch",
+)
+register(
+    "switchable_norm",
+    linen.SwitchableNorm,
+    statistics="batch, example and channel",
+    source="Luo et al., 2019",
+    formula=(
+        "y = scale (x - sum_k w_k mean_k) / sqrt(sum_k v_k var_k + epsilon) + "
+        "bias, w and v softmax of mean_weight and variance_weight"
+    ),
+    cost="both",
+)
+register(
+    "evonorm_b0",
+    linen.EvoNormB0,
+    statistics="batch and channel of an example",
+    source="Liu et al., 2020",
+    formula=(
+        "y = scale x / max(sqrt(var + epsilon), v x + sqrt(var of the example + epsilon)) + bias"
+    ),
+    cost="both",
+)
+register(
+    "layer_norm",
+    linen.LayerNorm,
+    statistics="features of a position",
+    source="Ba et al., 2016",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias",
+    cost="example",
+)
+register(
+    "rms_norm",
+    linen.RMSNorm,
+    statistics="features of a position",
+    source="Zhang and Sennrich, 2019",
+    formula="y = scale x / sqrt(mean(x^2) + epsilon)",
+    cost="example",
+)
+register(
+    "scale_norm",
+    linen.ScaleNorm,
+    statistics="features of a position",
+    source="Nguyen and Salazar, 2019",
+    formula="y = scale x / max(|x|, epsilon), one scale for all features",
+    cost="example",
+)
+register(
+    "position_norm",
+    linen.PositionNorm,
+    statistics="channels of a position",
+    source="Li et al., 2019",
+    formula="y = (x - mean) / sqrt(var + epsilon)",
+    cost="example",
+)
+register(
+    "group_norm",
+    linen.GroupNorm,
+    statistics="channel groups of an example",
+    source="Wu and He, 2018",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias, of each group of channels",
+    cost="example",
+)
+register(
+    "instance_norm",
+    linen.InstanceNorm,
+    statistics="channels of an example",
+    source="Ulyanov et al., 2016",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias",
+    cost="example",
+)
+register(
+    "filter_response_norm",
+    linen.FilterResponseNorm,
+    statistics="channels of an example",
+    source="Singh and Krishnan, 2020",
+    formula="y = max(scale x / sqrt(mean(x^2) + epsilon) + bias, threshold)",
+    cost="example",
+)
+register(
+    "evonorm_s0",
+    linen.EvoNormS0,
+    statistics="channel groups of an example",
+    source="Liu et al., 2020",
+    formula="y = scale x sigmoid(v x) / sqrt(var + epsilon) + bias",
+    cost="example",
+)
+register(
+    "proxy_norm",
+    linen.ProxyNorm,
+    statistics="all of an example",
+    source="Labatie et al., 2021",
+    formula=(
+        "y = (f(scale n + bias) - mean) / sqrt(var + proxy_epsilon), n = layer "
+        "or group norm of x, mean and var of f(scale p + bias) for p normal"
+    ),
+    cost="example",
+)
+register(
+    "local_response_norm",
+    linen.LocalResponseNorm,
+    statistics="neighbouring channels of a position",
+    source="Krizhevsky et al., 2012",
+    formula="y = x / (k + alpha sum of x^2 over a window of channels)^beta",
+    cost="window",
+)

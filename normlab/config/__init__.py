@@ -1,5 +1,4 @@
 """Configurations: from a file and overrides to a checked study."""
 
 from .errors import ConfigError as ConfigError
-from .errors import nearest as nearest
 from .load import load_study as load_study

@@ -1,13 +1,12 @@
 """What is wrong with a configuration, said in one style and all at once."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 
 
 class ConfigError(UserError):
@@ -22,15 +21,6 @@ class ConfigError(UserError):
         self.problems = list(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in self.problems)]))
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Returns `; did you mean ...?` for a close name, else a list of those known."""
-    known = list(known)
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; expected one of {', '.join(known)}" if known else ""
 
 
 def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str]:

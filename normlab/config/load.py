@@ -14,7 +14,9 @@ from yaml import YAMLError
 
 from ..compare.paths import flatten, with_values
 from ..compare.study import TUNABLE_PATHS, Study, is_tunable, study_type
-from .errors import ConfigError, nearest, problems
+from ..errors import nearest
+from ..variants import OVERRIDABLE
+from .errors import ConfigError, problems
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -38,9 +40,19 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     model = study_type()
     schema = model.model_json_schema()
     found = _problems(model, schema, raw)
-    # Tuned values are tried in the study as it is resolved, unless it has problems of its own.
-    base = raw if found else model.model_validate(raw).model_dump()
-    found |= _tuning_problems(model, schema, raw.get("tune"), base, whole=not found)
+    found |= _override_problems(model, schema, raw, found)
+    # Tuned values are tried in the study as it is resolved and as each arm sees it, unless it has
+    # problems of its own.
+    tune, whole, bases = raw.get("tune"), not found, {"": raw}
+    if whole:
+        study = model.model_validate(raw)
+        arms = [name for name, variant in study.variants.items() if variant.overrides()]
+        bases = {"": study.model_dump()}
+        bases |= {f" (for variants.{name})": study.for_arm(name).model_dump() for name in arms}
+    for arm, base in bases.items():
+        for where, what in _tuning_problems(model, schema, tune, base, whole=whole).items():
+            if not arm or where not in found:
+                found[where] = what + arm
     variants, baseline = raw.get("variants"), raw.get("baseline")
     if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
         found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
@@ -108,6 +120,30 @@ def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -
     except ValidationError as error:
         return problems(error, schema)
     return {}
+
+
+def _override_problems(
+    model: type[Study], schema: dict[str, Any], raw: dict[str, Any], known: dict[str, str]
+) -> dict[str, str]:
+    """Tries what each arm overrides in its place.
+
+    Args:
+        model: The type of studies.
+        schema: Its JSON schema.
+        raw: The study as it was given.
+        known: What is wrong with it anyway.
+    """
+    variants = raw.get("variants")
+    found = {}
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        given = variant if isinstance(variant, dict) else {}
+        parts = {part: given[part] for part in OVERRIDABLE if isinstance(given.get(part), dict)}
+        overrides = {path: it for path, it in flatten(parts).items() if is_tunable(path)}
+        told = _problems(model, schema, with_values(raw, overrides)) if overrides else {}
+        found |= {
+            f"variants.{name}.{where}": what for where, what in told.items() if where not in known
+        }
+    return found
 
 
 def _tuning_problems(

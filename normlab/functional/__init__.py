@@ -1,5 +1,9 @@
 """The mathematics of normalization: arrays in, arrays out, no Flax and no state."""
 
+from .activations import ACTIVATIONS as ACTIVATIONS
+from .activations import Activation as Activation
+from .activations import swish as swish
+from .activations import thresholded_linear as thresholded_linear
 from .ghost import Grouping as Grouping
 from .ghost import Part as Part
 from .ghost import Remainder as Remainder
@@ -9,9 +13,22 @@ from .ghost import ghost_parts as ghost_parts
 from .ghost import pool_moments as pool_moments
 from .ghost import split_groups as split_groups
 from .ghost import spread_groups as spread_groups
+from .groups import group_moments as group_moments
+from .groups import pool_axes as pool_axes
+from .length import length as length
+from .local_response import local_response as local_response
 from .moments import Moments as Moments
+from .moments import mix_moments as mix_moments
 from .moments import moments as moments
 from .moments import squared_magnitude as squared_magnitude
 from .moments import unbiased as unbiased
 from .normalize import normalize as normalize
+from .pointwise import dynamic_erf as dynamic_erf
+from .pointwise import dynamic_tanh as dynamic_tanh
+from .proxy import proxy_normalize as proxy_normalize
 from .running import update_running as update_running
+from .weights import NONLINEARITY_GAINS as NONLINEARITY_GAINS
+from .weights import normalize_weight as normalize_weight
+from .weights import scaled_standardize_weight as scaled_standardize_weight
+from .weights import spectral_normalize as spectral_normalize
+from .weights import standardize_weight as standardize_weight

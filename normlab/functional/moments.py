@@ -116,6 +116,22 @@ def _one_number(x: Array) -> Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - 1)
 
 
+def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
+    r"""Moments of the mixture of two distributions, `1 - weight` of the first.
+
+    .. math:: \mu = (1 - w) \mu_1 + w \mu_2, \qquad
+        \sigma^2 = (1 - w) \sigma_1^2 + w \sigma_2^2 + w (1 - w) |\mu_2 - \mu_1|^2
+
+    Where nothing was counted in the second, the mixture is the first. The counts are the first's.
+    """
+    share = jnp.where(second.counted > 0, weight, 0.0).astype(second.variance.dtype)
+    # The means may be large against their distance: it is formed before anything is rounded.
+    distance = second.shift - first.shift + (second.residual - first.residual)
+    variance = (1 - share) * first.variance + share * second.variance
+    variance = variance + share * (1 - share) * squared_magnitude(distance)
+    return Moments(first.counted, first.shift, first.residual + share * distance, variance)
+
+
 def unbiased(moments: Moments) -> Array:
     """The unbiased variance, n / (n - 1) times the biased one, for more than one value."""
     return moments.variance * (moments.counted / jnp.maximum(moments.counted - 1, 1))

@@ -65,8 +65,10 @@ def update_running(
         weights = usable * (1 - momentum) * later
         kept = jnp.prod(decay)
         if debias:
-            weights = weights / _one_minus_power(momentum, new_updates)
-            kept = 1 - jnp.sum(weights)
+            # Not 1 less the weights, of which rounding would leave a share of the initial value.
+            total = _one_minus_power(momentum, new_updates)
+            before = jnp.where(updates > 0, _one_minus_power(momentum, updates), 0)
+            weights, kept = weights / total, kept * before / total
 
     column = (-1,) + (1,) * mean.ndim
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import Moments, moments, unbiased, update_running
+from ..functional import Moments, mix_moments, moments, unbiased, update_running
 from .shared import (
     Axes,
     AxisName,
@@ -22,6 +22,44 @@ from .shared import (
     resolve_axes,
     with_mask,
 )
+
+
+class BatchInput(NamedTuple):
+    """What a call of a layer with batch statistics was given.
+
+    Attributes:
+        inputs: The input as it came.
+        x: The same in the dtype of the statistics.
+        mask: In the shape of the input, or None.
+        feature_axes: Axes that are not reduced.
+        scale: Used instead of the learned scale, or None.
+        bias: Likewise.
+    """
+
+    inputs: Array
+    x: Array
+    mask: Array | None
+    feature_axes: tuple[int, ...]
+    scale: ArrayLike | None
+    bias: ArrayLike | None
+
+    @property
+    def reduced_axes(self) -> tuple[int, ...]:
+        """Axes of the batch and its positions."""
+        return other_axes(self.feature_axes, self.x.ndim)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Sizes of the feature axes."""
+        return tuple(self.x.shape[axis] for axis in self.feature_axes)
+
+
+class Running(NamedTuple):
+    """The variables that hold running statistics; None where a layer has no use for one."""
+
+    mean: Any
+    var: Any
+    count: Any
 
 
 class BatchNorm(nn.Module):
@@ -70,8 +108,13 @@ class BatchNorm(nn.Module):
             or the `"unbiased"` one, n / (n - 1) times as large.
         debias: Whether the running statistics are zero-debiased, so that they hold the batch's own
             after one update, whatever the momentum.
+        example_weight: Inference example weighing: in evaluation, statistics are those of the
+            mixture of the running ones and, with this weight, those of the example over its
+            positions.
 
-    Source: Ioffe and Szegedy, 2015, "Batch Normalization", algorithms 1 and 2.
+    Source: Ioffe and Szegedy, 2015, "Batch Normalization", algorithms 1 and 2; for
+    `example_weight` Summers and Dinneen, 2020, "Four Things Everyone Should Know to Improve Batch
+    Normalization", section 3.1.
     """
 
     use_running_average: bool | None = None
@@ -90,6 +133,7 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     running_variance: Literal["biased", "unbiased"] = field(default="biased", kw_only=True)
     debias: bool = field(default=False, kw_only=True)
+    example_weight: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -107,6 +151,11 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: debias=True needs a momentum below 1, since a momentum of "
                 "1 takes in nothing that could be debiased."
+            )
+        if not 0 <= self.example_weight <= 1:
+            raise ValueError(
+                f"{type(self).__name__}: example_weight={self.example_weight} is a share between "
+                "0 (running statistics alone) and 1 (those of the example alone)."
             )
         super().__post_init__()
 
@@ -141,71 +190,128 @@ class BatchNorm(nn.Module):
         )
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+        counts = None
+        if not use_running_average or self.example_weight:
+            x, counts = with_mask(x, mask)
         feature_axes = resolve_axes(self.axis, x.ndim, "axis")
-        reduced_axes = other_axes(feature_axes, x.ndim)
-        features = tuple(x.shape[axis] for axis in feature_axes)
-
+        given = BatchInput(inputs, x, counts, feature_axes, scale, bias)
         if use_running_average:
-            mean, var, _ = self._running_statistics(features, x.dtype)
-            stored = Moments(
-                counted=jnp.zeros(()),
-                shift=jnp.expand_dims(mean.value, reduced_axes),
-                residual=jnp.zeros((1,) * x.ndim, mean.value.dtype),
-                variance=jnp.expand_dims(var.value, reduced_axes),
-            )
-            return normalized(self, inputs, x, stored, feature_axes, scale, bias)
+            return self._normalize(given, self._evaluation_moments(given))
 
-        x, mask = with_mask(x, mask)
-        y, batches = self._normalize_batch(inputs, x, mask, reduced_axes, feature_axes, scale, bias)
         # Statistics that nobody collects need no variables.
-        if self.is_mutable_collection("batch_stats"):
-            mean, var, count = self._running_statistics(features, x.dtype)
-            if not self.is_initializing():
-                mean.value, var.value, updates = update_running(
-                    mean.value,
-                    var.value,
-                    count.value if count else jnp.zeros(()),
-                    batches.mean.reshape(-1, *features),
-                    batches.variance.reshape(-1, *features),
-                    batches.counted.reshape(-1, *features),
-                    momentum=self.momentum,
-                    debias=self.debias,
-                )
-                if count:
-                    count.value = updates
+        collected = self.is_mutable_collection("batch_stats")
+        running = self._running(given) if collected or self._corrects_batch else None
+        of_example, batches = self._batch_moments(given, running)
+        y = self._normalize(given, of_example)
+        if running and collected and not self.is_initializing():
+            self._update(running, batches, given.features)
         return y
 
-    def _running_statistics(self, features: tuple[int, ...], dtype: Any):
+    # Whether batch statistics are corrected by the running ones, which then are always needed.
+    _corrects_batch = False
+    # Whether the running statistics include a mean.
+    _keeps_mean = True
+
+    def _running(self, given: BatchInput) -> Running:
         """Declares mean, variance and, where it is needed, number of updates."""
         # Never below float32: the average of many batches lives in bits that half precision lacks.
-        dtype = jnp.promote_types(dtype, jnp.float32)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, features, dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, features, jnp.finfo(dtype).dtype)
-        counted = self.momentum is None or self.debias
-        count = self.variable("batch_stats", "count", jnp.zeros, ()) if counted else None
-        return mean, var, count
-
-    def _normalize_batch(
-        self,
-        inputs: Array,
-        x: Array,
-        mask: Array | None,
-        reduced_axes: tuple[int, ...],
-        feature_axes: tuple[int, ...],
-        scale: ArrayLike | None,
-        bias: ArrayLike | None,
-    ) -> tuple[Array, Moments]:
-        """Normalizes by batch statistics; returns those that enter the running ones as well."""
-        # Initialization sees shapes only: its batch is often one example, its named axis absent.
-        over_devices = {} if self.is_initializing() else self._over_devices()
-        if not self.is_initializing():
-            axis_size = lax.psum(1, **over_devices) if over_devices else 1
-            self._refuse_single_value(x, math.prod(x.shape[a] for a in reduced_axes) * axis_size)
-        batch = moments(
-            x, reduced_axes, mask=mask, use_fast_variance=self.use_fast_variance, **over_devices
+        dtype = jnp.promote_types(given.x.dtype, jnp.float32)
+        real = jnp.finfo(dtype).dtype
+        mean = count = None
+        if self._keeps_mean:
+            mean = self.variable("batch_stats", "mean", jnp.zeros, given.features, dtype)
+        var = self.variable(
+            "batch_stats", "var", lambda: self._from_average(jnp.ones(given.features, real))
         )
-        y = normalized(self, inputs, x, batch, feature_axes, scale, bias)
-        return y, self._for_running(batch)
+        if self.momentum is None or self.debias or self._corrects_batch:
+            count = self.variable("batch_stats", "count", jnp.zeros, ())
+        return Running(mean, var, count)
+
+    def _update(self, running: Running, batches: Moments, features: tuple[int, ...]) -> None:
+        """Lets the statistics of one or more batches enter the running ones."""
+        batch_mean = batches.mean.reshape(-1, *features)
+        mean = running.mean.value if running.mean else jnp.zeros(features, batch_mean.dtype)
+        mean, average, updates = update_running(
+            mean,
+            self._to_average(running.var.value),
+            running.count.value if running.count else jnp.zeros(()),
+            batch_mean,
+            self._to_average(batches.variance.reshape(-1, *features)),
+            batches.counted.reshape(-1, *features),
+            momentum=self.momentum,
+            debias=self.debias,
+        )
+        running.var.value = self._from_average(average)
+        if running.mean:
+            running.mean.value = mean
+        if running.count:
+            running.count.value = updates
+
+    def _to_average(self, variance: ArrayLike) -> Any:
+        """What of a variance is averaged over batches."""
+        return variance
+
+    def _from_average(self, average: Array) -> Array:
+        """The variance that belongs to such an average."""
+        return average
+
+    def _evaluation_moments(self, given: BatchInput) -> Moments:
+        """The running statistics, mixed with those of each example if that is asked for."""
+        running = self._running(given)
+        variance = jnp.expand_dims(running.var.value, given.reduced_axes)
+        zeros = jnp.zeros((1,) * given.x.ndim, given.x.dtype)
+        shift = zeros
+        if running.mean:
+            shift = jnp.expand_dims(running.mean.value, given.reduced_axes)
+        stored = Moments(jnp.zeros(zeros.shape), shift, zeros, variance)
+        if not self.example_weight:
+            return stored
+        example = self._example_moments(given)
+        if not running.mean:
+            example = example._replace(shift=zeros, residual=zeros)
+        return mix_moments(stored, example, self.example_weight)
+
+    def _example_moments(self, given: BatchInput) -> Moments:
+        """The statistics of each example over its positions."""
+        return moments(
+            given.x,
+            given.reduced_axes[1:],
+            mask=given.mask,
+            use_fast_variance=self.use_fast_variance,
+        )
+
+    def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
+        """Returns the statistics to normalize by, and those that enter the running ones."""
+        del running  # The batch is normalized by its own statistics alone.
+        batch = self._moments_of_batch(given)
+        return batch, self._for_running(batch)
+
+    def _moments_of_batch(self, given: BatchInput) -> Moments:
+        """The statistics over the reduced axes and all devices."""
+        return moments(
+            given.x,
+            given.reduced_axes,
+            mask=given.mask,
+            use_fast_variance=self.use_fast_variance,
+            **self._devices_of_batch(given),
+        )
+
+    def _devices_of_batch(self, given: BatchInput, values_per_position: int = 1) -> dict[str, Any]:
+        """Returns the devices to pool over; refuses statistics of a single value."""
+        # Initialization sees shapes only: its batch is often one example, its named axis absent.
+        if self.is_initializing():
+            return {}
+        over_devices = self._over_devices()
+        devices = lax.psum(1, **over_devices) if over_devices else 1
+        positions = math.prod(given.x.shape[axis] for axis in given.reduced_axes)
+        self._refuse_single_value(given.x, positions * devices * values_per_position)
+        return over_devices
+
+    def _normalize(self, given: BatchInput, statistics: Moments) -> Array:
+        """Normalizes by given statistics, scales and shifts."""
+        return normalized(
+            self, given.inputs, given.x, statistics, given.feature_axes, given.scale, given.bias
+        )
 
     def _over_devices(self) -> dict[str, Any]:
         if self.axis_name is None:

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..functional import (
@@ -23,8 +22,8 @@ from ..functional import (
     split_groups,
     spread_groups,
 )
-from .batch_norm import BatchNorm
-from .shared import check_choice, normalized
+from .batch_norm import BatchInput, BatchNorm, Running
+from .shared import check_choice
 
 
 class GhostBatchNorm(BatchNorm):
@@ -77,23 +76,17 @@ class GhostBatchNorm(BatchNorm):
             )
         super().__post_init__()
 
-    def _normalize_batch(
-        self,
-        inputs: Array,
-        x: Array,
-        mask: Array | None,
-        reduced_axes: tuple[int, ...],
-        feature_axes: tuple[int, ...],
-        scale: ArrayLike | None,
-        bias: ArrayLike | None,
-    ) -> tuple[Array, Moments]:
-        parts, axis = self._parts(x, reduced_axes)
+    def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
+        del running  # Groups are normalized by their own statistics alone.
+        x, mask = given.x, given.mask
+        parts, axis = self._parts(x, given.reduced_axes)
         if len(parts) == parts[0].groups == 1:
             # Not cut at all, so that one group is batch normalization to the bit.
-            whole = moments(x, reduced_axes, mask=mask, use_fast_variance=self.use_fast_variance)
-            y = normalized(self, inputs, x, whole, feature_axes, scale, bias)
-            return y, self._collect(jax.tree.map(lambda a: a[None], whole))
-        shifted_axes = tuple(a + 1 for a in reduced_axes)
+            whole = moments(
+                x, given.reduced_axes, mask=mask, use_fast_variance=self.use_fast_variance
+            )
+            return whole, self._collect(jax.tree.map(lambda a: a[None], whole))
+        shifted_axes = tuple(a + 1 for a in given.reduced_axes)
         groups, spread = [], []
         for part in parts:  # One, or two where the last group has a size of its own.
             group = moments(
@@ -109,8 +102,7 @@ class GhostBatchNorm(BatchNorm):
                 )
             )
         of_example = jax.tree.map(lambda *a: jnp.concatenate(a, axis), *spread)
-        y = normalized(self, inputs, x, of_example, feature_axes, scale, bias)
-        return y, self._collect(jax.tree.map(lambda *a: jnp.concatenate(a), *groups))
+        return of_example, self._collect(jax.tree.map(lambda *a: jnp.concatenate(a), *groups))
 
     def _parts(self, x: Array, reduced_axes: tuple[int, ...]) -> tuple[tuple[Part, ...], int]:
         """Plans the groups; returns them with the axis of the examples."""

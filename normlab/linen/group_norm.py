@@ -3,19 +3,19 @@
 from dataclasses import field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import moments, pool_moments
+from ..functional import group_moments
 from .shared import (
     Axes,
     AxisName,
     in_statistics_dtype,
     normalized,
+    number_of_groups,
     resolve_axes,
     with_mask,
 )
@@ -101,38 +101,13 @@ class GroupNorm(nn.Module):
                 f"GroupNorm: reduction_axes={self.reduction_axes} must include the last axis of an "
                 f"input of shape {x.shape}, which holds the channels."
             )
-        groups, size = self._groups(x.shape[-1])
-
-        of_channel = moments(
+        statistics = group_moments(
             x,
             axes[:-1],
+            number_of_groups(self, x.shape[-1]),
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
         )
-        # Channels are put together on the small arrays of their statistics, so that the input keeps
-        # its layout: cut into groups it would be reduced over a last axis of a few channels.
-        members = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], groups, size), -1, 0), of_channel
-        )
-        statistics = jax.tree.map(lambda a: jnp.repeat(a[0], size, axis=-1), pool_moments(members))
         return normalized(self, inputs, x, statistics, (last,), scale, bias)
-
-    def _groups(self, channels: int) -> tuple[int, int]:
-        """Returns number and size of the groups."""
-        if (self.num_groups is None) == (self.group_size is None):
-            raise ValueError(
-                f"GroupNorm: num_groups={self.num_groups} and group_size={self.group_size} were "
-                "given; expected one of them. With group_size, pass num_groups=None."
-            )
-        name = "group_size" if self.num_groups is None else "num_groups"
-        given = getattr(self, name)
-        if given <= 0 or channels % given:
-            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-            raise ValueError(
-                f"GroupNorm: {name}={given} does not divide the {channels} channels of the input; "
-                f"use one of {divisors}."
-            )
-        other = channels // given
-        return (other, given) if self.num_groups is None else (given, other)

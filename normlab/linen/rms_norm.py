@@ -1,10 +1,13 @@
 """Root mean square normalization."""
 
+import math
 from dataclasses import field
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
@@ -44,6 +47,10 @@ class RMSNorm(nn.Module):
         use_fast_variance: As in Flax, and without effect: there is no mean to subtract.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics.
+        zero_centred: Whether the parameter is the scale less 1, so that weight decay draws the
+            scale to 1 (Gemma). `scale_init` and a scale given at the call are the scale itself.
+        fraction: Share of the reduced axis, from its start and rounded up, that the mean square is
+            taken of (p-RMSNorm, section 4 of the paper); less than 1 only with one reduction axis.
         use_running_average: Accepted, as by every layer, and without effect.
 
     Source: Zhang and Sennrich, 2019, "Root Mean Square Layer Normalization", equation 4.
@@ -60,7 +67,22 @@ class RMSNorm(nn.Module):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    zero_centred: bool = field(default=False, kw_only=True)
+    fraction: float = field(default=1.0, kw_only=True)
     use_running_average: bool | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ValueError: If a field has a value it cannot have.
+        """
+        if not 0 < self.fraction <= 1:
+            raise ValueError(
+                f"RMSNorm: fraction={self.fraction} is the share of the reduced axis that the mean "
+                "square is taken of; give more than 0 and at most 1."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -72,18 +94,48 @@ class RMSNorm(nn.Module):
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
     ) -> Array:
-        """Normalizes the input; the arguments are those of `BatchNorm`."""
+        """Normalizes the input; the arguments are those of `BatchNorm`.
+
+        Raises:
+            ValueError: If a fraction is asked of several reduction axes.
+        """
         del use_running_average  # RMSNorm keeps no statistics.
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
         x, mask = with_mask(x, mask)
+        axes = resolve_axes(self.reduction_axes, x.ndim, "reduction_axes")
         statistics = moments(
-            x,
-            resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
-            mask=mask,
+            self._part(x, axes),
+            axes,
+            mask=None if mask is None else self._part(mask, axes),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_mean=False,
         )
         feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
-        return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+        if scale is not None or not (self.use_scale and self.zero_centred):
+            return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+
+        def less_one(*arguments):
+            return self.scale_init(*arguments) - 1
+
+        features = tuple(x.shape[axis] for axis in feature_axes)
+        learned = self.param("scale", less_one, features, self.param_dtype)
+        # Half precision holds the parameter to more digits than it would hold the scale.
+        scale = 1 + learned.astype(jnp.promote_types(learned.dtype, jnp.float32))
+        y = normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+        return y.astype(canonicalize_dtype(inputs, learned, bias, dtype=self.dtype))
+
+    def _part(self, values: Array, axes: tuple[int, ...]) -> Array:
+        """Returns the part of the reduced axis that the mean square is taken of."""
+        if self.fraction == 1:
+            return values
+        if len(axes) != 1:
+            raise ValueError(
+                f"RMSNorm: fraction={self.fraction} is a share of one axis, but "
+                f"reduction_axes={self.reduction_axes} names {len(axes)}; name one, or leave "
+                "fraction at 1."
+            )
+        # Rounded first, since 0.07 * 100 is a little more than 7.
+        size = math.ceil(round(self.fraction * values.shape[axes[0]], 6))
+        return lax.slice_in_dim(values, 0, size, axis=axes[0])

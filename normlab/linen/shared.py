@@ -43,6 +43,44 @@ def check_choice(layer: Any, field: str, choices: tuple[str, ...]) -> None:
         )
 
 
+def number_of_groups(layer: Any, channels: int) -> int:
+    """Returns how many groups the fields `num_groups` and `group_size` of a layer ask for.
+
+    Raises:
+        ValueError: If not just one of them is given, or it does not divide the channels.
+    """
+    name = type(layer).__name__
+    if (layer.num_groups is None) == (layer.group_size is None):
+        raise ValueError(
+            f"{name}: num_groups={layer.num_groups} and group_size={layer.group_size} were "
+            "given; expected one of them. With group_size, pass num_groups=None."
+        )
+    field = "group_size" if layer.num_groups is None else "num_groups"
+    given = getattr(layer, field)
+    if given <= 0 or channels % given:
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        raise ValueError(
+            f"{name}: {field}={given} does not divide the {channels} channels of the input; "
+            f"use one of {divisors}."
+        )
+    return channels // given if layer.num_groups is None else given
+
+
+def refuse_complex(layer: Any, x: Array) -> None:
+    """Refuses complex input to a layer that is defined for real numbers alone.
+
+    Raises:
+        ValueError: If the input is complex.
+    """
+    if jnp.iscomplexobj(x):
+        raise ValueError(
+            f"{type(layer).__name__}: an input of dtype {x.dtype} was given, but the layer is "
+            "defined for real numbers. Pass real and imaginary parts as features of their own, "
+            "jnp.concatenate([x.real, x.imag], axis=-1), or use a layer that takes complex "
+            "numbers such as LayerNorm or RMSNorm."
+        )
+
+
 def other_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     """Returns the axes that are not among the given ones."""
     return tuple(axis for axis in range(rank) if axis not in axes)
@@ -119,6 +157,39 @@ def broadcast_to_input(
     )
 
 
+def affine(
+    module: Any,
+    x: Array,
+    feature_axes: tuple[int, ...],
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+) -> tuple[Array | None, Array | None]:
+    """Returns scale and bias in the rank of the input: those given, or the learned ones, or None.
+
+    Args:
+        module: The layer. It has the field `param_dtype`, and those it learns of `use_scale` with
+            `scale_init`, `use_bias` with `bias_init`.
+        x: The input.
+        feature_axes: Axes that scale and bias vary along.
+        scale: Used instead of the learned scale, which then is not created.
+        bias: Used instead of the learned bias, likewise.
+
+    Raises:
+        ValueError: If a given scale or bias does not fit the input.
+    """
+    features = tuple(x.shape[axis] for axis in feature_axes)
+
+    def one(name: str, value: ArrayLike | None) -> Array | None:
+        if value is None and getattr(module, f"use_{name}", False):
+            initializer = getattr(module, f"{name}_init")
+            value = module.param(name, initializer, features, module.param_dtype)
+        if value is None:
+            return None
+        return broadcast_to_input(f"{type(module).__name__}: {name}", value, x.shape, feature_axes)
+
+    return one("scale", scale), one("bias", bias)
+
+
 def normalized(
     module: Any,
     inputs: Array,
@@ -131,29 +202,18 @@ def normalized(
     """Normalizes, scales and shifts: the last step of every layer.
 
     Args:
-        module: The layer. It has the fields `epsilon`, `dtype`, `param_dtype`, and those it
-            learns of `use_scale` with `scale_init`, `use_bias` with `bias_init`.
+        module: The layer, with the fields `epsilon`, `dtype` and those that `affine` asks for.
         inputs: What the layer was given; decides the dtype of the output, as in Flax.
         x: The same in the dtype of the statistics.
         moments: The statistics, broadcastable to `x`.
         feature_axes: Axes that scale and bias vary along.
-        scale: Used instead of the learned scale, which then is not created.
-        bias: Used instead of the learned bias, likewise.
+        scale: As in `affine`.
+        bias: As in `affine`.
 
     Raises:
-        ValueError: If a given scale or bias does not fit the input.
+        ValueError: As in `affine`.
     """
-    features = tuple(x.shape[axis] for axis in feature_axes)
-
-    def affine(name, given):
-        if given is None:
-            if not getattr(module, f"use_{name}", False):
-                return None
-            initializer = getattr(module, f"{name}_init")
-            given = module.param(name, initializer, features, module.param_dtype)
-        return broadcast_to_input(f"{type(module).__name__}: {name}", given, x.shape, feature_axes)
-
-    scale, bias = affine("scale", scale), affine("bias", bias)
+    scale, bias = affine(module, x, feature_axes, scale, bias)
     y = normalize(
         x,
         moments.shift,
@@ -163,4 +223,26 @@ def normalized(
         scale=scale,
         bias=bias,
     )
+    return y.astype(canonicalize_dtype(inputs, scale, bias, dtype=module.dtype))
+
+
+def scaled(
+    module: Any, inputs: Array, y: Array, scale: ArrayLike | None, bias: ArrayLike | None
+) -> Array:
+    """Scales and shifts along the last axis: the last step of layers that scale nothing before it.
+
+    Args:
+        module: The layer, with the field `dtype` and those that `affine` asks for.
+        inputs: What the layer was given; decides the dtype of the output, as in Flax.
+        y: What became of it.
+        scale: As in `affine`.
+        bias: As in `affine`.
+
+    Raises:
+        ValueError: As in `affine`, or if the input is a single number.
+    """
+    feature_axes = resolve_axes(-1, y.ndim, "feature axis")
+    scale, bias = affine(module, y, feature_axes, scale, bias)
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
     return y.astype(canonicalize_dtype(inputs, scale, bias, dtype=module.dtype))

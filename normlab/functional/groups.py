@@ -1,0 +1,77 @@
+"""Groups of channels: the statistics of each, given to its channels."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact
+
+from .ghost import pool_moments
+from .moments import Moments, moments
+
+
+def group_moments(
+    x: Inexact[Array, "..."],
+    axes: tuple[int, ...],
+    groups: int,
+    *,
+    channel_axis: int = -1,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    axis_index_groups: Any = None,
+    use_fast_variance: bool = True,
+) -> Moments:
+    r"""Computes count, mean and variance over `axes` and groups of neighbouring channels.
+
+    .. math:: \mu_g = \frac{1}{n} \sum_{c \in g} \sum x, \qquad
+        \sigma_g^2 = \frac{1}{n} \sum_{c \in g} \sum |x - \mu_g|^2
+
+    Args:
+        x: Values of any shape, float or complex.
+        axes: Non-negative axes to reduce, without that of the channels.
+        groups: Number of groups; divides the number of channels.
+        channel_axis: Axis of the channels.
+        mask: Of the shape of `x`; true where a value counts.
+        axis_name: Named axis over which sums and counts are pooled.
+        axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
+        use_fast_variance: As in `moments`.
+
+    Returns:
+        The moments, of the rank of `x`: size 1 on `axes`, and on the axis of the channels each
+        channel's are those of its group.
+    """
+    of_channel = moments(
+        x,
+        axes,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+    )
+
+    # Channels are put together on the small arrays of their statistics, so that the input keeps
+    # its layout: cut into groups it would be reduced over a last axis of a few channels.
+    axis = channel_axis % x.ndim
+    size = x.shape[axis] // groups
+
+    def members(a):
+        return a.reshape(*a.shape[:axis], groups, size, *a.shape[axis + 1 :])
+
+    def spread(a):
+        return jnp.repeat(a.squeeze(axis + 1), size, axis=axis)
+
+    return jax.tree.map(spread, pool_axes(jax.tree.map(members, of_channel), (axis + 1,)))
+
+
+def pool_axes(statistics: Moments, axes: tuple[int, ...]) -> Moments:
+    """Moments of the union over some axes of moments, which are kept with size 1."""
+
+    def to_front(a):
+        kept = [axis for axis in range(a.ndim) if axis not in axes]
+        a = jnp.transpose(a, (*axes, *kept))
+        # Written out, since a size of -1 is undefined for an empty batch.
+        return a.reshape(math.prod(a.shape[: len(axes)]), *a.shape[len(axes) :])
+
+    pooled = pool_moments(jax.tree.map(to_front, statistics))
+    return jax.tree.map(lambda a: jnp.expand_dims(a[0], axes), pooled)

@@ -1,0 +1,54 @@
+"""Local response normalization: each channel by the energy of its neighbours."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Inexact
+
+from .moments import squared_magnitude
+
+
+def local_response(
+    x: Inexact[Array, "... c"],
+    *,
+    size: int,
+    k: float,
+    alpha: float,
+    beta: float,
+    average: bool,
+    mask: Bool[Array, "... c"] | None = None,
+) -> Array:
+    r"""Divides each channel by a power of the summed squares of its neighbourhood.
+
+    .. math:: y_i = x_i \Big/ \Big(k + \alpha
+        \sum_{j=\max(0, i-\lfloor n/2 \rfloor)}^{\min(c-1, i+\lfloor n/2 \rfloor)}
+        |x_j|^2\Big)^\beta
+
+    Args:
+        x: Values, float or complex, channels on the last axis.
+        size: Size of the neighbourhood, n. An even one holds n + 1 channels, half of n on each
+            side.
+        k: Constant that keeps the divisor off zero.
+        alpha: Weight of the sum.
+        beta: Power of the divisor.
+        average: Whether alpha is divided by `size`.
+        mask: Of the shape of `x`; masked values are left out of the sums, as are channels beyond
+            the first and the last.
+
+    Returns:
+        An array of the shape of `x`.
+    """
+    square = squared_magnitude(x)
+    if mask is not None:
+        square = jnp.where(mask, square, 0)
+    # Summed anew for each channel: differences of one cumulative sum would lose the digits of a
+    # small neighbourhood beside a large one.
+    others, reach = x.ndim - 1, size // 2
+    energy = lax.reduce_window(
+        square,
+        0.0,
+        lax.add,
+        window_dimensions=(1,) * others + (2 * reach + 1,),
+        window_strides=(1,) * x.ndim,
+        padding=((0, 0),) * others + ((reach, reach),),
+    )
+    return x * jnp.power(k + (alpha / size if average else alpha) * energy, -beta)

@@ -1,0 +1,21 @@
+"""Squashing functions that take the place of a normalization: each value by itself."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def dynamic_tanh(x: Float[Array, "..."], alpha: Array) -> Array:
+    r"""Squashes `x` by a hyperbolic tangent of learned slope.
+
+    .. math:: y = \tanh(\alpha x)
+    """
+    return jnp.tanh(alpha * x)
+
+
+def dynamic_erf(x: Float[Array, "..."], alpha: Array, shift: Array) -> Array:
+    r"""Squashes `x` by an error function of learned slope and place.
+
+    .. math:: y = \mathrm{erf}(\alpha x + s)
+    """
+    return lax.erf(alpha * x + shift)

@@ -1,0 +1,69 @@
+"""Dynamic error function (Derf)."""
+
+from dataclasses import field
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import dynamic_erf
+from .shared import in_statistics_dtype, refuse_complex, scaled
+
+
+class DynamicErf(nn.Module):
+    r"""Squashes every value by an error function of learned slope and place (Derf).
+
+    .. math:: y = \mathrm{erf}(\alpha x + s) \, \gamma + \beta
+
+    It takes the place of a normalization. Slope and shift are one number each for the whole layer;
+    scale and bias lie on the last axis.
+
+    State: none. `params` holds `alpha` and `shift`, of shape ().
+
+    Attributes:
+        alpha_init: What the slope starts from; the shift starts from 0.
+        dtype: Dtype of the result; by default that of input, scale and bias together.
+        param_dtype: Dtype of the parameters.
+        use_bias: Whether a bias (beta) is learned.
+        use_scale: Whether a scale (gamma) is learned.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        use_running_average: Accepted, as by every layer, and without effect.
+
+    Source: Chen, Lu, Zhu, Sun and Liu, 2025, "Stronger Normalization-Free Transformers".
+    """
+
+    alpha_init: float = 0.5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    use_running_average: bool | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Squashes the input; the arguments are those of `BatchNorm`.
+
+        Raises:
+            ValueError: If the input is complex.
+        """
+        del use_running_average, mask  # DynamicErf has no statistics.
+        inputs = jnp.asarray(x)
+        x = in_statistics_dtype(inputs, self.dtype, True)
+        refuse_complex(self, x)
+        slope = nn.initializers.constant(self.alpha_init)
+        alpha = self.param("alpha", slope, (), self.param_dtype)
+        shift = self.param("shift", nn.initializers.zeros, (), self.param_dtype)
+        return scaled(self, inputs, dynamic_erf(x, alpha, shift), scale, bias)

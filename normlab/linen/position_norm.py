@@ -1,0 +1,84 @@
+"""Positional normalization."""
+
+from dataclasses import field
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from ..functional import moments
+from .shared import AxisName, in_statistics_dtype, normalized, resolve_axes, with_mask
+
+
+class PositionNorm(nn.Module):
+    r"""Normalizes the channels at every position by their mean and variance, and keeps these.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    Mean and variance are taken over the last axis. The mean and the deviation
+    :math:`\sqrt{\sigma^2 + \epsilon}` hold the structure of an image; later layers of a generator
+    may take them in again (moment shortcut), as bias and scale::
+
+        y, kept = PositionNorm().apply(variables, x, mutable=["intermediates"])
+        (mean,), (deviation,) = kept["intermediates"]["mean"], kept["intermediates"]["deviation"]
+
+    State:
+        `intermediates/mean`, `intermediates/deviation`: a tuple with an array for each call, of
+        the rank of the input with size 1 on the channels; only where the caller makes the
+        collection mutable.
+
+    Attributes:
+        epsilon: Added to the variance.
+        dtype: Dtype of the result; by default that of input, scale and bias together.
+        param_dtype: Dtype of scale and bias.
+        use_bias: Whether a bias (beta) is learned.
+        use_scale: Whether a scale (gamma) is learned.
+        bias_init: Initializer of the bias.
+        scale_init: Initializer of the scale.
+        axis_name: Named axis over whose devices statistics are pooled, where the channels are
+            spread over several.
+        axis_index_groups: Groups of indices of that axis that are pooled among themselves.
+        use_running_average: Accepted, as by every layer, and without effect.
+
+    Source: Li, Wu, Weinberger and Belongie, 2019, "Positional Normalization", section 3.
+    """
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
+    use_scale: bool = False
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: AxisName | None = None
+    axis_index_groups: Any = None
+    use_running_average: bool | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes the input; the arguments are those of `BatchNorm`."""
+        del use_running_average  # PositionNorm keeps no statistics.
+        inputs = jnp.asarray(x)
+        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        channels = resolve_axes(-1, x.ndim, "channel axis")
+        statistics = moments(
+            x,
+            channels,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        self.sow("intermediates", "mean", statistics.mean)
+        self.sow("intermediates", "deviation", jnp.sqrt(statistics.variance + self.epsilon))
+        return normalized(self, inputs, x, statistics, channels, scale, bias)

@@ -1,0 +1,119 @@
+"""Spectral normalization."""
+
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from ..functional import spectral_normalize
+from .shared import in_statistics_dtype
+from .weight_wrapper import call_with_weights
+
+
+class SpectralNorm(nn.Module):
+    r"""Calls a layer with weights divided by their largest singular value.
+
+    .. math:: \hat{W} = W / \sigma(W)
+
+    The singular value is estimated by power iteration from the singular vector that was found
+    before. A weight of higher rank is taken as a matrix of its last axis against all others;
+    scalars and vectors are left as they are. A drop-in for `flax.linen.SpectralNorm`::
+
+        layer = normlab.SpectralNorm(nn.Dense(4))
+        variables = layer.init(key, x, update_stats=False)
+        y, updated = layer.apply(variables, x, update_stats=True, mutable=["batch_stats"])
+
+    Two things differ from Flax. Weights that are zero or not finite leave the state alone; in Flax
+    they turn it into zero or NaN, from which it never recovers. And the epsilon weighs against
+    weights in units of the largest of them, so that weights of any size are normalized; in Flax
+    those below 1e-6 get a spectral norm far above 1.
+
+    Parameters: those of the layer. As in Flax, initialization stores them normalized.
+
+    State, in `batch_stats`: for each weight its path with `/u`, a left-over of the iteration of
+    shape (1, outputs), drawn from a Gaussian, and its path with `/sigma`, a scalar, from 1; never
+    below float32. They move when, and only when, the caller makes `batch_stats` mutable and sets
+    `update_stats`.
+
+    Attributes:
+        layer_instance: The layer to be called.
+        n_steps: Number of power iterations in a call; below 1 nothing is normalized.
+        epsilon: Added to squared lengths before they are divided by.
+        dtype: Dtype of the weights that the layer sees; by default that of its parameters and the
+            state together.
+        param_dtype: Dtype of the state, at least float32.
+        error_on_non_matrix: Whether to refuse weights of a rank above 2.
+        collection_name: Collection of the state.
+        variable_filter: The parameters to be normalized: those in whose path one of these strings
+            occurs; None, as in Flax, for all.
+
+    Source: Miyato, Kataoka, Koyama and Yoshida, 2018, "Spectral Normalization for Generative
+    Adversarial Networks", algorithm 1.
+    """
+
+    layer_instance: nn.Module
+    n_steps: int = 1
+    epsilon: float = 1e-12
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    error_on_non_matrix: bool = False
+    collection_name: str = "batch_stats"
+    variable_filter: Iterable[str] | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
+        """Calls the layer.
+
+        Args:
+            *args: Given to the layer.
+            update_stats: Whether the state takes in what this call estimates: true in training.
+            **kwargs: Given to the layer.
+
+        Returns:
+            What the layer returns.
+
+        Raises:
+            ValueError: If a weight is no matrix and `error_on_non_matrix` is set, or the filter
+                matches no parameter of the layer.
+        """
+        update = update_stats and self.is_mutable_collection(self.collection_name)
+
+        def normalize(path: str, weight: Array) -> Array:
+            return self._normalize(path, weight, update)
+
+        return call_with_weights(self, normalize, *args, stores_normalized=True, **kwargs)
+
+    def _normalize(self, path: str, weight: Array, update: bool) -> Array:
+        if weight.ndim < 2 or self.n_steps < 1:
+            return weight
+        if weight.ndim > 2 and self.error_on_non_matrix:
+            raise ValueError(
+                f"SpectralNorm: {path} of shape {weight.shape} is no matrix. Without "
+                "error_on_non_matrix it is taken as one, its last axis against all others."
+            )
+        x = in_statistics_dtype(weight, None, force_float32=True)
+        dtype = jnp.promote_types(self.param_dtype, x.dtype)
+        u = self.variable(
+            self.collection_name,
+            f"{path}/u",
+            lambda: jax.random.normal(self.make_rng("params"), (1, x.shape[-1]), dtype),
+        )
+        real = jnp.finfo(dtype).dtype
+        sigma = self.variable(self.collection_name, f"{path}/sigma", jnp.ones, (), real)
+        y, new_u, new_sigma = spectral_normalize(
+            x,
+            jnp.asarray(u.value),
+            jnp.asarray(sigma.value),
+            steps=self.n_steps,
+            epsilon=self.epsilon,
+        )
+        if update:
+            u.value = new_u.astype(u.value.dtype)
+            sigma.value = new_sigma.astype(sigma.value.dtype)
+        return y.astype(canonicalize_dtype(weight, u.value, sigma.value, dtype=self.dtype))
