@@ -189,7 +189,10 @@ def list_names(
     console.print("\ncost, beside reading the input and writing the result:")
     for cost, meaning in COSTS.items():
         console.print(f"  {cost:<10}{meaning}")
-    console.print("\nnormlab list VARIANT shows one: formula, fields, an example.")
+    console.print(
+        "\nnormlab list VARIANT shows one: formula, fields, an example. Besides its own fields"
+    )
+    console.print("an arm may have model: {...} and optimizer: {...}, which differ for it alone.")
     for title, specs in {
         "model": get_args(get_args(ModelSpec)[0]),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
@@ -231,7 +234,8 @@ def _show_variant(name: str) -> None:
         facts.add_row(*row)
     console.print(Padding(facts, (1, 0)))
     table = Table(box=None, pad_edge=False)
-    for column in ("field", "default", "meaning"):
+    table.add_column("field", no_wrap=True)
+    for column in ("default", "meaning"):
         table.add_column(column, overflow="fold")
     entries = field_entries(variant)
     for entry in entries:

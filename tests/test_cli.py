@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from normlab import cli
+from normlab.catalog import field_entries
+from normlab.variants import COSTS, VARIANTS, settable_fields
+
 NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
 # No data folder: what a command says of data sets must not depend on who runs the tests.
 ENVIRONMENT = {
@@ -87,7 +91,9 @@ def test_list_and_data_name_everything(tmp_path):
     listed = normlab("list", folder=tmp_path).stdout
     for word in (
         "ghost_batch_norm",
-        "ghost_batch_size",
+        "Hoffer et al., 2017",
+        "groups of the batch",
+        "count, mean, var",
         "resnet",
         "lamb",
         "fashion_mnist",
@@ -97,6 +103,26 @@ def test_list_and_data_name_everything(tmp_path):
     shown = normlab("data", folder=tmp_path).stdout
     for word in ("digits", "mnist", "cifar10", "NORMLAB_DATA"):
         assert word in shown
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_list_shows_every_variant_whole(name, capsys):
+    cli.console.width = 60
+    cli.list_names(name)
+    shown = " ".join(capsys.readouterr().out.split())
+    variant = VARIANTS[name]
+    for known in (variant.formula, variant.source, variant.statistics, COSTS[variant.cost]):
+        assert known in shown
+    for field in settable_fields(variant.layer):
+        assert f" {field} " in shown
+    assert f"normlab.{variant.layer.__name__}()(x, use_running_average=not train)" in shown
+    assert f"layer: {name}" in shown
+
+
+def test_the_meaning_of_every_field_is_told():
+    for variant in VARIANTS.values():
+        for entry in field_entries(variant):
+            assert entry.meaning, f"{variant.name}: {entry.name}"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +136,7 @@ def test_list_and_data_name_everything(tmp_path):
         (["compare", "small.yaml", "--out", "small.yaml"], "small.yaml"),
         (["train", "small.yaml", "--variant", "bach"], "did you mean 'batch'"),
         (["report", "nowhere"], "nowhere holds no study"),
+        (["list", "bach_norm"], "'bach_norm' is no variant; did you mean 'batch_norm'?"),
     ],
 )
 def test_a_users_mistake_is_told_without_a_traceback(config, monkeypatch, arguments, told):

@@ -23,7 +23,8 @@ class Run:
     """One training run of a study.
 
     Attributes:
-        study: The study with the tuned values of this run in their places.
+        study: The study with the tuned values of this run in their places; those that its arm
+            overrides are put there as well.
         phase: `"tune"` or `"final"`.
         variant: The arm.
         seed: Decides initial weights and order of examples.
@@ -35,6 +36,10 @@ class Run:
     variant: str
     seed: int
     values: dict[str, Any]
+
+    def __post_init__(self):
+        # Whoever makes a run gets that of the arm, so that no caller can leave the overrides out.
+        object.__setattr__(self, "study", self.study.for_arm(self.variant))
 
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
         """All that determines the result of this run.

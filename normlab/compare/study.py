@@ -18,7 +18,7 @@ from ..models import ModelSpec
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
-from .paths import flatten
+from .paths import flatten, with_values
 
 # The parts of a study that determine its runs, the same for all arms.
 PARTS = ("data", "model", "optimizer", "train")
@@ -98,10 +98,12 @@ class Study(Spec):
         study: Its name, and the folder of its results below `runs`.
         modules: Python modules or files that register variants of the user's own.
         data: The data set.
-        model: The model, the same for all arms.
-        optimizer: The optimizer, the same for all arms but for what is tuned.
+        model: The model of all arms.
+        optimizer: The optimizer of all arms.
         train: How long and how to train.
-        variants: The arms, by the names they have in the report.
+        variants: The arms, by the names they have in the report. An arm may have other fields of
+            model and optimizer, as in `{layer: identity, model: {residual: skip_init}}`; what is
+            tuned is tuned for all.
         tune: What is tuned for each arm; None for nothing.
         seeds: Runs of each arm with its tuned values, on fresh seeds.
         baseline: The arm that the others are compared with; the first one if not given.
@@ -141,6 +143,33 @@ class Study(Spec):
         if given not in variants:
             raise ValueError(f"{given!r} is none of the variants {', '.join(variants)}")
         return given
+
+    @model_validator(mode="after")
+    def _tuned_or_overridden(self) -> "Study":
+        tuned = self.tune.grid if self.tune else {}
+        fixed = [
+            f"variants.{name}.{path}"
+            for name, variant in self.variants.items()
+            for path in variant.overrides()
+            if path in tuned
+        ]
+        if fixed:
+            raise ValueError(
+                f"{', '.join(fixed)}: given for an arm, but tuned for every arm; leave out one of "
+                "the two"
+            )
+        return self
+
+    def for_arm(self, variant: str) -> "Study":
+        """Returns the study as an arm sees it, with what that overrides in its place.
+
+        Raises:
+            pydantic.ValidationError: If the model or the optimizer has no such field or value.
+        """
+        overrides = self.variants[variant].overrides()
+        if not overrides:
+            return self
+        return type(self).model_validate(with_values(self.model_dump(), overrides))
 
 
 def study_type() -> type[Study]:

@@ -1,7 +1,6 @@
 """The normalization itself, given the statistics."""
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Inexact
 
 
@@ -34,8 +33,9 @@ def normalize(
     centred = x - mean
     if residual is not None:
         centred = centred - residual
-    # Statistics and scale are small: their product is formed before it meets the large array.
-    multiplier = lax.rsqrt(variance + jnp.asarray(epsilon, variance.dtype))
+    # Statistics and scale are small: their product is formed before it meets the large array. Not
+    # by rsqrt, whose derivative has the power -3/2 of the variance, which underflows from 1e26.
+    multiplier = 1 / jnp.sqrt(variance + jnp.asarray(epsilon, variance.dtype))
     if scale is not None:
         multiplier = multiplier * scale
     y = centred * multiplier

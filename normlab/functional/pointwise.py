@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
-def dynamic_tanh(x: Float[Array, "..."], alpha: Array) -> Array:
+def dynamic_tanh(x: Float[Array, "..."], alpha: ArrayLike) -> Array:
     r"""Squashes `x` by a hyperbolic tangent of learned slope.
 
     .. math:: y = \tanh(\alpha x)
@@ -13,7 +14,7 @@ def dynamic_tanh(x: Float[Array, "..."], alpha: Array) -> Array:
     return jnp.tanh(alpha * x)
 
 
-def dynamic_erf(x: Float[Array, "..."], alpha: Array, shift: Array) -> Array:
+def dynamic_erf(x: Float[Array, "..."], alpha: ArrayLike, shift: ArrayLike) -> Array:
     r"""Squashes `x` by an error function of learned slope and place.
 
     .. math:: y = \mathrm{erf}(\alpha x + s)

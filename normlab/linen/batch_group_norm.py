@@ -1,6 +1,7 @@
 """Batch group normalization."""
 
 from dataclasses import field
+from typing import Any
 
 from ..functional import Moments, group_moments
 from .batch_norm import BatchInput, BatchNorm
@@ -35,20 +36,21 @@ class BatchGroupNorm(BatchNorm):
     num_groups: int | None = field(default=32, kw_only=True)
     group_size: int | None = field(default=None, kw_only=True)
 
-    def _moments_of_batch(self, given: BatchInput) -> Moments:
+    def _moments(self, given: BatchInput, axes: tuple[int, ...], **over_devices: Any) -> Moments:
+        return group_moments(
+            given.x,
+            axes,
+            given.features[0] // self._pooled_features(given),
+            channel_axis=given.feature_axes[0],
+            mask=given.mask,
+            use_fast_variance=self.use_fast_variance,
+            **over_devices,
+        )
+
+    def _pooled_features(self, given: BatchInput) -> int:
         if len(given.feature_axes) != 1:
             raise ValueError(
                 f"BatchGroupNorm: axis={self.axis} names {len(given.feature_axes)} axes of an "
                 f"input of shape {given.x.shape}; name the one that holds the channels."
             )
-        channels = given.features[0]
-        groups = number_of_groups(self, channels)
-        return group_moments(
-            given.x,
-            given.reduced_axes,
-            groups,
-            channel_axis=given.feature_axes[0],
-            mask=given.mask,
-            use_fast_variance=self.use_fast_variance,
-            **self._devices_of_batch(given, channels // groups),
-        )
+        return given.features[0] // number_of_groups(self, given.features[0])

@@ -190,11 +190,9 @@ class BatchNorm(nn.Module):
         )
         inputs = jnp.asarray(x)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        counts = None
-        if not use_running_average or self.example_weight:
-            x, counts = with_mask(x, mask)
+        x, mask = with_mask(x, mask)
         feature_axes = resolve_axes(self.axis, x.ndim, "axis")
-        given = BatchInput(inputs, x, counts, feature_axes, scale, bias)
+        given = BatchInput(inputs, x, mask, feature_axes, scale, bias)
         if use_running_average:
             return self._normalize(given, self._evaluation_moments(given))
 
@@ -230,18 +228,22 @@ class BatchNorm(nn.Module):
     def _update(self, running: Running, batches: Moments, features: tuple[int, ...]) -> None:
         """Lets the statistics of one or more batches enter the running ones."""
         batch_mean = batches.mean.reshape(-1, *features)
-        mean = running.mean.value if running.mean else jnp.zeros(features, batch_mean.dtype)
+        # A restored checkpoint holds NumPy arrays.
+        mean = jnp.asarray(running.mean.value if running.mean else jnp.zeros_like(batch_mean[0]))
+        before = jnp.asarray(self._to_average(running.var.value))
         mean, average, updates = update_running(
             mean,
-            self._to_average(running.var.value),
-            running.count.value if running.count else jnp.zeros(()),
+            before,
+            jnp.asarray(running.count.value if running.count else 0.0),
             batch_mean,
             self._to_average(batches.variance.reshape(-1, *features)),
             batches.counted.reshape(-1, *features),
             momentum=self.momentum,
             debias=self.debias,
         )
-        running.var.value = self._from_average(average)
+        # What did not move stays to the bit, which the way to the average and back may not keep.
+        moved = average != before
+        running.var.value = jnp.where(moved, self._from_average(average), running.var.value)
         if running.mean:
             running.mean.value = mean
         if running.count:
@@ -271,15 +273,6 @@ class BatchNorm(nn.Module):
             example = example._replace(shift=zeros, residual=zeros)
         return mix_moments(stored, example, self.example_weight)
 
-    def _example_moments(self, given: BatchInput) -> Moments:
-        """The statistics of each example over its positions."""
-        return moments(
-            given.x,
-            given.reduced_axes[1:],
-            mask=given.mask,
-            use_fast_variance=self.use_fast_variance,
-        )
-
     def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
         """Returns the statistics to normalize by, and those that enter the running ones."""
         del running  # The batch is normalized by its own statistics alone.
@@ -288,24 +281,33 @@ class BatchNorm(nn.Module):
 
     def _moments_of_batch(self, given: BatchInput) -> Moments:
         """The statistics over the reduced axes and all devices."""
+        # Initialization sees shapes only: its batch is often one example, its named axis absent.
+        over_devices = {} if self.is_initializing() else self._over_devices()
+        batch = self._moments(given, given.reduced_axes, **over_devices)
+        if not self.is_initializing():
+            devices = lax.psum(1, **over_devices) if over_devices else 1
+            positions = math.prod(given.x.shape[axis] for axis in given.reduced_axes)
+            self._refuse_single_value(given.x, positions * devices * self._pooled_features(given))
+        return batch
+
+    def _example_moments(self, given: BatchInput) -> Moments:
+        """The statistics of each example over its positions."""
+        return self._moments(given, given.reduced_axes[1:])
+
+    def _moments(self, given: BatchInput, axes: tuple[int, ...], **over_devices: Any) -> Moments:
+        """The statistics over some of the reduced axes."""
         return moments(
             given.x,
-            given.reduced_axes,
+            axes,
             mask=given.mask,
             use_fast_variance=self.use_fast_variance,
-            **self._devices_of_batch(given),
+            **over_devices,
         )
 
-    def _devices_of_batch(self, given: BatchInput, values_per_position: int = 1) -> dict[str, Any]:
-        """Returns the devices to pool over; refuses statistics of a single value."""
-        # Initialization sees shapes only: its batch is often one example, its named axis absent.
-        if self.is_initializing():
-            return {}
-        over_devices = self._over_devices()
-        devices = lax.psum(1, **over_devices) if over_devices else 1
-        positions = math.prod(given.x.shape[axis] for axis in given.reduced_axes)
-        self._refuse_single_value(given.x, positions * devices * values_per_position)
-        return over_devices
+    def _pooled_features(self, given: BatchInput) -> int:
+        """How many features share their statistics."""
+        del given
+        return 1
 
     def _normalize(self, given: BatchInput, statistics: Moments) -> Array:
         """Normalizes by given statistics, scales and shifts."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..functional import Moments
 from .batch_norm import BatchInput, BatchNorm, Running
@@ -78,7 +78,7 @@ class BatchRenorm(BatchNorm):
         variance = jnp.expand_dims(running.var.value, given.reduced_axes)
         deviation = jnp.sqrt(variance + self.epsilon)
         batch_deviation = jnp.sqrt(batch.variance + self.epsilon)
-        r_max, d_max = self._limits(running.count.value)
+        r_max, d_max = self._limits(jnp.asarray(running.count.value))
         r = lax.stop_gradient(jnp.clip(batch_deviation / deviation, 1 / r_max, r_max))
         distance = lax.stop_gradient(batch.shift - mean + batch.residual) / deviation
         d = lax.stop_gradient(_clip_magnitude(distance, d_max))
@@ -90,7 +90,7 @@ class BatchRenorm(BatchNorm):
         )
         return corrected, self._for_running(batch)
 
-    def _limits(self, updates: Float[Array, ""]) -> tuple[Array, Array]:
+    def _limits(self, updates: Array) -> tuple[Array, Array]:
         """The limits of r and d after some updates."""
 
         def rising(start: float, limit: float, steps: int) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from ..functional import Moments
 from .batch_norm import BatchInput, BatchNorm
-from .shared import affine, broadcast_to_input
+from .shared import affine, broadcast_to_input, refuse_complex
 
 
 class EvoNormB0(BatchNorm):
@@ -32,7 +32,7 @@ class EvoNormB0(BatchNorm):
         v_init: Initializer of v.
 
     Raises:
-        ValueError: At the call, of complex input, which has no order.
+        ValueError: At the call, if the input is complex.
 
     Source: Liu, Brock, Simonyan and Le, 2020, "Evolving Normalization-Activation Layers", table 1.
     """
@@ -44,8 +44,7 @@ class EvoNormB0(BatchNorm):
 
     def _normalize(self, given: BatchInput, statistics: Moments) -> Array:
         x = given.x
-        if jnp.iscomplexobj(x):
-            raise ValueError("EvoNormB0: the maximum needs real input, but complex was given.")
+        refuse_complex(self, x)
         v = self.param("v", self.v_init, given.features, self.param_dtype)
         v = broadcast_to_input("EvoNormB0: v", v, x.shape, given.feature_axes)
         instance = self._example_moments(given)
@@ -57,4 +56,4 @@ class EvoNormB0(BatchNorm):
         y = x / denominator
         y = y if scale is None else y * scale
         y = y if bias is None else y + bias
-        return y.astype(canonicalize_dtype(given.inputs, scale, bias, v, dtype=self.dtype))
+        return y.astype(canonicalize_dtype(given.inputs, scale, bias, dtype=self.dtype))

@@ -10,5 +10,7 @@ from .mlp import MLP as MLP
 from .mlp import MLPSpec as MLPSpec
 from .resnet import ResNet as ResNet
 from .resnet import ResNetSpec as ResNetSpec
+from .vit import ViT as ViT
+from .vit import ViTSpec as ViTSpec
 
-ModelSpec = Annotated[MLPSpec | CNNSpec | ResNetSpec, Field(discriminator="name")]
+ModelSpec = Annotated[MLPSpec | CNNSpec | ResNetSpec | ViTSpec, Field(discriminator="name")]

@@ -1,28 +1,64 @@
-"""What the models share: activations, and the order of linear map, norm and activation."""
+"""What the models share: normalized weights, and how norm and activation follow a linear map."""
 
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 from flax import linen as nn
 from jaxtyping import Array
 
-Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+from .. import linen
+from ..functional import ACTIVATIONS, NONLINEARITY_GAINS, Activation
+
 NormPosition = Literal["before", "after"]
+Weights = Literal["plain", "standardized", "scaled_standardized", "weight_norm", "spectral_norm"]
 Norm = Callable[..., nn.Module]
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "silu": jax.nn.silu,
-    "tanh": jax.nn.tanh,
-    "sigmoid": jax.nn.sigmoid,
-}
+
+def apply_linear(
+    layer: nn.Module, x: Array, weights: Weights, activation: Activation | None, *, train: bool
+) -> Array:
+    """Applies a dense layer or convolution, its weights normalized in the way named.
+
+    Args:
+        layer: Dense layer or convolution.
+        x: Its input.
+        weights: How its weights are normalized. "standardized" needs a norm behind the layer.
+        activation: The activation that the input comes from; None for the input of the model.
+            Scaled weight standardization gives back the variance that it has taken away.
+        train: Whether the state of spectral normalization moves.
+    """
+    name = f"{weights}_{layer.name}"
+    match weights:
+        case "standardized":
+            return linen.WeightStandardization(layer, name=name)(x)
+        case "scaled_standardized":
+            gain = NONLINEARITY_GAINS[activation or "identity"]
+            scaled = linen.ScaledWeightStandardization(layer, nonlinearity_gain=gain, name=name)
+            return scaled(x)
+        case "weight_norm":
+            return linen.WeightNorm(layer, name=name)(x)
+        case "spectral_norm":
+            return linen.SpectralNorm(layer, name=name)(x, update_stats=train)
+        case "plain":
+            return layer(x)
 
 
 def needs_bias(norm: nn.Module, position: NormPosition) -> bool:
-    """Whether a linear map needs a bias: not if a norm with one follows it directly."""
-    return position == "after" or not getattr(norm, "use_bias", False)
+    """Whether a linear map needs a bias: not if a norm with one follows it directly.
+
+    A norm that has no field `use_bias` counts as one without a bias. One that contains its
+    activation follows directly in either position.
+    """
+    follows_directly = position == "before" or _includes_activation(norm)
+    return not (follows_directly and getattr(norm, "use_bias", False))
+
+
+def normalize(x: Array, norm: Any, *, train: bool) -> Array:
+    """Applies a norm and keeps the dtype of the input.
+
+    A norm may return more precision than it was given; what follows shall not compute with it.
+    """
+    return norm(x, use_running_average=not train).astype(x.dtype)
 
 
 def normalize_and_activate(
@@ -30,9 +66,15 @@ def normalize_and_activate(
 ) -> Array:
     """Applies norm and activation, the norm before or after, and keeps the dtype of the input.
 
-    A norm may return more precision than it was given; what follows shall not compute with it.
+    A norm whose `includes_activation` is true takes the place of both.
     """
+    if _includes_activation(norm):
+        return normalize(x, norm, train=train)
     activate = ACTIVATIONS[activation]
     if position == "before":
-        return activate(norm(x, use_running_average=not train).astype(x.dtype))
-    return norm(activate(x), use_running_average=not train).astype(x.dtype)
+        return activate(normalize(x, norm, train=train))
+    return normalize(activate(x), norm, train=train)
+
+
+def _includes_activation(norm: Any) -> bool:
+    return getattr(norm, "includes_activation", False)

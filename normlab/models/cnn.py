@@ -9,7 +9,15 @@ from jaxtyping import Array, Float
 from pydantic import Field, PositiveInt, model_validator
 
 from ..spec import Spec
-from .block import Activation, Norm, NormPosition, needs_bias, normalize_and_activate
+from .block import (
+    Activation,
+    Norm,
+    NormPosition,
+    Weights,
+    apply_linear,
+    needs_bias,
+    normalize_and_activate,
+)
 from .convolution import convolution
 
 Initialization = Literal["he_normal", "glorot_uniform"]
@@ -35,6 +43,9 @@ class CNN(nn.Module):
         initialization: Initializer of all kernels, by its name in Flax.
         activation: Name of the activation.
         norm_position: Whether the norm stands before or after the activation.
+        weights: How the convolutions' weights are normalized, by the wrappers of normlab:
+            "standardized", "scaled_standardized", "weight_norm", "spectral_norm", or "plain" for
+            not at all. The head's are not.
         dtype: Dtype of the computation; logits are float32.
     """
 
@@ -47,6 +58,7 @@ class CNN(nn.Module):
     initialization: Initialization = "he_normal"
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
+    weights: Weights = "plain"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -62,7 +74,7 @@ class CNN(nn.Module):
                     f"{len(self.channels)}, whose input has {x.shape[1]} x {x.shape[2]} positions. "
                     'Use fewer channels, or padding="same".'
                 )
-            x = nn.Conv(
+            conv = nn.Conv(
                 channels,
                 (3, 3),
                 strides=stride,
@@ -72,7 +84,9 @@ class CNN(nn.Module):
                 kernel_init=initializer,
                 conv_general_dilated=convolution,
                 name=f"conv_{i}",
-            )(x)
+            )
+            before = self.activation if i else None
+            x = apply_linear(conv, x, self.weights, before, train=train)
             x = normalize_and_activate(x, norm, self.activation, self.norm_position, train=train)
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else jnp.mean(x, axis=(1, 2))
         head = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer, name="head")
@@ -90,6 +104,7 @@ class CNNSpec(Spec):
     initialization: Initialization = "he_normal"
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
+    weights: Weights = "plain"
 
     @model_validator(mode="after")
     def _a_stride_for_each(self) -> "CNNSpec":

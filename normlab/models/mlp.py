@@ -9,7 +9,15 @@ from jaxtyping import Array, Float
 from pydantic import Field, PositiveInt
 
 from ..spec import Spec
-from .block import Activation, Norm, NormPosition, needs_bias, normalize_and_activate
+from .block import (
+    Activation,
+    Norm,
+    NormPosition,
+    Weights,
+    apply_linear,
+    needs_bias,
+    normalize_and_activate,
+)
 
 
 class MLP(nn.Module):
@@ -21,6 +29,9 @@ class MLP(nn.Module):
         norm: Constructor of the norm layers, called with `name=`.
         activation: Name of the activation.
         norm_position: Whether the norm stands before or after the activation.
+        weights: How the hidden layers' weights are normalized, by the wrappers of normlab:
+            "standardized", "scaled_standardized", "weight_norm", "spectral_norm", or "plain" for
+            not at all. The head's are not.
         dtype: Dtype of the computation; logits are float32.
     """
 
@@ -29,6 +40,7 @@ class MLP(nn.Module):
     norm: Norm
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
+    weights: Weights = "plain"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -37,13 +49,15 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
             norm = self.norm(name=f"norm_{i}")
-            x = nn.Dense(
+            dense = nn.Dense(
                 width,
                 use_bias=needs_bias(norm, self.norm_position),
                 dtype=self.dtype,
                 kernel_init=nn.initializers.he_normal(),
                 name=f"dense_{i}",
-            )(x)
+            )
+            before = self.activation if i else None
+            x = apply_linear(dense, x, self.weights, before, train=train)
             x = normalize_and_activate(x, norm, self.activation, self.norm_position, train=train)
         return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
@@ -55,6 +69,7 @@ class MLPSpec(Spec):
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
+    weights: Weights = "plain"
 
     def build(self, norm: Norm, classes: int, dtype: Any) -> MLP:
         """Returns the model with the given norm."""

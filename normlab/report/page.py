@@ -62,6 +62,7 @@ def _html(study: Study, made: list[Figure]) -> str:
         colors=colors(study),
         unfinished=_unfinished(study),
         tuned=_tuned(study),
+        overridden=_overridden(study),
         config=OmegaConf.to_yaml(OmegaConf.create(study.config)),
         figures=made,
         charts={figure.name: _for_page(figure) for figure in made},
@@ -96,6 +97,19 @@ def _tuned(study: Study) -> str:
         f"{path}: {', '.join(map(words.tuned_value, values))}"
         for path, values in study.tuned.items()
     )
+
+
+def _overridden(study: Study) -> str:
+    """What arms have for themselves, as "arm: model.field=value; ..."; empty for nothing."""
+    told = {
+        name: ", ".join(
+            f"{part}.{field}={value}"
+            for part in ("model", "optimizer")
+            for field, value in arm.get(part, {}).items()
+        )
+        for name, arm in study.config["variants"].items()
+    }
+    return "; ".join(f"{name}: {fields}" for name, fields in told.items() if fields)
 
 
 def _svg(spec: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -24,9 +25,15 @@ class _Optimizer(Spec):
         milestones: For `"step"`: the shares of the run after which the rate is multiplied.
         step_factor: For `"step"`: what it is multiplied by.
         weight_decay: Strength of the decay of weights.
-        decayed: Which parameters decay: `"weights"` leaves out biases and the parameters of
-            normalization layers; `"all"` decays them too.
+        decayed: Which parameters decay: `"weights"` for the kernels of dense layers and
+            convolutions, which leaves out biases, scalars, positions and the parameters of
+            normalizations; `"all"` for these too.
         gradient_clip: Largest norm of the whole gradient; None for no limit.
+        adaptive_gradient_clip: Largest norm of a unit's gradient over that of its weights, or over
+            1e-3 if they are smaller; None for no limit. A unit is what feeds one output of a dense
+            layer or convolution, or a vector as a whole. Left out are the head, as in the paper,
+            and scalars. Comes before the limit of the whole gradient. Source: Brock et al., 2021,
+            "High-Performance Large-Scale Image Recognition Without Normalization", section 4.1.
     """
 
     learning_rate: PositiveFloat = 0.1
@@ -37,6 +44,7 @@ class _Optimizer(Spec):
     weight_decay: NonNegativeFloat = 0.0
     decayed: Literal["weights", "all"] = "weights"
     gradient_clip: PositiveFloat | None = None
+    adaptive_gradient_clip: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _milestones_in_order(self) -> "_Optimizer":
@@ -148,18 +156,33 @@ def optimizer(
         }[spec.name]
     if spec.gradient_clip is not None:
         update = [optax.clip_by_global_norm(spec.gradient_clip), *update]
+    if spec.adaptive_gradient_clip is not None:
+        clip = optax.adaptive_grad_clip(spec.adaptive_gradient_clip)
+        update = [optax.masked(clip, units_only), *update]
     rates = learning_rates(spec, traced["learning_rate"], steps, steps_per_epoch)
     return optax.chain(*update, optax.scale_by_learning_rate(rates))
 
 
 def weights_only(params: Any) -> Any:
-    """Marks the parameters that are neither biases nor inside a normalization layer.
+    """Marks the kernels of dense layers and convolutions outside of normalization layers.
 
-    The models of normlab call those layers `norm...`.
+    The models of normlab call those layers `norm...`. What is left out: biases, scales and gains,
+    scalars of residual branches, and learned positions.
     """
 
     def is_weight(path, _):
         names = [str(getattr(entry, "key", entry)) for entry in path]
-        return names[-1] != "bias" and not any(name.startswith("norm") for name in names)
+        return names[-1] == "kernel" and not any(name.startswith("norm") for name in names)
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def units_only(params: Any) -> Any:
+    """Marks what adaptive clipping takes: all but the head and scalars.
+
+    The scalar of a residual branch starts at 0. Its steps would be so short that it stayed there
+    for hundreds of them.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[0].key != "head" and jnp.ndim(leaf) > 0, params
+    )

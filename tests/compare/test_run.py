@@ -5,14 +5,17 @@ import json
 import linecache
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from normlab.compare.environment import environment
-from normlab.compare.grid import FIRST_TUNING_SEED, final_runs, tuning_runs
+from normlab.compare.grid import FIRST_TUNING_SEED, Run, final_runs, tuning_runs
 from normlab.compare.run import Workbench, run_study
 from normlab.compare.statistics import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
+from normlab.models import resnet
 from normlab.report import read_study
 from normlab.variants import VARIANTS
 
@@ -181,6 +184,88 @@ def test_runs_of_one_arm_share_one_program_and_tuned_sizes_get_their_own():
     made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "train.epochs": [1, 2]})
     runs = tuning_runs(made, "none")
     assert len({id(bench._trainer(r)) for r in runs}) == 2
+
+
+FREE = {
+    "plain": {"layer": "identity"},
+    "same": {"layer": "identity", "model": {"residual": "plain"}},
+    "fixup": {"layer": "identity", "model": {"residual": "fixup"}},
+    "free": {
+        "layer": "identity",
+        "model": {"residual": "skip_init", "weights": "scaled_standardized"},
+        "optimizer": {"adaptive_gradient_clip": 0.1},
+    },
+}
+
+
+def free(**changes):
+    """A study whose arms differ in model and optimizer."""
+    small = {"name": "digits", "batch_size": 32, "train_examples": 32}
+    return study(
+        **{"data": small, "model": {"name": "resnet"}, "train": {"epochs": 1}, "variants": FREE}
+        | {"tune": None}
+        | changes
+    )
+
+
+def test_what_an_arm_overrides_is_part_of_its_runs():
+    bench = Workbench(environment("test"))
+    made = free(tune={"optimizer.momentum": [0.5]})
+    runs = {name: tuning_runs(made, name)[0] for name in FREE}
+    (again,) = final_runs(made, "free", {"optimizer.momentum": 0.5})[:1]
+    for run in (runs["free"], again, Run(made, "final", "free", 0, {})):
+        assert run.study.model.residual == "skip_init"
+        assert run.study.optimizer.adaptive_gradient_clip == 0.1
+    assert again.study.optimizer.momentum == 0.5
+    identities = {name: bench.identify(run)[1] for name, run in runs.items()}
+    assert [it["model"]["residual"] for it in identities.values()] == [
+        "plain",
+        "plain",
+        "fixup",
+        "skip_init",
+    ]
+    assert identities["free"]["optimizer"]["adaptive_gradient_clip"] == 0.1
+    assert identities["free"]["variant"]["model"] == FREE["free"]["model"]
+    changed = free(variants=FREE | {"free": {"layer": "identity"}})
+    ids = {bench.identify(final_runs(it, "free", {})[0])[0] for it in (made, changed)}
+    assert len(ids) == 2
+    assert len({bench._program(run) for run in runs.values()}) == len(FREE)
+
+
+def test_what_is_tuned_cannot_be_overridden():
+    told = r"variants\.same\.model\.residual, .*variants\.free\.model\.residual: given for an arm"
+    with pytest.raises(ValueError, match=told):
+        free(tune={"model.residual": ["plain", "skip_init"]})
+
+
+def test_arms_without_normalization_train(tmp_path, monkeypatch):
+    # The library's convolution gives the same numbers and compiles faster.
+    monkeypatch.setattr(resnet, "convolution", jax.lax.conv_general_dilated)
+    made = free(variants={name: FREE[name] for name in ("fixup", "free")}, seeds=1)
+    store, _ = run(tmp_path, made)
+    results = {result.variant: result for result in store.results()}
+    assert results.keys() == {"fixup", "free"}
+    for result in results.values():
+        assert result.status == "finished"
+        assert np.isfinite(result.test.loss)
+    # Its one step began with a head of zeros, which says the same of every class.
+    assert results["fixup"].curve.train_loss == [pytest.approx(np.log(10), rel=1e-5)]
+    assert results["fixup"].test.loss != pytest.approx(np.log(10), rel=1e-5)
+
+
+def test_a_vision_transformer_learns_digits(tmp_path):
+    made = study(
+        data={"name": "digits", "batch_size": 64},
+        model={"name": "vit", "patch_size": 2, "width": 32, "depth": 1, "query_key_norm": True},
+        optimizer={"name": "adam", "learning_rate": 0.01},
+        train={"epochs": 3},
+        variants={"batch": {"layer": "batch_norm", "momentum": 0.9}},
+        tune=None,
+        seeds=1,
+    )
+    store, _ = run(tmp_path, made)
+    (result,) = store.results()
+    assert result.test.accuracy > 0.8
 
 
 def test_identity_names_all_that_matters():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import normlab
 from normlab.config import ConfigError, load_study
 from normlab.variants import VARIANTS
 
@@ -97,7 +98,7 @@ def test_all_problems_are_told_at_once_with_path_and_nearest_name():
 
 def test_a_name_that_is_like_none_gets_the_whole_list():
     (told,) = problems(QUICKSTART, "model.name=transformer")
-    assert told == "model: unknown name 'transformer'; expected one of mlp, cnn, resnet"
+    assert told == "model: unknown name 'transformer'; expected one of mlp, cnn, resnet, vit"
 
 
 def test_a_layer_checks_its_own_fields():
@@ -133,6 +134,110 @@ def test_tuned_values_are_checked_in_their_place(tmp_path, tuned, told, with_opt
     file = tmp_path / "tuned.yaml"
     file.write_text(yaml.safe_dump(given, sort_keys=False))
     assert any(told in line and line.startswith("tune") for line in problems(file, f"tune.{tuned}"))
+
+
+@pytest.fixture
+def overriding(tmp_path):
+    """A study with an arm that has a model and an optimizer of its own."""
+    file = tmp_path / "overriding.yaml"
+    file.write_text(
+        "study: overriding\nmodel: {name: resnet}\nvariants:\n"
+        "  batch: {layer: batch_norm}\n"
+        "  free:\n"
+        "    layer: identity\n"
+        "    model: {residual: skip_init, weights: scaled_standardized}\n"
+        "    optimizer: {adaptive_gradient_clip: 0.01}\n"
+        "  fixup: {layer: identity, model: {residual: fixup}}\n"
+    )
+    return file
+
+
+def test_an_arm_can_have_other_fields_of_model_and_optimizer(overriding):
+    study = load_study(overriding, ["model.depth=20", "variants.free.optimizer.momentum=0.5"])
+    free, batch = study.for_arm("free"), study.for_arm("batch")
+    assert batch == study
+    assert (free.model.depth, free.model.residual) == (20, "skip_init")
+    assert free.model.weights == "scaled_standardized"
+    assert (free.optimizer.adaptive_gradient_clip, free.optimizer.momentum) == (0.01, 0.5)
+    assert free.for_arm("free") == free
+    # What the arms share does not move.
+    assert (study.model.residual, study.optimizer.adaptive_gradient_clip) == ("plain", None)
+    assert study.variants["free"].constructor()() == study.variants["fixup"].constructor()()
+
+
+def test_the_resolved_form_of_such_a_study_is_the_same_study(overriding):
+    study = load_study(overriding)
+    resolved = overriding.with_name("resolved.yaml")
+    resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    again = load_study(resolved)
+    assert again.model_dump() == study.model_dump()
+    assert again.for_arm("free").model == study.for_arm("free").model
+
+
+def test_what_an_arm_overrides_is_checked_in_its_place(overriding):
+    assert problems(
+        overriding,
+        "variants.free.model.residul=fixup",
+        "variants.free.model.weights=scaled_standardised",
+        "variants.free.optimizer.beta1=0.9",
+        "variants.fixup.model.weights=weight_norm",
+        "variants.batch.optimizer.adaptive_gradient_clip=-1",
+    ) == [
+        "variants.batch.optimizer.adaptive_gradient_clip: should be greater than 0, but -1 was "
+        "given",
+        "variants.free.model.weights: 'scaled_standardised' is not known; did you mean "
+        "'scaled_standardized'?",
+        "variants.free.model.residul: unknown key; did you mean 'residual'?",
+        "variants.free.optimizer.beta1: unknown key; expected one of learning_rate, schedule, "
+        "warmup_epochs, milestones, step_factor, weight_decay, decayed, gradient_clip, "
+        "adaptive_gradient_clip, name, momentum, nesterov",
+        "variants.fixup.model: residual='fixup' rests on the size of the initial weights, which "
+        "weights='weight_norm' takes away; use weights='plain' or residual='skip_init'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "variants.free.model.name=mlp",
+            "variants.free.model: an arm keeps the name that the study gives; only other fields "
+            "can differ",
+        ),
+        ("variants.free.model=resnet", "variants.free.model: should be keys and values, but"),
+        ("variants.free.train.epochs=3", "variants.free.train: unknown key"),
+        (
+            "tune.model.residual=[plain]",
+            "variants.free.model.residual, variants.fixup.model.residual: given for an arm, but "
+            "tuned for every arm; leave out one of the two",
+        ),
+        (
+            "tune.model.weights=[plain, weight_norm]",
+            "variants.free.model.weights: given for an arm, but tuned for every arm",
+        ),
+        ("model.residul=fixup", "model.residul: unknown key; did you mean 'residual'?"),
+    ],
+)
+def test_what_no_arm_can_override_is_told(overriding, override, told):
+    (line,) = problems(overriding, override)
+    assert line.startswith(told)
+
+
+def test_tuned_values_are_tried_in_the_study_of_each_arm(overriding):
+    """`weights` fits all arms but Fixup's."""
+    overriding.write_text(overriding.read_text().replace(", weights: scaled_standardized", ""))
+    assert problems(overriding, "tune.model.weights=[plain, weight_norm]") == [
+        "tune.model.weights: with 'weight_norm', model: residual='fixup' rests on the size of the "
+        "initial weights, which weights='weight_norm' takes away; use weights='plain' or "
+        "residual='skip_init' (for variants.fixup)"
+    ]
+
+
+@pytest.mark.parametrize("field", ["layer", "model", "optimizer"])
+def test_a_layer_with_a_field_that_an_arm_needs_for_itself_is_refused(field):
+    layer = type("Own", (normlab.Identity,), {"__annotations__": {field: int}, field: 1})
+    with pytest.raises(ValueError, match=f"has a field {field}, a name that a configuration"):
+        normlab.register("own", layer)
 
 
 @pytest.mark.parametrize(

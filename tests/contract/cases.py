@@ -162,6 +162,12 @@ every_variant = pytest.mark.parametrize("case", FIRST_CASES, ids=str)
 every_case = pytest.mark.parametrize(
     "case", FIRST_CASES + [case for case in CASES if case.title], ids=str
 )
+# Those whose state or whose use of the batch is another than in the first case of their variant.
+every_rule = pytest.mark.parametrize(
+    "case",
+    [*FIRST_CASES, BY_NAME["batch_norm, cumulative"], BY_NAME["ghost_batch_norm, strided"]],
+    ids=str,
+)
 
 
 def normal(shape=SHAPE, seed=0, mean=0.5, deviation=1.5) -> np.ndarray:

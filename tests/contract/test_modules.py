@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,19 @@ import numpy as np
 import pytest
 from contract.cases import (
     FIRST_CASES,
+    SHAPE,
     apply,
+    assert_close,
     every_case,
     every_variant,
     normal,
     train,
     variables,
 )
+from flax import linen as nn
 from flax import serialization
+
+import normlab
 
 
 def program(layer, **options) -> str:
@@ -39,6 +45,17 @@ def test_call_signature_is_the_same(case):
         ("scale", "KEYWORD_ONLY", None),
         ("bias", "KEYWORD_ONLY", None),
     ]
+
+
+def test_layers_that_contain_their_activation_say_so():
+    """Models skip theirs after them."""
+    containing = [
+        case.variant
+        for case in FIRST_CASES
+        if case.oracle and getattr(case.layer(), "includes_activation", False)
+    ]
+    assert containing == ["evonorm_b0", "filter_response_norm", "evonorm_s0", "proxy_norm"]
+    assert not normlab.FilterResponseNorm(use_threshold=False).includes_activation
 
 
 @pytest.mark.parametrize("case", [case for case in FIRST_CASES if not case.keeps_state], ids=str)
@@ -65,6 +82,37 @@ def test_a_pickled_module_computes_the_same(case):
     assert program(pickle.loads(pickle.dumps(layer))) == program(layer)
 
 
+class Block(nn.Module):
+    """A model that takes any norm and knows nothing of its kind."""
+
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = partial(self.norm, use_running_average=not train)
+        return nn.relu(norm(name="norm")(nn.Dense(4, use_bias=False)(x)))
+
+
+@every_variant
+def test_any_variant_serves_as_the_norm_of_a_model(case):
+    """With the parameters and statistics that it starts with."""
+    model, x = Block(case.layer), normal()
+
+    @jax.jit
+    def start(key, x):
+        variables = model.init(key, x, train=True)
+        return variables, *model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    variables, y, updates = start(jax.random.key(0), x)
+    params = jax.tree.map(np.asarray, variables["params"])
+    expected = x.astype(np.float64) @ params["Dense_0"]["kernel"]
+    expected = np.maximum(case.replay().normalize(expected, **params.get("norm", {})), 0)
+    assert_close(y, expected)
+    assert ("batch_stats" in updates) == case.keeps_state
+    evaluated = jax.eval_shape(partial(model.apply, train=False), {**variables, **updates}, x[:1])
+    assert evaluated.shape == (1, *SHAPE[1:])
+
+
 @every_variant
 def test_initial_statistics_are_those_of_the_oracle(case):
     """In float32, whatever the input; initialization takes no statistics of its batch."""
@@ -80,12 +128,14 @@ def test_initial_statistics_are_those_of_the_oracle(case):
 
 @every_variant
 def test_batch_statistics_need_no_mutable_collection(case):
-    """The batch is normalized all the same, and nothing is kept."""
+    """Neither mutable nor, but where they correct the batch's, even there."""
     given, layer = variables(case), case.layer(use_running_average=False)
-    y, updates = jax.jit(partial(layer.apply, mutable=["intermediates"]))(given, normal())
-    expected, *_ = train(case, normal())
-    assert_close(y, expected)
+    run = partial(layer.apply, mutable=["intermediates"])
+    y, updates = jax.eval_shape(run, given, normal())
+    assert y.shape == SHAPE
     assert "batch_stats" not in updates
+    if case.variant != "batch_renorm":
+        assert jax.eval_shape(layer.apply, {"params": given["params"]}, normal()).shape == SHAPE
 
 
 @every_variant

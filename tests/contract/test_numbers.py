@@ -6,8 +6,10 @@ One compiled step serves all of a case; what varies are values.
 import hypothesis.extra.numpy as arrays
 import jax
 import numpy as np
+import oracles
 import pytest
 from contract.cases import (
+    BY_NAME,
     SHAPE,
     after_two_steps,
     assert_close,
@@ -22,6 +24,8 @@ from contract.cases import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+
+import normlab as nl
 
 MASKS = {
     "none": np.ones((1, 1, 1), bool),
@@ -101,6 +105,29 @@ def test_fully_masked_input_has_finite_output_and_gradients_and_changes_no_stati
     jax.tree.map(np.testing.assert_array_equal, statistics, before)
 
 
+def test_proxies_of_every_activation():
+    x, case = normal(), BY_NAME["proxy_norm"]
+    names = ("relu", "gelu", "silu", "tanh", "sigmoid")
+
+    @jax.jit
+    def run(x):
+        return [case.layer(activation=name).apply(variables(case), x) for name in names]
+
+    for name, y in zip(names, run(x), strict=True):
+        expected = oracles.proxy_norm(x, activation=name, **parameters(case))
+        assert_close(y, expected, message=name)
+
+
+def test_position_norm_leaves_its_moments_behind():
+    """For the moment shortcut, in a form that may be the scale and bias of another layer."""
+    x = normal()
+    _, sown = nl.PositionNorm().apply({}, x, mutable=["intermediates"])
+    (mean,), (deviation,) = (sown["intermediates"][name] for name in ("mean", "deviation"))
+    expected = oracles.moments(x, -1)
+    assert_close(mean, expected.mean)
+    assert_close(deviation, np.sqrt(expected.variance + 1e-5))
+
+
 # Drawn values.
 
 
@@ -118,14 +145,17 @@ def steps(draw):
     return x, np.broadcast_to(mask, SHAPE), draw(some.integers(0, 100))
 
 
-@every_variant
-@settings(
+few_draws = settings(
     max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@every_variant
+@few_draws
 @given(step=steps())
 def test_drawn_inputs_agree_with_the_oracle(case, step):
     x, mask, seed = step
@@ -137,6 +167,29 @@ def test_drawn_inputs_agree_with_the_oracle(case, step):
     check_statistics(statistics, replay, 1e-4)
 
 
+# The layers that may reduce any axes, with the field that names them, or for batch norm all others.
+ON_ANY_AXES = {
+    "batch": (nl.BatchNorm, oracles.batch_norm, "axis"),
+    "layer": (nl.LayerNorm, oracles.layer_norm, "reduction_axes"),
+    "root mean square": (nl.RMSNorm, oracles.rms_norm, "reduction_axes"),
+}
+
+
+@pytest.mark.parametrize(("layer", "oracle", "name"), ON_ANY_AXES.values(), ids=ON_ANY_AXES)
+@settings(few_draws, max_examples=8)
+@given(data=some.data())
+def test_drawn_shapes_and_axes_agree_with_the_oracle(layer, oracle, name, data):
+    shape = data.draw(arrays.array_shapes(min_dims=2, max_dims=4, min_side=2, max_side=4))
+    number = some.integers(-len(shape), len(shape) - 1)
+    axes = tuple(data.draw(some.lists(number, min_size=1, max_size=len(shape) - 1)))
+    x, mask = normal(shape), two_of_three(shape)
+    module = layer(use_running_average=False, **{name: axes})
+    y, variables = jax.jit(module.init_with_output)(jax.random.key(0), x, mask=mask)
+    assert_close(y, oracle(x, mask=mask, **{name: axes}))
+    features = tuple(shape[axis] for axis in (oracles.positive_axes(len(shape), axes)))
+    assert variables["params"]["scale"].shape == (features if name == "axis" else shape[-1:])
+
+
 # Numbers that float32 finds hard.
 
 COLUMN = np.arange(8, dtype=np.float32).reshape(8, 1, 1)
@@ -145,6 +198,8 @@ HARD = {
     "mean 1e4 and deviation 1e-2": FAR,
     "mean -1e4 and deviation 1e-2": -FAR,
     "first example zero": np.where(COLUMN > 0, FAR, np.float32(0)),
+    "first example zero and masked": np.where(COLUMN > 0, FAR, np.float32(0)),
+    "first channel zero and masked": FAR * np.array([0, 1, 1, 1], np.float32),
     "channels far apart": FAR * np.array([1, -1, 1e-4, 1e3], np.float32),
     "examples far apart": FAR * 10 ** (COLUMN - 4),
     "huge scale": np.float32(1e15) * normal(),
@@ -160,16 +215,34 @@ HARD = {
 def test_hard_inputs_agree_with_the_oracle(case):
     params = parameters(case)
     for title, x in HARD.items():
-        replay = after_two_steps(case)
-        y, statistics, *derivatives = train(case, x)
+        replay, mask = after_two_steps(case), (x != 0) | ("masked" not in title)
+        y, statistics, *derivatives = train(case, x, mask)
         assert_finite(derivatives, title)
-        expected = replay.normalize(x, **params)
+        expected = replay.normalize(x, mask, **params)
         np.testing.assert_allclose(
             y, expected, rtol=1e-4, atol=min(1e-4, 1e-4 * np.abs(expected).max()), err_msg=title
         )
-        replay.update(x)
+        replay.update(x, mask)
         for name, value in replay.state.items():
             np.testing.assert_allclose(statistics[name], value, rtol=1e-4, atol=1e-4, err_msg=title)
+
+
+@every_variant
+def test_gradients_at_a_huge_scale_agree_with_the_oracle(case):
+    """The cube of the reciprocal deviation, which a derivative may go by, is 0 in float32."""
+    if case.variant == "local_response_norm":
+        pytest.skip("its derivative is such a power itself")
+    params, replay = parameters(case), after_two_steps(case)
+    x, direction = HARD["huge scale"], 1e15 * normal(seed=3).astype(np.float64)
+    _, _, (_, gradient), _ = train(case, x)
+
+    def loss(step):
+        y = replay.normalize(x + step * direction, constant_of=x, **params)
+        return (normal(seed=1) * y).sum()
+
+    expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    limit = 1e-4 * np.linalg.norm(gradient.astype(np.float64)) * np.linalg.norm(direction)
+    np.testing.assert_allclose(np.vdot(gradient, direction), expected, rtol=1e-4, atol=limit)
 
 
 @every_variant

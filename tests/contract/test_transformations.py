@@ -13,6 +13,7 @@ from contract.cases import (
     after_two_steps,
     apply,
     assert_close,
+    every_rule,
     every_variant,
     loss_of,
     normal,
@@ -73,7 +74,7 @@ def plain_step(case):
     return step
 
 
-@every_variant
+@every_rule
 def test_vmap_of_scan_of_grad_of_remat_is_a_loop_of_plain_steps(case):
     """Two models with variables of their own; the running statistics are carried."""
     batches = normal((2, 3, *SHAPE))
@@ -85,7 +86,7 @@ def test_vmap_of_scan_of_grad_of_remat_is_a_loop_of_plain_steps(case):
     assert_trees_close(result, expected)
 
 
-@every_variant
+@every_rule
 def test_a_batch_sharded_over_eight_devices_gives_the_numbers_of_one(case):
     """Under jit, the layer is told nothing of the devices."""
     batches = normal((2, *SHAPE))
@@ -112,7 +113,7 @@ def test_training_is_traced_once(case):
 
 @every_variant
 def test_derivatives_of_first_and_second_order(case):
-    """grad, jvp and jvp of grad in float64 against differences of the oracle, in a random direction
+    """grad, jvp and jvp of grad in float64 against differences of the oracle, in random directions
     of parameters and input together.
     """
     params, replay = parameters(case), after_two_steps(case)
@@ -126,29 +127,31 @@ def test_derivatives_of_first_and_second_order(case):
 
     h = 1e-4
     first = (expected(h, 0) - expected(-h, 0)) / (2 * h)
+    first_along = (expected(0, h) - expected(0, -h)) / (2 * h)
     second = (expected(h, h) - expected(h, -h) - expected(-h, h) + expected(-h, -h)) / (4 * h * h)
     layer = case.layer(use_running_average=False)
     with jax.enable_x64(True):
         statistics = {"batch_stats": jax.tree.map(jnp.asarray, replay.state)}
 
         @jax.jit
-        def derivatives(point, u, v):
+        def derivatives(point, v):
             def loss(point):
                 y, new = apply(layer, {**statistics, "params": point[0]}, point[1])
                 return jnp.sum(jnp.sin(y)), (y, new)
 
-            gradients = jax.grad(loss, has_aux=True)
-            (gradient, results), (along, _) = jax.jvp(gradients, (point,), (v,))
-            return jax.jvp(loss, (point,), (u,))[1][0], gradient, along, results
+            values, tangents = jax.jvp(jax.value_and_grad(loss, has_aux=True), (point,), (v,))
+            ((_, results), gradient), ((forward, _), along) = values, tangents
+            return results, gradient, forward, along
 
-        forward, gradient, along, (y, new) = derivatives(point, u, v)
+        (y, new), gradient, forward, along = derivatives(point, v)
     assert {leaf.dtype for leaf in jax.tree.leaves((y, new))} == {jnp.dtype("float64")}
     assert_close(y, replay.normalize(point[1], **params), 1e-9)
     products = [
         sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(u), strict=True))
         for tree in (gradient, along)
     ]
-    np.testing.assert_allclose([forward, products[0]], [first] * 2, rtol=1e-6, atol=1e-6)
+    firsts = [products[0], forward], [first, first_along]
+    np.testing.assert_allclose(*firsts, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(products[1], second, rtol=1e-5, atol=1e-5)
 
 

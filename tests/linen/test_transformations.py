@@ -1,52 +1,38 @@
-"""JAX's and Flax's transformations, on every layer."""
+"""Flax's lifted transformations; JAX's are in the contract suite."""
 
 from functools import partial
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import normlab as nl
 
 SHAPE = (8, 3, 4)
 
-# Each layer for training, beside its oracle.
+# For training; several of them declare variables in more places than their call.
 LAYERS = {
-    "BatchNorm": (nl.BatchNorm(False, momentum=0.9), oracles.batch_norm),
-    "BatchNorm counting": (nl.BatchNorm(False, momentum=None), oracles.batch_norm),
-    "GhostBatchNorm": (
-        nl.GhostBatchNorm(False, momentum=0.9, ghost_batch_size=4),
-        partial(oracles.ghost_batch_norm, ghost_batch_size=4),
+    "BatchNorm": nl.BatchNorm(False, momentum=0.9),
+    "BatchNorm counting": nl.BatchNorm(False, momentum=None),
+    "GhostBatchNorm": nl.GhostBatchNorm(False, momentum=0.9, ghost_batch_size=4),
+    "GhostBatchNorm strided": nl.GhostBatchNorm(
+        False,
+        momentum=0.9,
+        ghost_batch_size=3,
+        grouping="strided",
+        remainder="merge_last",
+        running="sequential",
     ),
-    "GhostBatchNorm strided": (
-        nl.GhostBatchNorm(
-            False,
-            momentum=0.9,
-            ghost_batch_size=3,
-            grouping="strided",
-            remainder="merge_last",
-            running="sequential",
-        ),
-        partial(
-            oracles.ghost_batch_norm,
-            ghost_batch_size=3,
-            grouping="strided",
-            remainder="merge_last",
-        ),
-    ),
-    "LayerNorm": (nl.LayerNorm(), oracles.layer_norm),
-    "RMSNorm": (nl.RMSNorm(), oracles.rms_norm),
-    "GroupNorm": (nl.GroupNorm(2), partial(oracles.group_norm, num_groups=2)),
-    "InstanceNorm": (nl.InstanceNorm(), oracles.instance_norm),
-    "Identity": (nl.Identity(), lambda x, **_: oracles.as_double(x)),
+    "BatchRenorm": nl.BatchRenorm(False, start_steps=0, r_steps=4, d_steps=4, momentum=0.9),
+    "SwitchableNorm": nl.SwitchableNorm(False, momentum=0.9),
+    "EvoNormB0": nl.EvoNormB0(False, momentum=0.9),
+    "LayerNorm": nl.LayerNorm(),
+    "RMSNorm": nl.RMSNorm(),
+    "GroupNorm": nl.GroupNorm(2),
+    "ProxyNorm": nl.ProxyNorm(samples=8),
 }
-every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 def random_array(shape=SHAPE, seed=0):
@@ -73,20 +59,6 @@ def assert_trees_close(ours, expected, tolerance=1e-5):
         np.testing.assert_allclose(leaf, other, rtol=tolerance, atol=tolerance)
 
 
-def step_of(apply):
-    """One training step: new variables; output and gradients of a nonlinear loss."""
-
-    def step(variables, x):
-        def loss(params, x):
-            y, updates = apply({**variables, "params": params}, x)
-            return jnp.sum(jnp.sin(y)), (y, updates)
-
-        gradients, (y, updates) = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
-        return {**variables, **updates}, (y, gradients)
-
-    return step
-
-
 def training(layer):
     return partial(layer.apply, mutable=["batch_stats"])
 
@@ -94,100 +66,6 @@ def training(layer):
 def stacked(trees):
     # NumPy has nothing to compile.
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def loop(step, carry, batches):
-    """What scan does, as the loop that it is."""
-    results = []
-    for x in batches:
-        carry, result = step(carry, x)
-        results.append(result)
-    return carry, stacked(results)
-
-
-@every_layer
-def test_vmap_of_scan_of_grad_of_remat_is_a_loop_of_plain_steps(name):
-    """Two models with variables of their own; the running statistics are carried."""
-    layer, _ = LAYERS[name]
-    batches = random_array((2, 3, *SHAPE))
-    models = [initialized(layer, batches[0, 0], seed) for seed in range(2)]
-    plain = jax.jit(step_of(training(layer)))
-    expected = stacked([loop(plain, *pair) for pair in zip(models, batches, strict=True)])
-    step = step_of(jax.checkpoint(training(layer)))
-    result = jax.jit(jax.vmap(partial(jax.lax.scan, step)))(stacked(models), batches)
-    assert_trees_close(result, expected)
-
-
-@pytest.mark.parametrize("name", [n for n in LAYERS if n not in ("BatchNorm counting", "Identity")])
-def test_derivatives_of_first_and_second_order(name):
-    """grad, jvp, jvp of grad and grad of grad, in float64 against differences of the oracle."""
-    layer, oracle = LAYERS[name]
-    x, u, v = (random_array(SHAPE, seed).astype(np.float64) for seed in range(3))
-
-    def expected(s, t):
-        return np.sin(oracle(x + s * u + t * v)).sum()
-
-    h = 1e-4
-    first = (expected(h, 0) - expected(-h, 0)) / (2 * h)
-    second = (expected(h, h) - expected(h, -h) - expected(-h, h) + expected(-h, -h)) / (4 * h * h)
-    with jax.enable_x64(True):
-
-        @jax.jit
-        def derivatives(x, u, v):
-            variables = layer.init(jax.random.key(0), x)
-
-            def loss(x):
-                return jnp.sum(jnp.sin(layer.apply(variables, x)))
-
-            gradient = jax.grad(loss)
-            forward = jax.jvp(loss, (x,), (u,))[1]
-            forward_over_reverse = jax.jvp(gradient, (x,), (v,))[1]
-            reverse_over_reverse = jax.grad(lambda x: jnp.vdot(gradient(x), v))(x)
-            return (
-                (forward, jnp.vdot(gradient(x), u)),
-                (jnp.vdot(forward_over_reverse, u), jnp.vdot(reverse_over_reverse, u)),
-            )
-
-        firsts, seconds = derivatives(x, u, v)
-    assert firsts[0].dtype == jnp.float64
-    np.testing.assert_allclose(firsts, [first] * 2, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(seconds, [second] * 2, rtol=1e-5, atol=1e-5)
-
-
-@every_layer
-def test_a_batch_sharded_over_eight_devices_gives_the_numbers_of_one(name):
-    """Under jit, the layer is told nothing of the devices."""
-    layer, _ = LAYERS[name]
-    batches = random_array((2, 16, *SHAPE[1:]))
-    variables = initialized(layer, batches[0])
-    step = jax.jit(step_of(training(layer)))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    over_batch, everywhere = (NamedSharding(mesh, spec) for spec in (P("data"), P()))
-    sharded = [jax.device_put(x, over_batch) for x in batches]
-    result = loop(step, jax.device_put(variables, everywhere), sharded)
-    assert_trees_close(result, loop(step, variables, batches))
-
-
-@every_layer
-def test_training_is_traced_once(name):
-    """With an equal module as static argument, and from initialization on: the types of the
-    variables are those of their updates.
-    """
-    chex.clear_trace_counter()
-    layer, _ = LAYERS[name]
-    variables = jax.jit(layer.init)(jax.random.key(0), random_array())
-
-    @partial(jax.jit, static_argnums=0)
-    @chex.assert_max_traces(n=1)
-    def step(layer, variables, x):
-        y, updates = layer.apply(variables, x, mutable=["batch_stats"])
-        return {**variables, **updates}, y
-
-    for x in random_array((3, *SHAPE)):
-        variables, _ = step(layer.clone(), variables, x)
-
-
-# Flax's lifted transformations.
 
 
 class Call(nn.Module):
@@ -225,15 +103,12 @@ EACH_ITS_OWN = {
     "variable_axes": {"params": 0, "batch_stats": 0},
     "split_rngs": {"params": True},
 }
-lifted_layers = pytest.mark.parametrize(
-    "name", [name for name in LAYERS if name not in ("BatchNorm counting", "InstanceNorm")]
-)
 
 
-@lifted_layers
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "BatchNorm counting"])
 def test_lifted_vmap_scan_remat_and_jit(name):
     """Three layers side by side, and three in a row, are three single ones."""
-    layer, _ = LAYERS[name]
+    layer = LAYERS[name]
     x = random_array((3, *SHAPE))
     models = [initialized(Call(layer), x[0], seed) for seed in range(3)]
     single = jax.jit(training(Call(layer)))
@@ -256,10 +131,12 @@ def test_lifted_vmap_scan_remat_and_jit(name):
     np.testing.assert_array_equal(last, outputs[-1])
 
 
-@pytest.mark.parametrize("name", ["BatchNorm", "BatchNorm counting", "GhostBatchNorm strided"])
+@pytest.mark.parametrize(
+    "name", ["BatchNorm", "BatchNorm counting", "GhostBatchNorm strided", "BatchRenorm"]
+)
 def test_lifted_scan_carries_the_statistics_over_time(name):
     """One layer, the same parameters at every time, statistics updated at every time."""
-    layer, _ = LAYERS[name]
+    layer = LAYERS[name]
     batches = random_array((3, *SHAPE))
 
     over_time = nn.scan(

@@ -10,7 +10,7 @@ from flax import linen as nn
 from pydantic import TypeAdapter
 
 import normlab
-from normlab.models import CNN, MLP, ModelSpec, ResNet
+from normlab.models import CNN, MLP, ModelSpec, ResNet, ViT
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
 MODELS = {
@@ -19,6 +19,8 @@ MODELS = {
     "cnn global": partial(CNN, channels=(4,), head="global_average", padding="valid", classes=3),
     "resnet": partial(ResNet, depth=8, classes=3),
 }
+# It has no norm between a linear map and an activation.
+VIT = {"vit": partial(ViT, width=8, depth=1, heads=2, query_key_norm=True, classes=3)}
 NORMS = {
     "batch": normlab.BatchNorm,
     "batch without bias": partial(normlab.BatchNorm, use_bias=False),
@@ -44,9 +46,11 @@ def leaves(variables):
     return {name: leaf for name, leaf in named.items() if "norm" not in name}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS | VIT)
 def test_the_same_key_gives_the_same_weights_whatever_the_norm(model):
-    trees = [leaves(initial(MODELS[model](norm=NORMS[n]))) for n in ("batch", "rms", "identity")]
+    trees = [
+        leaves(initial((MODELS | VIT)[model](norm=NORMS[n]))) for n in ("batch", "rms", "identity")
+    ]
     kernels = [{n: leaf for n, leaf in tree.items() if n.endswith("kernel")} for tree in trees]
     for other in kernels[1:]:
         assert other.keys() == kernels[0].keys()
@@ -89,9 +93,9 @@ def test_training_moves_running_statistics_and_evaluation_uses_them(model, posit
     )
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS | VIT)
 def test_bfloat16_computes_in_bfloat16_whatever_the_norm_returns(model):
-    made = MODELS[model](norm=normlab.BatchNorm, dtype=jnp.bfloat16)
+    made = (MODELS | VIT)[model](norm=normlab.BatchNorm, dtype=jnp.bfloat16)
     variables = initial(made)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     y, state = made.apply(
@@ -163,6 +167,7 @@ def test_specs_build_what_they_say():
         ({"name": "resnet", "depth": 18}, "8, 20, 32, 44, 56 or 110"),
         ({"name": "mlp", "hidden": []}, "at least 1 item"),
         ({"name": "mlp", "channels": [3]}, "Extra inputs"),
+        ({"name": "vit", "block_norm": "before"}, "'pre' or 'post'"),
     ],
 )
 def test_specs_refuse_what_no_model_has(wrong, told):

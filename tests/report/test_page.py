@@ -162,3 +162,11 @@ def test_the_numbers_are_written_as_json_that_every_reader_takes(tmp_path):
     for said, meant in zip(told["summary"]["variants"], summary.variants, strict=True):
         assert said["accuracy"]["mean"] == meant.accuracy.mean
         assert (said["loss"]["mean"] is None) == bool(meant.diverged)
+
+
+def test_arms_with_a_model_of_their_own_are_named(tmp_path):
+    own = {"model": {"residual": "skip_init"}, "optimizer": {"adaptive_gradient_clip": 0.1}}
+    draw_study(tmp_path, {"none": QUICKSTART["none"] | own, "batch": BATCH}, epochs=2)
+    text = Parsed(write_report(tmp_path)).text
+    assert "none: model.residual=skip_init, optimizer.adaptive_gradient_clip=0.1" in text
+    assert "Only the normalization differs" not in text

@@ -98,6 +98,61 @@ def test_gradient_clip_limits_the_norm_of_the_whole_gradient():
     np.testing.assert_allclose(norm, 0.5, rtol=1e-5)
 
 
+# A convolution, its bias, the scalar of a branch, and the head.
+UNITS = {
+    "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "multiplier": (),
+    "norm": {"scale": (4,)},
+    "dense": {"kernel": (6, 5)},
+    "head": {"kernel": (5, 3), "bias": (3,)},
+}
+
+
+def clipped(gradient, weight, clip, path):
+    """Brock et al., 2021, equation 3, one unit after the other."""
+    if path[0].key == "head" or weight.ndim == 0:
+        return gradient
+    found = np.array(gradient)
+    units = [...] if weight.ndim == 1 else [(..., unit) for unit in range(weight.shape[-1])]
+    for unit in units:
+        largest = clip * max(np.linalg.norm(weight[unit]), 1e-3)
+        length = np.linalg.norm(gradient[unit])
+        found[unit] *= min(1, largest / length)
+    return found
+
+
+# Adam's first step depends on the size of the gradient only through the epsilon.
+@pytest.mark.parametrize("spec", [SGDSpec(momentum=0.0), AdamSpec(name="adam", epsilon=1.0)])
+def test_adaptive_clip_limits_each_unit_but_in_the_head_and_scalars(spec):
+    generator = np.random.default_rng(5)
+
+    def drawn(spread):
+        """Units of sizes that differ by that many powers of ten."""
+        return jax.tree.map(
+            lambda shape: np.float32(
+                generator.normal(size=shape) * 10.0 ** generator.uniform(-spread, 0, shape[-1:])
+            ),
+            UNITS,
+            is_leaf=lambda it: isinstance(it, tuple),
+        )
+
+    params, gradient = drawn(0), drawn(4)
+    params["conv"]["bias"] *= 0  # As it starts; only the least length lets it move.
+    wanted = jax.tree_util.tree_map_with_path(
+        lambda path, g, w: clipped(g, w, 0.05, path), gradient, params
+    )
+    same = np.all(wanted["dense"]["kernel"] == gradient["dense"]["kernel"], axis=0)
+    assert set(same) == {True, False}
+
+    def update(spec, gradient):
+        transformation = optimizer(spec, spec.traced(), 10, 2)
+        given, held = jax.tree.map(jnp.float32, (gradient, params))
+        return transformation.update(given, transformation.init(held), held)[0]
+
+    limited = spec.model_copy(update={"adaptive_gradient_clip": 0.05})
+    assert_close(update(limited, gradient), update(spec, wanted))
+
+
 def test_weights_are_what_is_neither_bias_nor_inside_a_norm():
     assert weights_only(PARAMS) == jax.tree.map(bool, DECAYED)
 

@@ -1,0 +1,112 @@
+"""Statistics for data unlike that of training, from batches of it without labels."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import ArrayLike
+
+from ..errors import UserError
+from .layers import (
+    Call,
+    LayerCall,
+    Variables,
+    evaluate,
+    name_of,
+    run,
+)
+from .statistics import batch_moments, blended, keeps_statistics
+
+
+def adapt(
+    model: nn.Module,
+    variables: Variables,
+    x: Any,
+    *,
+    prior_strength: float | ArrayLike,
+    mask: ArrayLike | None = None,
+    call: Call = evaluate,
+) -> dict[str, Any]:
+    r"""Blends the running statistics with those of a batch of test data.
+
+    .. math:: \mu = \frac{N}{N + n} \mu_s + \frac{n}{N + n} \mu_t, \qquad
+        \sigma^2 = \frac{N}{N + n} \sigma_s^2 + \frac{n}{N + n} \sigma_t^2
+
+    with the statistics s of training and t of a batch of n examples. The prior strength N says how
+    many examples the trained statistics are worth: 0 normalizes by the batch alone, infinity leaves
+    the model as it is. Every layer measures its input under the blended statistics of those before;
+    one that is called several times takes in the input of each call in turn.
+
+    Usage, compiled once for all batches::
+
+        adapted = jax.jit(functools.partial(surgery.adapt, model, prior_strength=16))
+        logits = model.apply(adapted(variables, x), x, train=False)
+
+    Each batch starts from the trained variables; to go along with data that changes slowly, hand
+    on the ones that were returned.
+
+    Args:
+        model: A Linen model.
+        variables: Its trained variables.
+        x: A batch of test data.
+        prior_strength: N, not negative.
+        mask: True at the examples that count.
+        call: How a batch goes through the bound model; see `evaluate`.
+
+    Returns:
+        All variables, the running statistics blended. A layer whose input is not finite keeps its
+        own. The number of updates that some layers count stays.
+
+    Raises:
+        ValueError: If the prior strength is negative.
+
+    Source: Schneider et al., 2020, "Improving robustness against common corruptions by covariate
+    shift adaptation", equation 3.
+    """
+    _, adapted = forward(model, variables, x, prior_strength, mask, call)
+    return adapted
+
+
+def check_prior_strength(prior_strength: float | ArrayLike) -> None:
+    """Refuses a negative number of examples.
+
+    Raises:
+        ValueError: That says what the number means.
+    """
+    if isinstance(prior_strength, float | int) and not prior_strength >= 0:
+        raise UserError(
+            f"prior_strength={prior_strength} is the number of examples that the trained "
+            "statistics are worth; it cannot be negative."
+        )
+
+
+def forward(
+    model: nn.Module,
+    variables: Variables,
+    x: Any,
+    prior_strength: float | ArrayLike,
+    mask: ArrayLike | None,
+    call: Call,
+) -> tuple[Any, dict[str, Any]]:
+    """Calls the model under blended statistics; returns its output and the variables with them."""
+    check_prior_strength(prior_strength)
+
+    def adapted(given: LayerCall) -> Any:
+        module, x = given.module, given.x
+        if not keeps_statistics(module):
+            return given.proceed()
+        batch = batch_moments(module, x, given.arguments.get("mask"), mask, name_of(module.path))
+        examples = x.shape[0] if mask is None else jnp.sum(jnp.asarray(mask, bool))
+        kept = dict(module.variables.get("batch_stats", {}))
+        if "var" not in kept:
+            raise UserError(
+                f"{name_of(module.path)} has no running statistics in batch_stats to blend those "
+                "of the batch with. Give all variables of the trained model."
+            )
+        statistics = blended(module, kept, batch, examples, prior_strength)
+        y, _ = given.evaluate(module.variables, statistics)
+        for name, value in statistics.items():
+            module.put_variable("batch_stats", name, value)
+        return y
+
+    return run(model, variables, x, call, adapted)

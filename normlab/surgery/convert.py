@@ -1,0 +1,198 @@
+"""A trained model with other normalization layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from jaxtyping import PRNGKeyArray
+from rich.table import Table
+
+from ..linen import BatchRenorm
+from .layers import Call, Layer, Path, Variables, evaluate, find_layers, flattened
+from .table import Printed, table
+
+Fate = Literal["carried", "new", "dropped"]
+Pair = tuple[Layer | None, Layer | None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one variable.
+
+    Attributes:
+        path: Its path, collection first; in the target, or in the source if it was dropped.
+        fate: `"carried"` over from the source, `"new"` with its initial value, or `"dropped"`.
+        shape: Its shape.
+        layers: Classes of the normalization layer it belongs to, before and after, `"nothing"`
+            where there is none; empty outside of such layers.
+        why: The reason, where the name alone does not say it.
+    """
+
+    path: Path
+    fate: Fate
+    shape: tuple[int, ...]
+    layers: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Converted(Printed):
+    """The variables of the target, and how they came about.
+
+    Attributes:
+        variables: For the target model.
+        changes: What became of every variable, in the order of the paths.
+    """
+
+    variables: dict[str, Any]
+    changes: tuple[Change, ...]
+
+    def paths(self, fate: Fate) -> tuple[str, ...]:
+        """Returns the paths of the variables of one fate, as in `"params/norm_0/scale"`."""
+        return tuple("/".join(it.path) for it in self.changes if it.fate == fate)
+
+    def __rich__(self) -> Table:
+        """Returns the table of what belongs to normalization layers, or was not just carried."""
+        rows = [
+            (
+                "/".join(it.path),
+                " to ".join(it.layers),
+                _in_words(it.shape),
+                it.fate,
+                it.why,
+            )
+            for it in self.changes
+            if it.layers or it.fate != "carried"
+        ]
+        rest = len(self.changes) - len(rows)
+        title = f"Conversion; {rest} more variables were carried over as they are"
+        return table(title, ("variable", "layer", "shape", "fate", "why"), rows)
+
+
+def convert(
+    source: nn.Module,
+    variables: Variables,
+    target: nn.Module,
+    x: Any,
+    *,
+    key: PRNGKeyArray | None = None,
+    call: Call = evaluate,
+) -> Converted:
+    """Takes the variables of a trained model over into one with other normalization layers.
+
+    Normalization layers are paired in the order of their calls if both models have as many, and by
+    their paths if not. A variable is carried over where the target has one of the same name and
+    shape: scale and bias between most layers, running mean and variance among those that keep them,
+    and everything outside of normalization layers. What is then missing has its initial value. A
+    scale that one layer keeps less 1 (`RMSNorm(zero_centred=True)`) is carried as what it means.
+
+    The function of the network changes with its layers. Running statistics that are new wait for
+    training or `recalibrate`.
+
+    Usage::
+
+        group = model.clone(norm=functools.partial(normlab.GroupNorm, num_groups=8))
+        converted = surgery.convert(model, variables, group, x)
+        print(converted)
+        logits = group.apply(converted.variables, x, train=False)
+
+    Args:
+        source: The trained Linen model.
+        variables: Its variables.
+        target: The same model with other normalization layers.
+        x: A batch that both take.
+        key: For the variables that are new.
+        call: How a batch goes through the bound models; see `evaluate`.
+
+    Returns:
+        The variables of the target, with a record of what was carried, new and dropped.
+    """
+    key = jax.random.key(0) if key is None else key
+    shapes = jax.eval_shape(nn.init(call, target), key, x)
+    new = flattened(shapes)
+    old = flattened(variables)
+    before = find_layers(source, variables, x, call=call)
+    after = find_layers(target, shapes, x, call=call)
+    pairs = _pairs(before, after)
+    # A layer without a counterpart takes part as well: nothing outside of it may have its place.
+    by_source = {it.path: (it, None) for it in before} | {pair[0].path: pair for pair in pairs}
+    by_target = {it.path: (None, it) for it in after} | {pair[1].path: pair for pair in pairs}
+    changes: list[Change] = []
+    for path, value in new.items():
+        pair = _owner(path, by_target)
+        origin = (path[0], *pair[0].path, path[-1]) if pair[0] and pair[1] else path
+        why = _why_new(path[-1], pair, _owner(origin, by_source), old.get(origin), value)
+        if not why:
+            new[path] = _carried(path[-1], pair, old.pop(origin), value)
+        changes.append(_change(path, "new" if why else "carried", value, pair, why))
+    needed = [it.path for it in changes if it.fate == "new"]
+    if needed:
+        new.update(jax.jit(partial(_initial, nn.init(call, target), needed))(key, x))
+    for path, value in old.items():
+        changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
+    return Converted(unflatten_dict(new), tuple(sorted(changes, key=lambda it: it.path)))
+
+
+def _initial(init: Any, paths: list[Path], key: PRNGKeyArray, x: Any) -> dict[Path, Any]:
+    """Initializes some variables; compiled, it computes no others."""
+    variables = flattened(init(key, x))
+    return {path: variables[path] for path in paths}
+
+
+def _pairs(before: tuple[Layer, ...], after: tuple[Layer, ...]) -> list[tuple[Layer, Layer]]:
+    """Says which normalization layer stands where which one stood."""
+    if len(before) == len(after):
+        return list(zip(before, after, strict=True))
+    by_path = {it.path: it for it in before}
+    return [(by_path[it.path], it) for it in after if it.path in by_path]
+
+
+def _owner(path: Path, pairs: Mapping[Path, Pair]) -> Pair:
+    """Returns the layers before and after that a variable belongs to, as far as there are any."""
+    inside = (pairs[path[1:end]] for end in range(1, len(path)) if path[1:end] in pairs)
+    return next(inside, (None, None))
+
+
+def _why_new(name: str, pair: Pair, owner: Pair, old: Any, new: Any) -> str:
+    """Returns why a variable cannot be carried over, or nothing if it can.
+
+    Args:
+        name: Its name.
+        pair: The layers before and after that it belongs to.
+        owner: Those that the old variable belongs to.
+        old: The variable that would be carried over; None if there is none.
+        new: What the target keeps there.
+    """
+    if old is None:
+        return "the source has none"
+    if pair != owner:
+        return "no layer of its kind stands here in the source"
+    shapes = jnp.shape(nn.meta.unbox(old)), jnp.shape(nn.meta.unbox(new))
+    if shapes[0] != shapes[1]:
+        return f"the source has the shape {_in_words(shapes[0])}"
+    schedules = {isinstance(it.module, BatchRenorm) for it in pair if it}
+    if name == "count" and len(schedules) == 2:
+        return "BatchRenorm counts for its schedule, others for their average"
+    return ""
+
+
+def _carried(name: str, pair: Pair, old: Any, new: Any) -> Any:
+    """Returns an old value as the new layer keeps it."""
+    less = [name == "scale" and getattr(it and it.module, "zero_centred", False) for it in pair]
+    if less[0] != less[1]:
+        old = jax.tree.map(lambda a: a + 1 if less[0] else a - 1, old)
+    return jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), old, new)
+
+
+def _change(path: Path, fate: Fate, value: Any, pair: Pair, why: str) -> Change:
+    kinds = tuple(it.kind if it else "nothing" for it in pair) if any(pair) else ()
+    return Change(path, fate, jnp.shape(nn.meta.unbox(value)), kinds, why)
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "of a number"

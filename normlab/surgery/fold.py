@@ -1,0 +1,339 @@
+"""Batch normalization folded into the linear layer before it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
+from jaxtyping import Array
+
+from ..errors import UserError
+from ..linen import BatchGroupNorm, BatchNorm, BatchRenorm, GhostBatchNorm
+from ..linen.shared import resolve_axes
+from .layers import (
+    Altered,
+    Call,
+    LayerCall,
+    Path,
+    Unbound,
+    Variables,
+    evaluate,
+    flattened,
+    intercepted,
+    name_of,
+    run,
+)
+
+# Subclasses may use their kernel, or their statistics, in another way.
+_LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
+_FOLDABLE = (BatchNorm, GhostBatchNorm, BatchRenorm, BatchGroupNorm, nn.BatchNorm)
+
+
+class Folded(Altered):
+    """A model without its batch normalization, which its linear layers do along; see `fold`.
+
+    Attributes:
+        linear: Paths of the linear layers.
+        norms: Path of each normalization layer that is passed by, and the dtype of its output.
+    """
+
+    linear: tuple[Path, ...]
+    norms: tuple[tuple[Path, str], ...]
+
+    @nn.nowrap
+    @contextmanager
+    def _interception(self) -> Iterator[None]:
+        dtypes = dict(self.norms)
+
+        def pass_by(given: LayerCall) -> Any:
+            path = given.module.path
+            if path not in dtypes:
+                return given.proceed()
+            if not given.uses_running_average:
+                raise UserError(
+                    f"{name_of(path)} is folded into the layer before it and cannot be trained. "
+                    "Call the folded model as in evaluation, or train the model as it was."
+                )
+            return given.x.astype(dtypes[path])
+
+        def with_bias(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            module = context.module
+            called = context.method_name == "__call__" and module.path in self.linear
+            if not called or type(module) not in _LINEAR or module.use_bias:
+                return proceed(*args, **kwargs)
+            layer = module.clone(parent=None, name=None, use_bias=True)
+            return layer.apply({"params": module.variables["params"]}, *args, **kwargs)
+
+        with nn.intercept_methods(with_bias), intercepted(pass_by):
+            yield
+
+
+def fold(
+    model: nn.Module,
+    variables: Variables,
+    x: Any,
+    *,
+    strict: bool = True,
+    call: Call = evaluate,
+) -> tuple[Folded, dict[str, Any]]:
+    r"""Folds batch normalization into the dense or convolutional layer whose output it normalizes.
+
+    .. math:: W' = W \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}, \qquad
+        b' = (b - \mu) \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    The result evaluates to the same numbers, up to the rounding of the kernel's dtype, with one
+    layer where there were two. It is for evaluation only: to export or quantize a simpler program.
+    XLA fuses such normalization into what surrounds it anyhow, so that little time is saved.
+
+    Usage::
+
+        folded, folded_variables = surgery.fold(model, variables, x)
+        logits = folded.apply(folded_variables, x, train=False)
+
+    Only what surely gives the same network is folded: the model is traced, and the output of a
+    linear layer must be the input of the normalization and be used for nothing else. The linear
+    layers are those of Flax: `Dense`, `DenseGeneral`, `Conv` and `ConvTranspose`.
+
+    Args:
+        model: A Linen model.
+        variables: Its variables.
+        x: A batch, or its shape and dtype.
+        strict: Whether to refuse a model of which a normalization layer would be left over. If
+            false, such layers stay as they are.
+        call: How a batch goes through the bound model; see `evaluate`.
+
+    Returns:
+        The model with the same call, and its variables: new kernels and biases in the places of the
+        old ones, and none of the folded layers.
+
+    Raises:
+        ValueError: If a layer cannot be folded, with the path and the reason of each; if `strict`
+            is false, only if none can.
+
+    Source: Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", section 3.2; PyTorch's `fuse_conv_bn_eval`.
+    """
+    calls = _calls(model, variables, x, call)
+    norms = [it for it in calls.values() if it.given]
+    if not norms:
+        raise UserError("fold: the model calls no normalization layer, so nothing can be folded.")
+    obstacles = {it.path: reason for it in norms if (reason := _obstacle(it, calls))}
+    folds = [(calls[it.source], it) for it in norms if it.path not in obstacles]
+    if not folds or (strict and obstacles):
+        listed = "".join(f"\n  {name_of(path)}: {reason}." for path, reason in obstacles.items())
+        remedy = "\nWith strict=False these stay as they are." if folds else ""
+        raise UserError(
+            "fold: of the normalization layers, these cannot be folded into a linear layer:"
+            f"{listed}{remedy}"
+        )
+    flat = flattened(variables)
+    for linear, norm in folds:
+        _fold_one(flat, linear, norm)
+    passed_by = tuple((norm.path, norm.dtype) for _, norm in folds)
+    linear_paths = tuple(linear.path for linear, _ in folds)
+    return Folded(Unbound(model), linear_paths, passed_by), unflatten_dict(flat)
+
+
+@dataclass
+class _Call:
+    """One call of a linear or normalization layer, as the trace of a model shows it.
+
+    Attributes:
+        path: Path of the layer.
+        module: The layer with its fields.
+        owns_variables: Whether it computes with the model's variables just as they are.
+        shape: Shape of the output.
+        dtype: Dtype of the output.
+        shares_variables: Whether kernel or bias are used elsewhere too.
+        given: What a normalization layer was given; None for a linear one.
+        uses: How often the output of a linear layer is used.
+        source: What the input of a normalization layer comes from: the label of a call, or the name
+            of an operation.
+    """
+
+    path: Path
+    module: Any
+    owns_variables: bool
+    shape: tuple[int, ...]
+    dtype: str
+    given: LayerCall | None
+    shares_variables: bool = False
+    uses: int = 0
+    source: str = ""
+
+
+def _calls(model: nn.Module, variables: Variables, x: Any, call: Call) -> dict[str, _Call]:
+    """Finds the calls of linear and normalization layers, and how data flows between them.
+
+    Outputs of linear layers and inputs of normalization layers are given a label in the program
+    that the model is traced into. There it shows what they are made of and what they are used for.
+    """
+    calls: dict[str, _Call] = {}
+
+    def labelled(value: Array, module: nn.Module, given: LayerCall | None, owner: Any) -> Array:
+        layers = flattened(module.variables)
+        owns = all(
+            owner.get((collection, *module.path, *path)) is leaf
+            for (collection, *path), leaf in layers.items()
+        )
+        label = f"normlab.fold.{len(calls)}"
+        copy = module.clone(parent=None, name=None)
+        calls[label] = _Call(module.path, copy, owns, value.shape, str(value.dtype), given)
+        return checkpoint_name(value, label)
+
+    def traced(variables: Any, x: Any) -> Any:
+        owner = flattened(variables)
+
+        def linear(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            y = proceed(*args, **kwargs)
+            if context.method_name != "__call__" or type(context.module) not in _LINEAR:
+                return y
+            return labelled(y, context.module, None, owner)
+
+        def norm(given: LayerCall) -> Any:
+            y = given.proceed(labelled(given.x, given.module, given, owner))
+            list(calls.values())[-1].dtype = str(y.dtype)
+            return y
+
+        with nn.intercept_methods(linear):
+            return run(model, variables, x, call, norm)[0]
+
+    program = jax.make_jaxpr(traced)(variables, x).jaxpr
+    for jaxpr in _with_inner(program):
+        made_by: dict[Any, JaxprEqn] = {
+            var: equation for equation in jaxpr.eqns for var in equation.outvars
+        }
+        used = [*jaxpr.outvars, *(var for equation in jaxpr.eqns for var in equation.invars)]
+        uses = Counter(var for var in used if isinstance(var, Var))
+        for equation in jaxpr.eqns:
+            label = equation.params.get("name")
+            if equation.primitive.name == "name" and label in calls:
+                calls[label].uses += uses[equation.outvars[0]]
+                taken: Any = equation.invars[0]
+                maker = made_by.get(taken)
+                calls[label].source = _name_of_operation(maker) if maker else "the model's input"
+        if jaxpr is program:
+            leaves, structure = jax.tree.flatten(dict(variables))
+            taken = flattened(jax.tree.unflatten(structure, program.invars[: len(leaves)]))
+            for it in calls.values():
+                own = (taken.get(("params", *it.path, name)) for name in ("kernel", "bias"))
+                it.shares_variables = any(uses[var] > 1 for var in jax.tree.leaves(list(own)))
+    return calls
+
+
+def _with_inner(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """A program and those that its operations hold, such as the body of a loop."""
+    yield jaxpr
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(equation.params):
+            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+            if isinstance(inner, Jaxpr):
+                yield from _with_inner(inner)
+
+
+def _name_of_operation(equation: JaxprEqn) -> str:
+    """The name of the function that an operation stands for, such as relu, or its own."""
+    if "name" in equation.params:
+        return str(equation.params["name"])
+    inner = equation.params.get("call_jaxpr")
+    if isinstance(inner, ClosedJaxpr) and inner.jaxpr.eqns:
+        return _name_of_operation(inner.jaxpr.eqns[-1])
+    return equation.primitive.name
+
+
+def _obstacle(norm: _Call, calls: dict[str, _Call]) -> str | None:
+    """Returns why a normalization layer cannot be folded, or None if it can be."""
+    module, given = norm.module, norm.given
+    assert given is not None  # For it is a normalization layer.
+    kind = type(module).__name__
+    if type(module) not in _FOLDABLE:
+        return f"{kind} is not one scale and one shift of each feature in evaluation"
+    if not given.uses_running_average:
+        return "it is called in training; let `call` evaluate the model"
+    if getattr(module, "example_weight", 0):
+        return f"example_weight={module.example_weight} makes its statistics depend on the example"
+    if any(given.arguments.get(name) is not None for name in ("scale", "bias")):
+        return "it is given its scale or bias at the call"
+    obstacle = _not_alone(norm, "it", calls)
+    if obstacle:
+        return obstacle
+    linear = calls.get(norm.source)
+    if linear is None:
+        return (
+            f"its input comes from {norm.source}; between it and a Dense, DenseGeneral, Conv or "
+            "ConvTranspose of Flax there must be nothing, no activation either"
+        )
+    name = name_of(linear.path)
+    obstacle = _not_alone(linear, name, calls)
+    if obstacle:
+        return obstacle
+    if linear.uses > 1:
+        return f"the output of {name} is used for something else too, such as a shortcut"
+    if linear.shares_variables:
+        return f"kernel or bias of {name} are used for something else too"
+    if getattr(linear.module, "batch_dims", ()):
+        return f"{name} has batch dimensions"
+    rank = len(norm.shape)
+    first = rank - _feature_axes(linear.module)
+    if any(axis < first for axis in resolve_axes(module.axis, rank, "axis")):
+        return f"it normalizes along axis={module.axis}, which does not hold the features of {name}"
+    return None
+
+
+def _not_alone(it: _Call, name: str, calls: dict[str, _Call]) -> str | None:
+    """Returns why the variables of a layer cannot be changed for one call of it."""
+    if not it.owns_variables:
+        return (
+            f"{name} does not compute with the variables of the model as they are, but inside a "
+            "transformation (nn.scan, nn.vmap, nn.remat, nn.jit) or a wrapper of its weights"
+        )
+    if sum(other.path == it.path for other in calls.values()) > 1:
+        return f"{name} is called more than once"
+    return None
+
+
+def _feature_axes(linear: Any) -> int:
+    """How many of the last axes of its output a linear layer computes anew."""
+    features = linear.features
+    return 1 if isinstance(features, int) else len(features)
+
+
+def _fold_one(variables: dict[tuple[str, ...], Any], linear: _Call, norm: _Call) -> None:
+    """Lets a linear layer take over what a normalization layer did, in flattened variables."""
+    rank, number = len(norm.shape), _feature_axes(linear.module)
+    axes = resolve_axes(norm.module.axis, rank, "axis")
+    features = norm.shape[rank - number :]
+    shape = [norm.shape[axis] if axis in axes else 1 for axis in range(rank - number, rank)]
+
+    def taken(collection: str, name: str, otherwise: float) -> Array:
+        value = nn.meta.unbox(variables.pop((collection, *norm.path, name), None))
+        return jnp.full(shape, otherwise) if value is None else value.reshape(shape)
+
+    mean, var = taken("batch_stats", "mean", 0.0), taken("batch_stats", "var", 1.0)
+    scale, bias = taken("params", "scale", 1.0), taken("params", "bias", 0.0)
+    variables.pop(("batch_stats", *norm.path, "count"), None)
+    factor = scale * jax.lax.rsqrt(var + norm.module.epsilon)
+
+    def scaled(kernel: Array) -> Array:
+        shape = [*(1,) * (kernel.ndim - number), *factor.shape]
+        if getattr(linear.module, "transpose_kernel", False):
+            shape[-2:] = shape[-1], 1
+        return (kernel * factor.reshape(shape)).astype(kernel.dtype)
+
+    path = ("params", *linear.path)
+    # Through a box around the kernel, such as that of `nn.with_partitioning`.
+    variables[*path, "kernel"] = jax.tree.map(scaled, variables[*path, "kernel"])
+    dtype = nn.meta.unbox(variables[*path, "kernel"]).dtype
+    before = variables.get((*path, "bias"), jnp.zeros(features, dtype))
+
+    def shifted(before: Array) -> Array:
+        return jnp.broadcast_to((before - mean) * factor + bias, features).astype(before.dtype)
+
+    variables[*path, "bias"] = jax.tree.map(shifted, before)

@@ -1,0 +1,232 @@
+"""Exact population statistics for trained weights."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from flax.core import unfreeze
+from flax.traverse_util import unflatten_dict
+
+from ..errors import UserError
+from ..linen import BatchRenorm
+from .layers import (
+    Call,
+    LayerCall,
+    Variables,
+    evaluate,
+    flattened,
+    name_of,
+    run,
+)
+from .statistics import (
+    as_running,
+    batch_moments,
+    joined,
+    keeps_statistics,
+    of_population,
+    takes_unbiased,
+)
+
+# Where a layer's statistics grow during a pass, beside its variables `mean` and `var`.
+_POPULATION = "population"
+_MISSING = object()
+
+
+class _Population(struct.PyTreeNode):
+    """The input of a layer so far.
+
+    It lies among the layer's variables, so that it goes where they go in `nn.scan` and its like.
+
+    Attributes:
+        moments: Its moments.
+        features: How many features it has in one call.
+        takes_unbiased: Whether the layer keeps the unbiased variance.
+        counts_batches: Whether its `count` is one of the batches behind its statistics.
+    """
+
+    moments: Any
+    features: int = struct.field(pytree_node=False)
+    takes_unbiased: bool = struct.field(pytree_node=False)
+    counts_batches: bool = struct.field(pytree_node=False)
+
+
+def recalibrate(
+    model: nn.Module,
+    variables: Variables,
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
+    *,
+    masks: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    layer_by_layer: bool = False,
+    call: Call = evaluate,
+) -> dict[str, Any]:
+    r"""Replaces running statistics by those of all the given data (precise batch normalization).
+
+    .. math:: \mu = \frac{1}{n} \sum_b n_b \mu_b, \qquad
+        \sigma^2 = \frac{1}{n} \sum_b n_b \left(\sigma_b^2 + |\mu_b - \mu|^2\right)
+
+    over batches b of :math:`n_b` values, which may differ. Batches are merged one after the other,
+    so that the data need not fit into memory. Parameters stay as they are.
+
+    The data goes through the model once, every layer normalizing by the statistics of the batch.
+    Deep layers therefore see what large batches make of their input, and not quite what evaluation
+    will: the larger the batches, the less it matters. `layer_by_layer=True` closes that gap. Each
+    layer then gets the statistics of its input while all layers before it normalize by their final
+    ones, at the cost of one more pass for every layer that lies behind another.
+
+    Usage, for weights that no training step has ever seen, such as averages over training::
+
+        averaged = jax.tree.map(lambda a, b: (a + b) / 2, early, late)
+        variables = surgery.recalibrate(model, {"params": averaged}, training_batches)
+
+    The model is called as in evaluation, so without dropout; only its normalization layers measure
+    their input. They may lie in `nn.scan`, `nn.vmap` or `nn.remat`, and be called several times.
+
+    Args:
+        model: A Linen model.
+        variables: Its variables. Running statistics may be missing.
+        batches: Batches of training data, or a function that returns them anew for each pass.
+        masks: For each batch the truth values of its examples, false at those to leave out.
+        layer_by_layer: Whether every layer is measured under the final statistics of those before.
+        call: How a batch goes through the bound model; see `evaluate`. For example
+            `lambda model, batch: model(batch["image"], train=False)`.
+
+    Returns:
+        All variables, those of the running statistics new. The number of updates that some layers
+        count becomes the number of batches, except for the schedule of `BatchRenorm`.
+
+    Raises:
+        ValueError: If no layer keeps running statistics, there is no batch, a pass cannot be
+            repeated, or statistics come out non-finite.
+
+    Source: Wu and Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3.1.
+    """
+    check_repeatable(batches, masks, layer_by_layer)
+
+    def step(variables: Any, batch: Any, mask: Any, *, by_batch: bool) -> Any:
+        def measured(given: LayerCall) -> Any:
+            module = given.module
+            if not keeps_statistics(module):
+                return given.proceed()
+            name, own_mask = name_of(module.path), given.arguments.get("mask")
+            moments = batch_moments(module, given.x, own_mask, mask, name)
+            of_batch = as_running(module, moments.mean, moments.variance)
+            y, kept = given.evaluate(module.variables, of_batch if by_batch else {})
+            if module.has_variable("batch_stats", _POPULATION):
+                moments = joined(module.get_variable("batch_stats", _POPULATION).moments, moments)
+            population = _Population(
+                moments,
+                features=moments.counted.size,
+                takes_unbiased=takes_unbiased(module),
+                counts_batches=not isinstance(module, BatchRenorm),
+            )
+            module.put_variable("batch_stats", _POPULATION, population)
+            for name, value in kept.items():
+                if not module.has_variable("batch_stats", name):
+                    module.put_variable("batch_stats", name, value)
+            return y
+
+        return run(model, variables, batch, call, measured)[1]["batch_stats"]
+
+    compiled = jax.jit(step, static_argnames="by_batch")
+
+    def one_pass(variables: Any, *, by_batch: bool) -> tuple[dict[str, Any], int]:
+        """Returns all variables with new statistics, and the number of layers that have some."""
+        number = 0
+        for batch, mask in one_by_one(batches, masks):
+            if number == 0:
+                shapes = jax.eval_shape(partial(step, by_batch=by_batch), variables, batch, mask)
+                variables = _with_zeros(variables, shapes)
+            statistics = compiled(variables, batch, mask, by_batch=by_batch)
+            variables = {**variables, "batch_stats": statistics}
+            number += 1
+        return _finished(variables, number)
+
+    result, layers = one_pass({"batch_stats": {}, **unfreeze(dict(variables))}, by_batch=True)
+    refuse_without_layers(layers)
+    # Each pass makes one more layer of every chain of layers exact.
+    for _ in range(layers if layer_by_layer else 0):
+        before, (result, _) = result, one_pass(result, by_batch=False)
+        if jax.tree.all(jax.tree.map(np.array_equal, before, result)):
+            break
+    return result
+
+
+def check_repeatable(batches: Any, masks: Any, layer_by_layer: bool) -> None:
+    """Refuses what cannot be gone through as often as is needed.
+
+    Raises:
+        ValueError: That names the remedy.
+    """
+    if isinstance(batches, jax.Array | np.ndarray):
+        raise UserError(
+            f"recalibrate: batches is an array of shape {batches.shape}, whose rows would be taken "
+            "for batches. Give a list of batches."
+        )
+    ends = [not callable(it) and iter(it) is it for it in (batches, masks) if it is not None]
+    if layer_by_layer and any(ends):
+        raise UserError(
+            "recalibrate: batches or masks end after one pass, but layer_by_layer=True needs "
+            "several. Give a list, or a function that returns them anew."
+        )
+
+
+def refuse_without_layers(layers: int) -> None:
+    """Refuses a model in which nothing is to be measured.
+
+    Raises:
+        ValueError: If there are no layers.
+    """
+    if layers == 0:
+        raise UserError(
+            "recalibrate: no normalization layer of the model keeps running statistics, so that "
+            "there is nothing to measure. Those that do are BatchNorm and its relatives."
+        )
+
+
+def one_by_one(batches: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
+    """Goes through batches and their masks once.
+
+    Raises:
+        ValueError: If there are none, or not as many of both.
+    """
+    batches = batches() if callable(batches) else batches
+    masks = masks() if callable(masks) else repeat(None) if masks is None else masks
+    number, masks = 0, iter(masks)
+    for number, batch in enumerate(batches, start=1):
+        mask = next(masks, _MISSING)
+        if mask is _MISSING:
+            raise UserError(f"recalibrate: there are {number - 1} masks, but more batches.")
+        yield batch, mask
+    if not number:
+        raise UserError("recalibrate: there is no batch to measure; give at least one.")
+
+
+def _with_zeros(variables: dict[str, Any], statistics: Any) -> dict[str, Any]:
+    """Fills up what a step adds, so that the first one is compiled like all others."""
+    given, wanted = flattened(variables["batch_stats"]), flattened(statistics)
+    for path in wanted.keys() - given.keys():
+        given[path] = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), wanted[path])
+    return {**variables, "batch_stats": unflatten_dict(given)}
+
+
+def _finished(variables: dict[str, Any], batches: int) -> tuple[dict[str, Any], int]:
+    """Puts the populations in the places of the running statistics; counts the layers."""
+    kept = flattened(variables["batch_stats"])
+    layers = 0
+    for path in [path[:-1] for path, value in kept.items() if isinstance(value, _Population)]:
+        population = kept.pop((*path, _POPULATION))
+        moments = population.moments
+        # One in `nn.scan` stands for several.
+        layers += moments.counted.size // population.features
+        before = {name: kept[*path, name] for name in ("mean", "var") if (*path, name) in kept}
+        new = of_population(moments, before, population.takes_unbiased, name_of(path))
+        kept.update({(*path, name): value for name, value in new.items()})
+        if (*path, "count") in kept and population.counts_batches:
+            kept[*path, "count"] = jnp.full_like(kept[*path, "count"], batches)
+    return {**variables, "batch_stats": unflatten_dict(kept)}, layers
