@@ -22,7 +22,9 @@ from tyro.conf import Positional
 from .errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from .catalog import FieldEntry
     from .train import EpochMetrics
+    from .variants import Variant
 
 # What a command needs is imported inside it: JAX takes seconds to start, and help, `report` and
 # `data` do without.
@@ -162,37 +164,46 @@ def list_names(
         str, Positional, tyro.conf.arg(metavar="[VARIANT]", help_behavior_hint="(optional)")
     ] = "",
     /,
+    *,
+    modules: tuple[str, ...] = (),
 ) -> None:
     """List what a study can name, or show one variant: formula, fields, an example.
 
     Args:
         variant: A variant to show whole, as in normlab list batch_renorm.
+        modules: Modules or files that register variants of your own, as in a study.
     """
+    from .config import import_modules
+
+    import_modules(modules, Path(), "--modules")
     if variant:
         _show_variant(variant)
         return
     from typing import get_args
 
-    from .catalog import variables
+    from .catalog import WRAPPERS, variables
     from .data import DataSpec
     from .models import ModelSpec
     from .train import OptimizerSpec, TrainSpec
     from .variants import COSTS, VARIANTS
 
     table = Table(box=None, pad_edge=False)
-    for column in ("variant", "statistics over", "keeps", "cost", "source"):
+    table.add_column("variant", no_wrap=True)
+    for column in ("statistics over", "keeps", "cost", "source"):
         table.add_column(column, overflow="fold")
     for name, entry in VARIANTS.items():
-        keeps = ", ".join(variables(entry).get("batch_stats", {}))
+        held = variables(entry)
+        keeps = "not known" if held is None else ", ".join(held.get("batch_stats", {}))
         table.add_row(name, entry.statistics, keeps, entry.cost, entry.source)
     console.print(table)
     console.print("\ncost, beside reading the input and writing the result:")
     for cost, meaning in COSTS.items():
         console.print(f"  {cost:<10}{meaning}")
+    console.print(f"\naround other layers: {', '.join(WRAPPERS)}")
     console.print(
-        "\nnormlab list VARIANT shows one: formula, fields, an example. Besides its own fields"
+        "\nnormlab list VARIANT shows one: formula, fields, an example. Besides its own fields an "
+        "arm may have model: {...} and optimizer: {...}, which differ for it alone."
     )
-    console.print("an arm may have model: {...} and optimizer: {...}, which differ for it alone.")
     for title, specs in {
         "model": get_args(get_args(ModelSpec)[0]),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
@@ -210,29 +221,29 @@ def list_names(
 
 
 def _show_variant(name: str) -> None:
-    from .catalog import field_entries, summary, variables
+    from .catalog import WRAPPERS, field_entries, other_fields, summary, variables
     from .variants import COSTS, VARIANTS
 
-    if name not in VARIANTS:
-        raise UserError(f"{name!r} is no variant{nearest(name, VARIANTS)}")
-    variant = VARIANTS[name]
-    layer = variant.layer.__name__
-    held = {
-        collection: ", ".join(f"{variable} ({shape})" for variable, shape in entries.items())
-        for collection, entries in variables(variant).items()
+    known = VARIANTS | WRAPPERS
+    if name not in known:
+        raise UserError(f"{name!r} is no variant{nearest(name, known)}")
+    variant = known[name]
+    facts = {
+        "formula": variant.formula,
+        "source": variant.source,
+        "statistics": variant.statistics,
+        "cost": COSTS.get(variant.cost, variant.cost),
     }
-    console.print(f"{name}: {summary(variant)}", style="bold")
-    facts = Table(box=None, pad_edge=False, show_header=False)
-    for row in (
-        ("formula", variant.formula),
-        ("source", variant.source),
-        ("statistics", variant.statistics),
-        ("learns", held.get("params", "nothing")),
-        ("keeps", held.get("batch_stats", "nothing")),
-        ("cost", f"{variant.cost}: {COSTS.get(variant.cost, 'not stated')}"),
-    ):
-        facts.add_row(*row)
-    console.print(Padding(facts, (1, 0)))
+    held = variables(variant) if name in VARIANTS else None
+    if held is not None:
+        for fact, collection in (("learns", "params"), ("keeps", "batch_stats")):
+            entries = held.get(collection, {}).items()
+            facts[fact] = ", ".join(f"{it} {shape}" for it, shape in entries) or "nothing"
+    console.print(f"{name}: {summary(variant)}".removesuffix(": "), style="bold")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in facts.items():
+        table.add_row(*row)
+    console.print(Padding(table, (1, 0)))
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
     for column in ("default", "meaning"):
@@ -241,11 +252,27 @@ def _show_variant(name: str) -> None:
     for entry in entries:
         table.add_row(*entry)
     console.print(table)
-    settable = f", {entries[0].name}: {entries[0].default}" if entries else ""
-    console.print("\nin a study")
-    console.print(f"  variants:\n    mine: {{layer: {name}{settable}}}")
-    console.print("in a Flax model")
-    console.print(f"  x = normlab.{layer}()(x, use_running_average=not train)")
+    if others := other_fields(variant):
+        console.print(f"\nin Python also: {', '.join(others)}")
+    for line in _example(variant, entries):
+        console.print(line, soft_wrap=True)
+
+
+def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
+    """Shows how a variant is used: in a study, or around another layer, and in a model."""
+    module, layer = variant.layer.__module__, variant.layer.__name__
+    layer = f"normlab.{layer}" if module.startswith("normlab.") else f"{module}.{layer}"
+    if variant.cost == "inside":
+        used = f"{layer}(normlab.LayerNorm)(x, condition)"
+    elif variant.cost == "weights":
+        moves = ", update_stats=train" if variant.name == "spectral_norm" else ""
+        used = f"{layer}(nn.Dense(32))(x{moves})"
+    else:
+        settable = f", {entries[0].name}: {entries[0].default}" if entries else ""
+        used = f"{layer}()(x, use_running_average=not train)"
+        study = f"    mine: {{layer: {variant.name}{settable}}}"
+        return ["\nin a study", "  variants:", study, "in a Flax model", f"  x = {used}"]
+    return ["\nin a Flax model", f"  x = {used}"]
 
 
 @app.command

@@ -183,9 +183,14 @@ def convention(library: str, layer: str) -> dict[str, Any]:
     The layout of the input is left to the caller: for channels at axis 1, as PyTorch has them, say
     `axis=1`, or `feature_axes=1`, where the layer has such a field.
 
-    Where the other library is wrong, the layer here is right all the same: far from zero, where
-    Haiku's batch normalization gives NaN, and in the first hundreds of steps of Equinox's, whose
-    running variance is then too large. Such differences stand in comments in the table.
+    Where the other library is wrong, the layer here is right all the same. Far from zero Haiku's
+    batch normalization gives NaN and a negative running variance, since nothing keeps
+    mean(x^2) - mean(x)^2 from it. Equinox's running variance starts at 1 and is debiased as if it
+    had started at 0: it is too large by 99 after one update and by 0.6 after a hundred. PyTorch's
+    local response normalization of an even size n takes n channels where its documentation and the
+    paper take n + 1. Keras's `rms_scaling` divides by the deviation without subtracting the mean,
+    and its masked batch normalization adds 1e-7 to the number of values. TensorFlow 1's virtual
+    batches leave the variance between them out of the running variance.
 
     Args:
         library: "pytorch", "keras" (3), "haiku", "equinox" or "tf1" (1.15).

@@ -27,6 +27,8 @@ COSTS = {
     "batch": "one reduction over the batch, and over the devices that share it",
     "both": "reductions over the batch and inside each example",
     "window": "a sum over a sliding window of channels",
+    "weights": "reductions over weights, none over activations",
+    "inside": "that of the norm inside, and a dense layer on the condition",
 }
 
 
@@ -350,9 +352,9 @@ register(
 register(
     "position_norm",
     linen.PositionNorm,
-    statistics="channels of a position",
+    statistics="features of a position",
     source="Li et al., 2019",
-    formula="y = (x - mean) / sqrt(var + epsilon)",
+    formula="y = scale (x - mean) / sqrt(var + epsilon) + bias, without either by default",
     cost="example",
 )
 register(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from normlab import cli
-from normlab.catalog import field_entries
+from normlab.catalog import WRAPPERS, field_entries
 from normlab.variants import COSTS, VARIANTS, settable_fields
 
 NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
@@ -119,6 +119,47 @@ def test_list_shows_every_variant_whole(name, capsys):
     assert f"layer: {name}" in shown
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_list_shows_what_is_put_around_other_layers(name, capsys):
+    cli.list_names(name)
+    shown = capsys.readouterr().out
+    assert WRAPPERS[name].source in shown
+    assert f"normlab.{WRAPPERS[name].layer.__name__}(n" in shown  # nn.Dense or normlab.LayerNorm
+    assert "in a study" not in shown
+
+
+LAYERS_OF_A_USER = """
+import normlab
+from flax import linen as nn
+
+@normlab.register("mixed")
+class Mixed(nn.Module):
+    strength: float | None = None
+
+    @nn.compact
+    def __call__(self, x, use_running_average=None):
+        return nn.Dense(4)(x)
+
+@normlab.register("for_vectors")
+class ForVectors(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average=None):
+        examples, features = x.shape
+        return x
+"""
+
+
+def test_list_takes_layers_of_the_users_own(tmp_path):
+    (tmp_path / "mine.py").write_text(LAYERS_OF_A_USER)
+    listed = normlab("list", "--modules", "mine.py", folder=tmp_path).stdout
+    (row,) = [line for line in listed.splitlines() if line.startswith("for_vectors")]
+    assert "not known" in row
+    shown = normlab("list", "mixed", "--modules", "mine.py", folder=tmp_path).stdout
+    assert "Dense_0/kernel (32, 4)" in shown
+    assert "{layer: mixed, strength: null}" in shown
+    assert "x = mine.Mixed()(x" in shown
+
+
 def test_the_meaning_of_every_field_is_told():
     for variant in VARIANTS.values():
         for entry in field_entries(variant):
@@ -136,6 +177,7 @@ def test_the_meaning_of_every_field_is_told():
         (["compare", "small.yaml", "--out", "small.yaml"], "small.yaml"),
         (["train", "small.yaml", "--variant", "bach"], "did you mean 'batch'"),
         (["report", "nowhere"], "nowhere holds no study"),
+        (["list", "--modules", "nowhere.py"], "nowhere.py cannot be imported"),
         (["list", "bach_norm"], "'bach_norm' is no variant; did you mean 'batch_norm'?"),
     ],
 )

@@ -35,7 +35,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     path = Path(path)
     source = " ".join([str(path), *overrides])
     raw = _read(path, overrides, source)
-    _import_modules(raw.get("modules"), path.parent, source)
+    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
+        import_modules(raw["modules"], path.parent, source)
 
     model = study_type()
     schema = model.model_json_schema()
@@ -85,10 +86,17 @@ def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
     return {str(key): value for key, value in raw.items()}
 
 
-def _import_modules(modules: Any, folder: Path, source: str) -> None:
-    """Imports the modules that register variants, by name or by file."""
-    if not isinstance(modules, list):
-        return  # absent, or a mistake that validation reports
+def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
+    """Imports the modules that register variants, by name or by file.
+
+    Args:
+        modules: Their names, or files beside the configuration.
+        folder: Where the configuration lies.
+        source: What to call it in an error.
+
+    Raises:
+        ConfigError: If one of them cannot be imported.
+    """
     for place in (str(folder.resolve()), str(Path.cwd())):
         if place not in sys.path:
             sys.path.insert(0, place)

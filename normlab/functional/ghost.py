@@ -47,8 +47,10 @@ def ghost_parts(examples: int, ghost_batch_size: int, remainder: Remainder) -> t
     Raises:
         ValueError: If the sizes do not divide and `remainder` is `"error"`.
     """
+    if examples == 0:
+        return (Part(0, 1, 0),)
     groups, rest = divmod(examples, ghost_batch_size)
-    if rest == 0 and groups > 0:
+    if rest == 0:
         return (Part(0, groups, ghost_batch_size),)
     if remainder == "error":
         raise ValueError(

@@ -16,7 +16,7 @@ class BatchGroupNorm(BatchNorm):
     Mean and variance are those of all channels of a group, at all positions of all examples: batch
     normalization whose statistics, in a small batch, are taken over more values. Groups of one
     channel are batch normalization. Unlike `GroupNorm` it normalizes by running statistics in
-    evaluation.
+    evaluation. The authors' code can also cut the batch into groups of examples; that is left out.
 
     Fields and state are those of `BatchNorm`; `mean` and `var` keep the shape of the features and
     are equal within a group, so that checkpoints of either layer load into the other.

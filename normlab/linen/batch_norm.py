@@ -83,7 +83,8 @@ class BatchNorm(nn.Module):
         and never below float32, from 0 and 1. `batch_stats/count`: number of updates so far, a
         float32 scalar, only where `momentum` is None or `debias` is set. They move when, and only
         when, the caller makes `batch_stats` mutable and batch statistics are in use, initialization
-        excepted. A batch with a non-finite statistic, or wholly masked, leaves them alone.
+        excepted. A batch with a non-finite statistic, or wholly masked, leaves them alone. A state
+        that comes without a count which the layer needs is replaced whole by the first update.
 
     Attributes:
         use_running_average: Whether to normalize by the running statistics; here or at the call.
@@ -147,7 +148,7 @@ class BatchNorm(nn.Module):
                 f"{type(self).__name__}: momentum={self.momentum} is the share of the running "
                 "statistics that an update keeps, between 0 and 1, or None to average all batches."
             )
-        if self.debias and self.momentum == 1:
+        if self.debias and isinstance(self.momentum, float | int) and self.momentum == 1:
             raise ValueError(
                 f"{type(self).__name__}: debias=True needs a momentum below 1, since a momentum of "
                 "1 takes in nothing that could be debiased."
@@ -221,7 +222,12 @@ class BatchNorm(nn.Module):
         var = self.variable(
             "batch_stats", "var", lambda: self._from_average(jnp.ones(given.features, real))
         )
-        if self.momentum is None or self.debias or self._corrects_batch:
+        counts = self.momentum is None or self.debias or self._corrects_batch
+        # A state taken over from a layer that does not count lacks it, which is no matter until an
+        # update is counted.
+        if counts and (
+            self.is_mutable_collection("batch_stats") or self.has_variable("batch_stats", "count")
+        ):
             count = self.variable("batch_stats", "count", jnp.zeros, ())
         return Running(mean, var, count)
 

@@ -78,14 +78,16 @@ class BatchRenorm(BatchNorm):
         variance = jnp.expand_dims(running.var.value, given.reduced_axes)
         deviation = jnp.sqrt(variance + self.epsilon)
         batch_deviation = jnp.sqrt(batch.variance + self.epsilon)
-        r_max, d_max = self._limits(jnp.asarray(running.count.value))
+        r_max, d_max = self._limits(jnp.asarray(running.count.value if running.count else 0.0))
         r = lax.stop_gradient(jnp.clip(batch_deviation / deviation, 1 / r_max, r_max))
         distance = lax.stop_gradient(batch.shift - mean + batch.residual) / deviation
         d = lax.stop_gradient(_clip_magnitude(distance, d_max))
         # With the centre mu_B - d sigma_B / r and the deviation sigma_B / r, the correction is a
         # normalization like any other.
+        # A deviation that overflows is not to make NaN of a correction that is none.
+        distance = jnp.where(d == 0, 0, d * batch_deviation / r)
         corrected = batch._replace(
-            residual=batch.residual - d * batch_deviation / r,
+            residual=batch.residual - distance,
             variance=batch.variance / r**2 + self.epsilon * (1 / r**2 - 1),
         )
         return corrected, self._for_running(batch)

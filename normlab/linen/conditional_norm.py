@@ -1,7 +1,9 @@
 """Conditional normalization: scale and bias predicted from a vector."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import field
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -18,7 +20,8 @@ class ConditionalNorm(nn.Module):
     .. math:: y = \mathrm{norm}(x) \, (1 + \gamma(c)) + \beta(c)
 
     One Dense layer predicts both, and starts at zero, so that at first y is norm(x) whatever the
-    condition. Channels lie on the last axis. Which method it is depends on the layer:
+    condition (for `ScaleNorm`, whose learned length the prediction replaces, of length 1). Channels
+    lie on the last axis. Which method it is depends on the layer:
 
     Conditional batch norm (de Vries et al., 2017)::
 
@@ -83,7 +86,8 @@ class ConditionalNorm(nn.Module):
             The normalized input; with `gate` also the gate, broadcastable to it.
 
         Raises:
-            ValueError: If the axes of the condition are not the first ones of the input.
+            ValueError: If the axes of the condition are not the first ones of the input, or `norm`
+                does not make a layer that takes scale and bias at the call.
         """
         x, condition = jnp.asarray(x), jnp.asarray(condition)
         leading = condition.shape[:-1]
@@ -92,6 +96,13 @@ class ConditionalNorm(nn.Module):
                 f"ConditionalNorm: condition of shape {condition.shape} does not fit the input of "
                 f"shape {x.shape}. All of its axes but the last must be the first ones of the "
                 "input, for example (batch, d)."
+            )
+        layer: Any = None if isinstance(self.norm, nn.Module) else self.norm(name="norm")
+        if "scale" not in inspect.signature(type(layer).__call__).parameters:
+            raise ValueError(
+                f"ConditionalNorm: norm={self.norm} was given; expected a layer of normlab, which "
+                "takes scale= and bias= at the call, as a class or a partial one, for example "
+                "normlab.LayerNorm or functools.partial(normlab.GroupNorm, 8)."
             )
         if self.use_running_average is not None:
             use_running_average = nn.merge_param(
@@ -108,7 +119,5 @@ class ConditionalNorm(nn.Module):
         )(condition)
         between = (1,) * (x.ndim - condition.ndim)
         parts = jnp.split(predicted.reshape(*leading, *between, -1), count, axis=-1)
-        y = self.norm(name="norm")(
-            x, use_running_average, mask=mask, scale=1 + parts[0], bias=parts[1]
-        )
+        y = layer(x, use_running_average, mask=mask, scale=1 + parts[0], bias=parts[1])
         return (y, parts[2]) if self.gate else y

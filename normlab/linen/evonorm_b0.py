@@ -21,7 +21,9 @@ class EvoNormB0(BatchNorm):
 
     with the variance :math:`s_B^2` of the batch (running in evaluation) and that of the example
     over its positions, :math:`s_I^2`. It contains its activation: no other should follow. The input
-    is not centred.
+    is not centred. With `example_weight` the variances are mixed, without a share of the distance
+    between means, of which none is kept. Only the variance of the batch is pooled over the devices
+    of `axis_name`, so that these must share examples, not positions.
 
     Fields and call are those of `BatchNorm`; `params` also holds `v`, of the shape of the features.
 

@@ -37,7 +37,9 @@ class ProxyNorm(nn.Module):
     it makes of the batch, so that channels keep the variation between examples that batch
     normalization would leave them. The layer contains its activation: no other should follow.
 
-    Expectations are averages over quantiles of the Gaussian.
+    Expectations are averages over quantiles of the Gaussian. They are taken for every entry of
+    scale and bias: those that vary along examples and positions, which the call may give, cost
+    `samples` times the memory of the input.
 
     State: none. `params` also holds `proxy_scale` and `proxy_bias`, of the shape of the features,
     from 0.

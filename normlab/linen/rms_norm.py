@@ -4,6 +4,7 @@ import math
 from dataclasses import field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
@@ -117,7 +118,7 @@ class RMSNorm(nn.Module):
             return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
 
         def less_one(*arguments):
-            return self.scale_init(*arguments) - 1
+            return jax.tree.map(lambda scale: scale - 1, self.scale_init(*arguments))
 
         features = tuple(x.shape[axis] for axis in feature_axes)
         learned = self.param("scale", less_one, features, self.param_dtype)
@@ -137,5 +138,5 @@ class RMSNorm(nn.Module):
                 "fraction at 1."
             )
         # Rounded first, since 0.07 * 100 is a little more than 7.
-        size = math.ceil(round(self.fraction * values.shape[axes[0]], 6))
+        size = max(1, math.ceil(round(self.fraction * values.shape[axes[0]], 6)))
         return lax.slice_in_dim(values, 0, size, axis=axes[0])

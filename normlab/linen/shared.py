@@ -111,7 +111,9 @@ def with_mask(x: Array, mask: ArrayLike | None) -> tuple[Array, Array | None]:
     # Written out with a rank of its own, since a lower rank would broadcast silently.
     mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
     mask = jnp.broadcast_to(mask, x.shape)
-    return jnp.where(mask | jnp.isfinite(squared_magnitude(x)), x, 0), mask
+    # Half precision overflows long before a value is of no use.
+    magnitude = squared_magnitude(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return jnp.where(mask | jnp.isfinite(magnitude), x, 0), mask
 
 
 def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) -> Array:

@@ -16,7 +16,9 @@ class SwitchableNorm(BatchNorm):
         \gamma + \beta, \qquad w = \mathrm{softmax}(\lambda), \; w' = \mathrm{softmax}(\lambda')
 
     over k = instance (each channel of an example over its positions), layer (all of an example) and
-    batch (as in `BatchNorm`, running in evaluation). One set of weights serves all channels.
+    batch (as in `BatchNorm`, running in evaluation). One set of weights serves all channels. Only
+    the batch's statistics are pooled over the devices of `axis_name`, so that these must share
+    examples, not positions.
 
     Fields, state and call are those of `BatchNorm`. `params` also holds the logits `mean_weight`
     and `variance_weight`, of shape (3,) in the order above, which start at 1.

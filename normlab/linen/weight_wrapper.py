@@ -37,7 +37,7 @@ def call_with_weights(
         ValueError: If the filter matches no parameter of the layer.
     """
     layer, wanted = wrapper.layer_instance, wrapper.variable_filter
-    wanted = [wanted] if isinstance(wanted, str) else wanted
+    wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
 
     def is_box(value):  # of a parameter with the axes it is sharded along
         return isinstance(value, meta.AxisMetadata)

@@ -200,3 +200,10 @@ def test_vmap_over_conditions_is_a_batch_of_them():
     alone = jax.jit(gradient)
     for index, condition in enumerate(conditions):
         np.testing.assert_allclose(together[index], alone(condition), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nl.LayerNorm(), nn.LayerNorm, nn.Dense])
+def test_what_is_no_layer_of_normlab_is_refused(norm):
+    norm = partial(norm, 3) if norm is nn.Dense else norm
+    with pytest.raises(ValueError, match="expected a layer of normlab"):
+        nl.ConditionalNorm(norm).init(jax.random.key(0), np.ones((2, 4)), np.ones((2, 3)))

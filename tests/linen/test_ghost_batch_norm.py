@@ -512,3 +512,13 @@ def test_devices_under_vmap(running):
         statistics = jax.tree.map(lambda leaf, d=device: leaf[d], updates["batch_stats"])
         np.testing.assert_allclose(statistics["mean"], oracle.mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(statistics["var"], oracle.variance, rtol=1e-5)
+
+
+def test_an_empty_batch_has_no_remainder():
+    """No examples were refused as a number that the size does not divide."""
+    layer, x = nl.GhostBatchNorm(ghost_batch_size=2), np.zeros((0, 3), np.float32)
+    y, variables = layer.init_with_output(jax.random.key(0), x, use_running_average=False)
+    assert y.shape == (0, 3)
+    y, moved = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    assert y.shape == (0, 3)
+    jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], variables["batch_stats"])
