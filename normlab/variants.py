@@ -122,7 +122,8 @@ def register(
 
     A configuration can then say `{layer: my_norm, epsilon: 0.001}` once it names the module, as in
     `modules: [my_layers]`. Fields of plain types (numbers, words, truth values, lists of them) can
-    be set there and are checked against their annotations.
+    be set there and are checked against their annotations. A layer with running statistics that
+    derives from `normlab.BatchNorm` is one for `normlab.surgery` too, which knows no others.
 
     Args:
         name: How configurations call it.

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from .. import linen
+from .layer import Layer
 from .layers import LayerNorm
 
 
@@ -56,6 +57,12 @@ class ConditionalNorm(nnx.Module):
             rngs: Gives each parameter its key.
         """
         self.gate, self.dtype, self.param_dtype = gate, dtype, param_dtype
+        made: Any = getattr(norm, "func", norm)
+        if not (isinstance(made, type) and issubclass(made, Layer)):
+            raise TypeError(
+                f"ConditionalNorm: norm={norm} was given; expected a class of normlab.nnx or a "
+                "partial one, such as normlab.nnx.LayerNorm."
+            )
         self.norm = norm(num_features, rngs=rngs)
         for name in ("scale", "bias"):  # Predicted ones take their place.
             setattr(self.norm, name, nnx.data(None))

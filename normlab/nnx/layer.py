@@ -127,6 +127,17 @@ Args:
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
+        sizes = _as_tuple(num_features)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                f"{type(self).__name__}: num_features={num_features!r} was given; expected a "
+                "positive whole number, or several of them for several feature axes."
+            )
+        if rngs is not None and not isinstance(rngs, nnx.Rngs | nnx.RngStream):
+            raise TypeError(
+                f"{type(self).__name__}: rngs is {type(rngs).__name__}, but an nnx.Rngs was "
+                "expected; pass for example rngs=nnx.Rngs(0)."
+            )
         several = isinstance(num_features, Sequence)
         self.num_features = tuple(num_features) if several else num_features
         self.use_running_average = use_running_average

@@ -79,6 +79,11 @@ Args:
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
+        if not isinstance(layer_instance, nnx.Module):
+            raise TypeError(
+                f"{type(self).__name__}: layer_instance is {type(layer_instance).__name__}, but a "
+                "layer of Flax NNX was expected, such as nnx.Linear(4, 8, rngs=rngs)."
+            )
         self.layer_instance = layer_instance
         initializers = self._set_fields(given | {"variable_filter": variable_filter})
         weights = self._weights()

@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from ..errors import UserError
@@ -73,7 +75,7 @@ def check_prior_strength(prior_strength: float | ArrayLike) -> None:
     Raises:
         ValueError: That says what the number means.
     """
-    if isinstance(prior_strength, float | int) and not prior_strength >= 0:
+    if not isinstance(prior_strength, Tracer) and not np.all(np.asarray(prior_strength) >= 0):
         raise UserError(
             f"prior_strength={prior_strength} is the number of examples that the trained "
             "statistics are worth; it cannot be negative."

@@ -13,7 +13,16 @@ from jaxtyping import PRNGKeyArray
 from rich.table import Table
 
 from ..linen import BatchRenorm
-from .layers import Call, Layer, Path, Variables, evaluate, find_layers, flattened
+from .layers import (
+    Call,
+    Layer,
+    Path,
+    Variables,
+    check_linen,
+    evaluate,
+    find_layers,
+    flattened,
+)
 from .table import Printed, table
 
 Fate = Literal["carried", "new", "dropped"]
@@ -112,6 +121,8 @@ def convert(
     Returns:
         The variables of the target, with a record of what was carried, new and dropped.
     """
+    check_linen(source)
+    check_linen(target)
     key = jax.random.key(0) if key is None else key
     shapes = jax.eval_shape(nn.init(call, target), key, x)
     new = flattened(shapes)
@@ -186,7 +197,8 @@ def _carried(name: str, pair: Pair, old: Any, new: Any) -> Any:
     less = [name == "scale" and getattr(it and it.module, "zero_centred", False) for it in pair]
     if less[0] != less[1]:
         old = jax.tree.map(lambda a: a + 1 if less[0] else a - 1, old)
-    return jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), old, new)
+    dtype = nn.meta.unbox(new).dtype
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), old)
 
 
 def _change(path: Path, fate: Fate, value: Any, pair: Pair, why: str) -> Change:

@@ -33,6 +33,8 @@ from .layers import (
 
 # Subclasses may use their kernel, or their statistics, in another way.
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
+# What is read of the two layers, and must be read for nothing else.
+_FOLDED_VARIABLES = ("kernel", "scale", "bias")
 _FOLDABLE = (BatchNorm, GhostBatchNorm, BatchRenorm, BatchGroupNorm, nn.BatchNorm)
 
 
@@ -134,6 +136,12 @@ def fold(
             f"{listed}{remedy}"
         )
     flat = flattened(variables)
+    lacking = [it.path for _, it in folds if ("batch_stats", *it.path, "var") not in flat]
+    if lacking:
+        raise UserError(
+            f"fold: {', '.join(map(name_of, lacking))} has no running statistics in batch_stats. "
+            "Give all variables of the trained model."
+        )
     for linear, norm in folds:
         _fold_one(flat, linear, norm)
     passed_by = tuple((norm.path, norm.dtype) for _, norm in folds)
@@ -223,7 +231,7 @@ def _calls(model: nn.Module, variables: Variables, x: Any, call: Call) -> dict[s
             leaves, structure = jax.tree.flatten(dict(variables))
             taken = flattened(jax.tree.unflatten(structure, program.invars[: len(leaves)]))
             for it in calls.values():
-                own = (taken.get(("params", *it.path, name)) for name in ("kernel", "bias"))
+                own = (taken.get(("params", *it.path, name)) for name in _FOLDED_VARIABLES)
                 it.shares_variables = any(uses[var] > 1 for var in jax.tree.leaves(list(own)))
     return calls
 
@@ -278,6 +286,8 @@ def _obstacle(norm: _Call, calls: dict[str, _Call]) -> str | None:
         return f"the output of {name} is used for something else too, such as a shortcut"
     if linear.shares_variables:
         return f"kernel or bias of {name} are used for something else too"
+    if norm.shares_variables:
+        return "its scale or bias are used for something else too"
     if getattr(linear.module, "batch_dims", ()):
         return f"{name} has batch dimensions"
     rank = len(norm.shape)

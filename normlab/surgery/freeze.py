@@ -9,7 +9,16 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from ..errors import UserError
-from .layers import Altered, Layer, LayerCall, Unbound, flattened, intercepted
+from .layers import (
+    Altered,
+    Layer,
+    LayerCall,
+    Unbound,
+    check_linen,
+    flattened,
+    intercepted,
+    name_of,
+)
 from .statistics import keeps_statistics
 
 
@@ -42,9 +51,10 @@ class Frozen(Altered):
             return given.evaluate(variables)[0]
         if not self.affine:
             return given.proceed()
-        may_move = ("batch_stats", "intermediates")
-        moving = [name for name in may_move if module.is_mutable_collection(name)]
-        y, updated = given.apply(variables, mutable=moving)
+        may_move = {*module.variables, "intermediates"} - {"params"}
+        moving = [name for name in sorted(may_move) if module.is_mutable_collection(name)]
+        rngs: Any = dict(module.scope.rngs) if module.scope else {}
+        y, updated = given.apply(variables, mutable=moving, rngs=rngs)
         for collection, values in updated.items():
             for name, value in values.items():
                 module.put_variable(collection, name, value)
@@ -81,7 +91,9 @@ def freeze(
         model: A Linen model.
         statistics: Whether to freeze running statistics.
         affine: Whether to freeze the parameters of the layers.
-        within: Freezes only layers in these parts of the model, named as in `"encoder/block_0"`.
+        within: Freezes only layers in these parts of the model, named as in `"encoder/block_0"`;
+            `find_layers` tells their paths. Parts that share one function compiled by `nn.jit` are
+            frozen together, as the first of them.
 
     Returns:
         A model with the same call and the same variables in the same places.
@@ -89,10 +101,16 @@ def freeze(
     Raises:
         ValueError: If nothing is to be frozen.
     """
+    check_linen(model)
     if not statistics and not affine:
         raise UserError("freeze: statistics=False and affine=False leave nothing to freeze.")
     if within is not None:
         within = (within,) if isinstance(within, str) else tuple(within)
+        if not within or "" in within:
+            raise UserError(
+                f"freeze: within={within} names no part of the model; give names as in "
+                '"encoder/block_0", or None to freeze all layers.'
+            )
     return Frozen(Unbound(model), statistics, affine, within)
 
 
@@ -121,9 +139,18 @@ def trainable_mask(
 
     Returns:
         Truth values in the structure of the parameters.
+
+    Raises:
+        ValueError: If none of the layers has parameters among these.
     """
     flat = flattened(params)
     paths = {layer.path for layer in layers}
+    if paths and not any(path[:end] in paths for path in flat for end in range(len(path))):
+        raise UserError(
+            f"trainable_mask: none of the layers {', '.join(sorted(map(name_of, paths)))} has "
+            f"parameters among {', '.join(sorted({path[0] for path in flat}))}. Give "
+            'variables["params"] of the model in which the layers were found.'
+        )
 
     def trained(path: tuple[str, ...]) -> bool:
         inside = any(path[:length] in paths for length in range(len(path)))

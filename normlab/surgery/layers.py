@@ -186,10 +186,18 @@ class LayerCall:
             statistics: New values of those in `batch_stats`, by name.
 
         Returns:
-            The output, and all that the layer keeps in `batch_stats`. What it would keep and the
+            The output, and all that the layer keeps in `batch_stats`. A number of updates that the
             variables lack has its initial value.
+
+        Raises:
+            ValueError: If there is no variance to normalize by.
         """
         kept = {**variables.get("batch_stats", {}), **statistics}
+        if "var" not in kept:  # It would be initialized, silently.
+            raise UserError(
+                f"{name_of(self.module.path)} has no running statistics in batch_stats, by which "
+                "it is to normalize. Give all variables of the trained model."
+            )
         layer = self.module.clone(parent=None, name=None, use_running_average=None)
         apply = partial(layer.apply, {**variables, "batch_stats": kept}, mutable=["batch_stats"])
         y, updated = self._called(apply, {"use_running_average": True})
@@ -234,6 +242,19 @@ def intercepted(handle: Callable[[LayerCall], Any]) -> Iterator[None]:
         yield
 
 
+def check_linen(model: Any) -> None:
+    """Refuses what is no Linen model.
+
+    Raises:
+        ValueError: That says what was expected.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"a Linen model was expected, but {type(model).__name__} is none. Give the model and "
+            "its variables apart; for models of Flax NNX there is normlab.surgery.nnx."
+        )
+
+
 def run(
     model: nn.Module,
     variables: Variables,
@@ -248,11 +269,7 @@ def run(
     Raises:
         ValueError: If it is no Linen model.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"a Linen model was expected, but {type(model).__name__} is none. Give the model and "
-            "its variables apart; for models of Flax NNX there is normlab.surgery.nnx."
-        )
+    check_linen(model)
     # The name, of a collection that no model has, tells `nn.jit` inside the model that it must not
     # use again what it compiled for another handler.
     mutable = ["batch_stats", f"normlab.surgery.{next(_runs)}"]

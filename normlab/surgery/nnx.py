@@ -1,4 +1,9 @@
-"""The same for models of Flax NNX, which are changed in place."""
+"""The same for models of Flax NNX, which are changed in place.
+
+What stands here are the functions that act on running statistics and on what is trained. There is
+no `fold`, `convert` or `tent`: they replace layers or rewrite the forward pass, which an NNX model
+does by assigning to its own attributes and by the `nnx.grad` it is trained with.
+"""
 
 import functools
 import itertools
@@ -15,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .. import linen
+from ..errors import UserError
 from ..functional import Moments
 from ..nnx import Layer
 from .adapt import check_prior_strength
@@ -41,12 +47,21 @@ _marks = itertools.count()
 
 
 def evaluate(model: Any, batch: Any) -> Any:
-    """Calls a model on a batch: what `call` does unless it is given."""
+    """Calls a model on a batch: what `call` does unless it is given.
+
+    Evaluation is set by `model.eval()`. A model that is told at its call instead needs a `call` of
+    its own, such as `lambda model, batch: model(batch, train=False)`.
+    """
     return model(batch)
 
 
 def find_layers(model: nnx.Module) -> dict[Path, Any]:
     """Returns the normalization layers of a model by their paths: normlab's and Flax's."""
+    if not isinstance(model, nnx.Module):
+        raise UserError(
+            f"a model of Flax NNX was expected, but {type(model).__name__} is none; for Linen "
+            "models there are the functions of normlab.surgery."
+        )
     return {path: it for path, it in nnx.iter_modules(model) if isinstance(it, _LAYERS)}
 
 

@@ -1,6 +1,6 @@
 """Exact population statistics for trained weights."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -168,6 +168,12 @@ def check_repeatable(batches: Any, masks: Any, layer_by_layer: bool) -> None:
             f"recalibrate: batches is an array of shape {batches.shape}, whose rows would be taken "
             "for batches. Give a list of batches."
         )
+    if isinstance(batches, Mapping):
+        raise UserError(
+            f"recalibrate: batches is a mapping with the keys {', '.join(map(str, batches))}; give "
+            "a list of batches, and call= if the model takes a part of each, for example "
+            'call=lambda model, batch: model(batch["image"], train=False).'
+        )
     ends = [not callable(it) and iter(it) is it for it in (batches, masks) if it is not None]
     if layer_by_layer and any(ends):
         raise UserError(
@@ -204,7 +210,12 @@ def one_by_one(batches: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
             raise UserError(f"recalibrate: there are {number - 1} masks, but more batches.")
         yield batch, mask
     if not number:
-        raise UserError("recalibrate: there is no batch to measure; give at least one.")
+        raise UserError(
+            "recalibrate: there is no batch to measure; give at least one. A function must return "
+            "the batches anew for each pass."
+        )
+    if not isinstance(masks, repeat) and next(masks, _MISSING) is not _MISSING:
+        raise UserError(f"recalibrate: there are {number} batches, but more masks.")
 
 
 def _with_zeros(variables: dict[str, Any], statistics: Any) -> dict[str, Any]:

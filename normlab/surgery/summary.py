@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ..variants import VARIANTS
 from .layers import Call, Layer, Variables, evaluate, find_layers, flattened, name_of
+from .statistics import keeps_statistics
 from .table import Printed, table
 
 Range = tuple[float, float]
@@ -140,12 +141,21 @@ def summarize_layer(
         {name: int(np.size(value)) for name, value in params.items()},
         _range(mean),
         _range(variance),
-        tuple(_warnings(getattr(module, "epsilon", 0), params, statistics)),
+        tuple(
+            _warnings(
+                getattr(module, "epsilon", 0),
+                params,
+                statistics,
+                expects=isinstance(module, nn.Module) and keeps_statistics(module),
+            )
+        ),
     )
 
 
-def _warnings(epsilon: float, params: dict[str, Array], statistics: dict[str, Array]) -> list[str]:
-    """Returns what looks wrong with a layer."""
+def _warnings(
+    epsilon: float, params: dict[str, Array], statistics: dict[str, Array], *, expects: bool
+) -> list[str]:
+    """Returns what looks wrong with a layer, which may be expected to keep statistics."""
     found = [
         f"{name} is not finite"
         for name, value in {**params, **statistics}.items()
@@ -153,7 +163,7 @@ def _warnings(epsilon: float, params: dict[str, Array], statistics: dict[str, Ar
     ]
     variance = statistics.get("var")
     if variance is None:
-        return found
+        return [*found, "no running statistics given"] if expects else found
     small = int(jnp.sum(variance < epsilon))
     if small:
         found.append(f"{small} of {variance.size} variances below epsilon={epsilon:g}")

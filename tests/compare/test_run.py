@@ -258,7 +258,7 @@ def test_a_vision_transformer_learns_digits(tmp_path):
         data={"name": "digits", "batch_size": 64},
         model={"name": "vit", "patch_size": 2, "width": 32, "depth": 1, "query_key_norm": True},
         optimizer={"name": "adam", "learning_rate": 0.01},
-        train={"epochs": 3},
+        train={"epochs": 6},
         variants={"batch": {"layer": "batch_norm", "momentum": 0.9}},
         tune=None,
         seeds=1,

@@ -1,4 +1,4 @@
-"""Surgery on NNX models, against the same on Linen ones and by what it must do."""
+"""What surgery does to NNX models: the numbers it does to Linen ones, and what is left alone."""
 
 import jax
 import jax.numpy as jnp
