@@ -63,13 +63,13 @@ class Case:
     def layer(self, **fields) -> Any:
         return VARIANTS[self.variant].layer(**{**self.fields, **fields})
 
-    def replay(self) -> Any:
+    def replay(self, channels: int = SHAPE[-1]) -> Any:
         """The oracle as it is before the first step."""
         if self.oracle is None:
             pytest.skip("a layer of the user's own, without an oracle")
         fields = self.fields if self.oracle_fields is None else self.oracle_fields
         if inspect.isclass(self.oracle):
-            return self.oracle(SHAPE[-1], **fields)
+            return self.oracle(channels, **fields)
         return Stateless(self.oracle, fields)
 
     def has_field(self, name: str) -> bool:

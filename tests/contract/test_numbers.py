@@ -12,6 +12,7 @@ from contract.cases import (
     BY_NAME,
     SHAPE,
     after_two_steps,
+    apply,
     assert_close,
     assert_finite,
     every_case,
@@ -188,6 +189,29 @@ def test_drawn_shapes_and_axes_agree_with_the_oracle(layer, oracle, name, data):
     assert_close(y, oracle(x, mask=mask, **{name: axes}))
     features = tuple(shape[axis] for axis in (oracles.positive_axes(len(shape), axes)))
     assert variables["params"]["scale"].shape == (features if name == "axis" else shape[-1:])
+
+
+@every_variant
+@settings(few_draws, max_examples=3)
+@given(
+    positions=arrays.array_shapes(min_dims=0, max_dims=2, min_side=1, max_side=4),
+    examples=some.sampled_from((4, 8)),
+    channels=some.sampled_from((2, 4, 6)),  # which the groups of the cases divide
+)
+def test_drawn_shapes_agree_with_the_oracle(case, positions, examples, channels):
+    shape = (examples, *positions, channels)
+    layer, x, mask = case.layer(use_running_average=False), normal(shape), two_of_three(shape)
+
+    @jax.jit
+    def run(x, mask):
+        variables = layer.init(jax.random.key(0), x)
+        return variables.get("params", {}), *apply(layer, variables, x, mask=mask)
+
+    params, y, statistics = run(x, mask)
+    replay = case.replay(channels)
+    assert_close(y, replay.normalize(x, mask, **jax.tree.map(np.asarray, params)))
+    replay.update(x, mask)
+    check_statistics(statistics, replay)
 
 
 # Numbers that float32 finds hard.
