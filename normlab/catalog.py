@@ -139,6 +139,6 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _default(field: Any) -> str:
     """Writes a default as a configuration has it."""
     value = field.default if field.default is not MISSING else field.default_factory()
-    return (
-        "null" if value is None else str(value).lower() if value in (True, False) else repr(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

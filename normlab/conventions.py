@@ -134,8 +134,8 @@ CONVENTIONS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "remainder": "error",
             "running": "average",
         },
-        # layers.batch_normalization(renorm=True), 1.15: as Keras. Up to 1.12 the statistics that
-        # correct training were debiased, so that the first batch was not corrected.
+        # layers.batch_normalization(renorm=True), 1.15: as Keras. In some earlier versions the
+        # statistics that correct training were debiased, so that the first batch was not corrected.
         "batch_renorm": {
             "momentum": 0.99,
             "epsilon": 1e-3,

@@ -170,3 +170,4 @@ def test_arms_with_a_model_of_their_own_are_named(tmp_path):
     text = Parsed(write_report(tmp_path)).text
     assert "none: model.residual=skip_init, optimizer.adaptive_gradient_clip=0.1" in text
     assert "Only the normalization differs" not in text
+    assert "as far as their models have the same ones" in text
