@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from .ghost import pool_moments
-from .moments import Moments, moments
+from .moments import moments
+from .pooling import Moments, pool_moments
 
 
 def group_moments(
@@ -17,6 +17,7 @@ def group_moments(
     groups: int,
     *,
     channel_axis: int = -1,
+    stored: Array | None = None,
     mask: Bool[Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     axis_index_groups: Any = None,
@@ -32,6 +33,7 @@ def group_moments(
         axes: Non-negative axes to reduce, without that of the channels.
         groups: Number of groups; divides the number of channels.
         channel_axis: Axis of the channels.
+        stored: As in `moments`.
         mask: Of the shape of `x`; true where a value counts.
         axis_name: Named axis over which sums and counts are pooled.
         axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
@@ -44,6 +46,7 @@ def group_moments(
     of_channel = moments(
         x,
         axes,
+        stored=stored,
         mask=mask,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,

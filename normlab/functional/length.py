@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
-from .moments import squared_magnitude
+from .pooling import squared_magnitude
 
 
 def length(

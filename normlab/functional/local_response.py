@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from .moments import squared_magnitude
+from .pooling import squared_magnitude
 
 
 def local_response(

@@ -1,41 +1,23 @@
 """Mean and variance of an array, right in float32 whatever the mean."""
 
 import math
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-
-class Moments(NamedTuple):
-    """Count, mean and variance over some axes, which are kept with size 1.
-
-    The mean is held as a sum of two numbers, because one float32 cannot hold it where it is large
-    against the deviation: at mean 1e4 the last bit of float32 is 1e-3.
-
-    Attributes:
-        counted: How many values were counted, float32.
-        shift: The mean to the precision of the dtype; a constant to differentiation.
-        residual: What the shift lacks of the mean.
-        variance: The biased variance, mean of |x - mean|^2, real; 1 where nothing was counted.
-    """
-
-    counted: Array
-    shift: Array
-    residual: Array
-    variance: Array
-
-    @property
-    def mean(self) -> Array:
-        """The mean, rounded to the dtype; 0 where nothing was counted."""
-        return self.shift + self.residual
+from .apart import apart, term
+from .pooling import Moments, pool_devices, squared_magnitude
 
 
 def moments(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],
     *,
+    stored: Array | None = None,
     mask: Bool[Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     axis_index_groups: Any = None,
@@ -46,17 +28,25 @@ def moments(
 
     .. math:: \mu = \frac{1}{n} \sum x, \qquad \sigma^2 = \frac{1}{n} \sum |x - \mu|^2
 
-    The values are first shifted by their mean as float32 finds it. What is left has a mean near
-    zero, so that its mean square less its squared mean loses nothing to cancellation. Neither
-    result depends on the shift, hence no derivative flows through it.
+    The values are first shifted by a number s near their mean, in one pass with mean square and
+    mean of what is left:
+
+    .. math:: \mu = s + \rho, \qquad \rho = \frac{1}{n} \sum (x - s), \qquad
+        \sigma^2 = \frac{1}{n} \sum |x - s|^2 - |\rho|^2
+
+    The shift is the mean of a share 1 / k of the values, hence :math:`|\rho|^2 \leq k \sigma^2`,
+    and cancellation costs no more than k units in the last place. (With a mask it is the mean of
+    all values that count.) Neither result depends on the shift: no derivative flows through it.
 
     Args:
         x: Values of any shape, float or complex. The result has their precision, so half
             precision is to be converted by the caller.
-        axes: Non-negative axes to reduce.
+        axes: Non-negative axes to reduce, in order.
+        stored: The array that `x` was converted from, if it was. Without a mask its values are
+            read instead of those of `x`, which take up more room; the derivative is that to `x`.
         mask: Of the shape of `x`; true where a value counts. Masked values may be anything.
-        axis_name: Named axis or axes of `vmap` or `shard_map`, over which sums and counts are
-            pooled.
+        axis_name: Named axis or axes of `vmap` or `shard_map`, over which the moments are pooled
+            by counts.
         axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
         use_mean: If false the mean is taken to be 0, and the variance is the mean square.
         use_fast_variance: If false, the two-pass formula as it stands, whose mean is one number
@@ -65,42 +55,71 @@ def moments(
     Returns:
         The moments, of the rank of `x`.
     """
-
-    def across_devices(total):
-        if axis_name is None:
-            return total
-        return lax.psum(total, axis_name, axis_index_groups=axis_index_groups)
-
-    def pooled(values):
-        return across_devices(jnp.sum(values, axes, keepdims=True))
-
-    def kept(values):
-        return values if mask is None else jnp.where(mask, values, 0)
-
     if mask is not None:
-        count = pooled(mask.astype(jnp.float32))
+        count = jnp.sum(mask, axes, keepdims=True, dtype=jnp.float32)
         divisor = jnp.maximum(count, 1).astype(jnp.finfo(x.dtype).dtype)
     else:
-        count = across_devices(math.prod(x.shape[axis] for axis in axes))
+        count = math.prod(x.shape[axis] for axis in axes)
         divisor = max(count, 1)
 
-    if use_mean and use_fast_variance:
-        shift = _one_number(lax.stop_gradient(pooled(kept(x)) / divisor))
-        centred = kept(x - shift)
-        residual = pooled(centred) / divisor
-        mean_square = pooled(squared_magnitude(centred)) / divisor
-        variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
-    elif use_mean:
-        shift = pooled(kept(x)) / divisor
-        variance = pooled(squared_magnitude(kept(x - shift))) / divisor
+    def mean(values):
+        values = values if mask is None else jnp.where(mask, values, 0)
+        return jnp.sum(values, axes, keepdims=True) / divisor
+
+    read = x if stored is None else stored
+    if use_mean and not use_fast_variance:
+        shift = mean(x)
+        variance = mean(squared_magnitude(x - shift))
         residual = jnp.zeros_like(shift)
+    elif use_mean:
+        if mask is None:
+            shift = _mean_of_sample(lax.stop_gradient(read), axes, x.dtype)
+            # Between kept axes, a difference written out once is cheaper than one made twice.
+            between = axes and axes[0] > 0 and axes[-1] < x.ndim - 1
+            residual = _mean(read, x, shift, axes, 1)
+            mean_square = _mean_square(read, x, shift, axes, 1 if between else 2)
+        else:
+            shift = _one_number(lax.stop_gradient(mean(x)))
+            residual = mean(x - shift)
+            mean_square = mean(squared_magnitude(x - shift))
+        variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
+        # Where both overflow, their difference would be NaN.
+        variance = jnp.where(jnp.isinf(mean_square), mean_square, variance)
     else:
-        variance = pooled(squared_magnitude(kept(x))) / divisor
+        variance = (
+            _mean_square(read, x, None, axes, 2) if mask is None else mean(squared_magnitude(x))
+        )
         shift = residual = jnp.zeros_like(variance)
     counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
     if mask is not None or count == 0:
         variance = jnp.where(counted > 0, variance, 1)
-    return Moments(counted, shift, residual, variance)
+    local = Moments(counted, shift, residual, variance)
+    if axis_name is None:
+        return local
+    return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
+
+
+def _mean_of_sample(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
+    """The mean of some of the values, at least a sixteenth but for the last axis: there, the first.
+
+    It is taken relative to the first value, so that a large mean does not cost its last digits.
+    """
+    if x.size == 0:
+        return jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], dtype)
+    if not axes:
+        return x.astype(dtype)
+    axis = axes[0]
+    if jnp.finfo(dtype).nmant < 23:  # Of few digits none can be spared.
+        every = 1
+    else:
+        every = x.shape[axis] if axis == x.ndim - 1 else math.gcd(x.shape[axis], 16)
+    # Cut so that what is left out lies within what a device holds of a sharded axis.
+    sample = x.reshape(*x.shape[:axis], -1, every, *x.shape[axis + 1 :])
+    sample = lax.index_in_dim(sample, 0, axis + 1, keepdims=False).astype(dtype)
+    first = lax.slice(sample, [0] * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
+    if sample.shape == first.shape:
+        return first
+    return _one_number(first + jnp.mean(sample - first, axes, keepdims=True))
 
 
 def _one_number(x: Array) -> Array:
@@ -116,31 +135,52 @@ def _one_number(x: Array) -> Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - 1)
 
 
-def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
-    r"""Moments of the mixture of two distributions, `1 - weight` of the first.
-
-    .. math:: \mu = (1 - w) \mu_1 + w \mu_2, \qquad
-        \sigma^2 = (1 - w) \sigma_1^2 + w \sigma_2^2 + w (1 - w) |\mu_2 - \mu_1|^2
-
-    Where nothing was counted in the second, the mixture is the first. The counts are the first's.
-    """
-    share = jnp.where(second.counted > 0, weight, 0.0).astype(second.variance.dtype)
-    # The means may be large against their distance: it is formed before anything is rounded.
-    distance = second.shift - first.shift + (second.residual - first.residual)
-    variance = (1 - share) * first.variance + share * second.variance
-    variance = variance + share * (1 - share) * squared_magnitude(distance)
-    return Moments(first.counted, first.shift, first.residual + share * distance, variance)
+# Two reductions with their derivatives. Of `stored` and `x`, which are the same numbers, the one is
+# read and the other has the tangent: rounded to half precision for each of several terms, a
+# gradient would be worse and slower. The tangent of `stored` is that of `x`, and left out.
 
 
-def unbiased(moments: Moments) -> Array:
-    """The unbiased variance, n / (n - 1) times the biased one, for more than one value."""
-    return moments.variance * (moments.counted / jnp.maximum(moments.counted - 1, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _mean(stored: Array, x: Array, shift: Array, axes: tuple[int, ...], place: int) -> Array:
+    """The mean of x - shift, which is taken to be constant."""
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+    stored, shift = apart(place, (stored, shift), x)
+    return apart(place, jnp.sum(stored.astype(x.dtype) - shift, axes, keepdims=True) / count, x)
 
 
-def squared_magnitude(x: Array) -> Array:
-    """The square of the absolute value, real for complex numbers too."""
-    # The product of a complex number with its conjugate would carry a zero imaginary part along,
-    # and the derivative of the absolute value is undefined at zero.
-    if jnp.iscomplexobj(x):
-        return lax.square(jnp.real(x)) + lax.square(jnp.imag(x))
-    return lax.square(x)
+@_mean.defjvp
+def _(axes, place, primals, tangents):
+    x, tangent = primals[1], tangents[1]
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+
+    def derivative(tangent):
+        return jnp.sum(tangent, axes, keepdims=True) / count
+
+    return _mean(*primals, axes, place), term(place, derivative, x, tangent)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _mean_square(
+    stored: Array, x: Array, shift: Array | None, axes: tuple[int, ...], place: int
+) -> Array:
+    """The mean of |x - shift|^2, whose derivative is the mean of 2 Re((x - shift)* dx)."""
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+    stored, shift = apart(place, (stored, shift), x)
+    centred = stored.astype(x.dtype) if shift is None else stored.astype(x.dtype) - shift
+    return apart(place, jnp.sum(squared_magnitude(centred), axes, keepdims=True) / count, x)
+
+
+@_mean_square.defjvp
+def _(axes, place, primals, tangents):
+    stored, x, shift = primals
+    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+
+    def derivative(tangent, stored, shift):
+        centred = stored.astype(x.dtype) if shift is None else stored.astype(x.dtype) - shift
+        product = jnp.real(jnp.conj(centred) * tangent)
+        return jnp.sum(product, axes, keepdims=True) * (2 / count)
+
+    return (
+        _mean_square(*primals, axes, place),
+        term(3, derivative, x, tangents[1], stored, shift),
+    )

@@ -48,11 +48,9 @@ def update_running(
         The new mean, variance and number of updates.
     """
     features = tuple(range(1, batch_mean.ndim))
-    usable = (
-        jnp.all(jnp.isfinite(batch_mean), features)
-        & jnp.all(jnp.isfinite(batch_variance), features)
-        & jnp.any(counts > 0, features)
-    )
+    # The difference of a number that is not finite to itself is NaN, and so is the sum.
+    nothing = jnp.sum(batch_mean - batch_mean + (batch_variance - batch_variance), features)
+    usable = (nothing == 0) & (jnp.max(counts, features, initial=0) > 0)
 
     new_updates = updates + jnp.sum(usable)
     if momentum is None:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
-from .moments import moments, squared_magnitude
+from .moments import moments
 from .normalize import normalize
+from .pooling import squared_magnitude
 
 #: Factors that give the value of an activation variance 1 where its input is a standard Gaussian:
 #: 1 / sqrt(Var[phi(z)]), by quadrature. That of ReLU is sqrt(2 / (1 - 1 / pi)).

@@ -42,6 +42,7 @@ class BatchGroupNorm(BatchNorm):
             axes,
             given.features[0] // self._pooled_features(given),
             channel_axis=given.feature_axes[0],
+            stored=given.inputs,
             mask=given.mask,
             use_fast_variance=self.use_fast_variance,
             **over_devices,

@@ -28,7 +28,7 @@ class BatchInput(NamedTuple):
     """What a call of a layer with batch statistics was given.
 
     Attributes:
-        inputs: The input as it came.
+        inputs: The input as it came, but for masked values that are not finite.
         x: The same in the dtype of the statistics.
         mask: In the shape of the input, or None.
         feature_axes: Axes that are not reduced.
@@ -189,9 +189,8 @@ class BatchNorm(nn.Module):
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        inputs = jnp.asarray(x)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        x, mask = with_mask(x, mask)
         feature_axes = resolve_axes(self.axis, x.ndim, "axis")
         given = BatchInput(inputs, x, mask, feature_axes, scale, bias)
         if use_running_average:
@@ -305,6 +304,7 @@ class BatchNorm(nn.Module):
         return moments(
             given.x,
             axes,
+            stored=given.inputs,
             mask=given.mask,
             use_fast_variance=self.use_fast_variance,
             **over_devices,

@@ -5,16 +5,17 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import group_moments, swish
+from ..functional import group_moments, normalize, swish
 from .shared import (
     AxisName,
+    affine,
     broadcast_to_input,
     in_statistics_dtype,
-    normalized,
     number_of_groups,
     refuse_complex,
     resolve_axes,
@@ -85,20 +86,28 @@ class EvoNormS0(nn.Module):
             ValueError: If the groups do not divide the channels, or the input is complex.
         """
         del use_running_average  # EvoNormS0 keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
         channels = resolve_axes(-1, x.ndim, "channel axis")
         statistics = group_moments(
             x,
             tuple(range(1, x.ndim - 1)),
             number_of_groups(self, x.shape[-1]),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
         )
         v = self.param("v", self.v_init, x.shape[-1:], self.param_dtype)
         gated = swish(x, broadcast_to_input("EvoNormS0: v", v, x.shape, channels))
-        zero = jnp.zeros_like(statistics.shift)
-        uncentred = statistics._replace(shift=zero, residual=zero)
-        return normalized(self, inputs, gated, uncentred, channels, scale, bias)
+        scale, bias = affine(self, x, channels, scale, bias)
+        return normalize(
+            gated,
+            None,
+            statistics.variance,
+            epsilon=self.epsilon,
+            scale=scale,
+            bias=bias,
+            dtype=canonicalize_dtype(inputs, scale, bias, dtype=self.dtype),
+        )

@@ -92,14 +92,15 @@ class FilterResponseNorm(nn.Module):
             ValueError: If there is a threshold and the input is complex.
         """
         del use_running_average  # FilterResponseNorm keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         if self.use_threshold:
             refuse_complex(self, x)
         channels = resolve_axes(-1, x.ndim, "channel axis")
         statistics = moments(
             x,
             tuple(range(1, x.ndim - 1)),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
@@ -114,7 +115,7 @@ class FilterResponseNorm(nn.Module):
         if self.learn_epsilon:
             variance = statistics.variance + jnp.abs(learned("epsilon", 1e-4))
             statistics = statistics._replace(variance=variance)
-        y = normalized(self, inputs, x, statistics, channels, scale, bias)
+        y = normalized(self, inputs, x, statistics, channels, scale, bias, centre=False)
         if self.use_threshold:
             y = thresholded_linear(y, learned("threshold", 0.0).astype(y.dtype))
         return y

@@ -82,9 +82,7 @@ class GhostBatchNorm(BatchNorm):
         parts, axis = self._parts(x, given.reduced_axes)
         if len(parts) == parts[0].groups == 1:
             # Not cut at all, so that one group is batch normalization to the bit.
-            whole = moments(
-                x, given.reduced_axes, mask=mask, use_fast_variance=self.use_fast_variance
-            )
+            whole = self._moments(given, given.reduced_axes)
             return whole, self._collect(jax.tree.map(lambda a: a[None], whole))
         shifted_axes = tuple(a + 1 for a in given.reduced_axes)
         groups, spread = [], []
@@ -92,6 +90,7 @@ class GhostBatchNorm(BatchNorm):
             group = moments(
                 split_groups(x, part, axis, self.grouping),
                 shifted_axes,
+                stored=split_groups(given.inputs, part, axis, self.grouping),
                 mask=None if mask is None else split_groups(mask, part, axis, self.grouping),
                 use_fast_variance=self.use_fast_variance,
             )

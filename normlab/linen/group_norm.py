@@ -90,9 +90,8 @@ class GroupNorm(nn.Module):
                 last one.
         """
         del use_running_average  # GroupNorm keeps no statistics.
-        inputs = jnp.asarray(x)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        x, mask = with_mask(x, mask)
         last = x.ndim - 1
         axes = range(1, x.ndim) if self.reduction_axes is None else self.reduction_axes
         axes = resolve_axes(axes if last else -1, x.ndim, "reduction_axes")
@@ -105,6 +104,7 @@ class GroupNorm(nn.Module):
             x,
             axes[:-1],
             number_of_groups(self, x.shape[-1]),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

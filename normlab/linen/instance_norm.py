@@ -82,9 +82,8 @@ class InstanceNorm(nn.Module):
             ValueError: If the feature axes include the first axis.
         """
         del use_running_average  # InstanceNorm keeps no statistics.
-        inputs = jnp.asarray(x)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        x, mask = with_mask(x, mask)
         feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
         if 0 in feature_axes:
             raise ValueError(
@@ -95,6 +94,7 @@ class InstanceNorm(nn.Module):
         statistics = moments(
             x,
             other_axes((0, *feature_axes), x.ndim),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

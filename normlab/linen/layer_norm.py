@@ -79,12 +79,12 @@ class LayerNorm(nn.Module):
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         del use_running_average  # LayerNorm keeps no statistics.
-        inputs = jnp.asarray(x)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        x, mask = with_mask(x, mask)
         statistics = moments(
             x,
             resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

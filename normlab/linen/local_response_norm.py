@@ -73,8 +73,8 @@ class LocalResponseNorm(nn.Module):
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         del use_running_average  # LocalResponseNorm keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         resolve_axes(-1, x.ndim, "channel axis")
         y = local_response(
             x,

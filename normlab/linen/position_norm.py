@@ -69,12 +69,13 @@ class PositionNorm(nn.Module):
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         del use_running_average  # PositionNorm keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         channels = resolve_axes(-1, x.ndim, "channel axis")
         statistics = moments(
             x,
             channels,
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,

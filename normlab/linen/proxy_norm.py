@@ -115,14 +115,15 @@ class ProxyNorm(nn.Module):
             ValueError: If the groups do not divide the channels, or the input is complex.
         """
         del use_running_average  # ProxyNorm keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
         channels = resolve_axes(-1, x.ndim, "channel axis")
         statistics = group_moments(
             x,
             tuple(range(1, x.ndim - 1)),
             number_of_groups(self, x.shape[-1]),
+            stored=inputs,
             mask=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
@@ -133,6 +134,7 @@ class ProxyNorm(nn.Module):
             statistics.variance,
             epsilon=self.epsilon,
             residual=statistics.residual,
+            stored=inputs,
         )
 
         def learned(name: str) -> Array:

@@ -101,13 +101,13 @@ class RMSNorm(nn.Module):
             ValueError: If a fraction is asked of several reduction axes.
         """
         del use_running_average  # RMSNorm keeps no statistics.
-        inputs = jnp.asarray(x)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        x, mask = with_mask(x, mask)
         axes = resolve_axes(self.reduction_axes, x.ndim, "reduction_axes")
         statistics = moments(
             self._part(x, axes),
             axes,
+            stored=self._part(inputs, axes),
             mask=None if mask is None else self._part(mask, axes),
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
@@ -115,7 +115,7 @@ class RMSNorm(nn.Module):
         )
         feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
         if scale is not None or not (self.use_scale and self.zero_centred):
-            return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+            return normalized(self, inputs, x, statistics, feature_axes, scale, bias, centre=False)
 
         def less_one(*arguments):
             return jax.tree.map(lambda scale: scale - 1, self.scale_init(*arguments))
@@ -124,7 +124,7 @@ class RMSNorm(nn.Module):
         learned = self.param("scale", less_one, features, self.param_dtype)
         # Half precision holds the parameter to more digits than it would hold the scale.
         scale = 1 + learned.astype(jnp.promote_types(learned.dtype, jnp.float32))
-        y = normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+        y = normalized(self, inputs, x, statistics, feature_axes, scale, bias, centre=False)
         return y.astype(canonicalize_dtype(inputs, learned, bias, dtype=self.dtype))
 
     def _part(self, values: Array, axes: tuple[int, ...]) -> Array:

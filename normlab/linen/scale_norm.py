@@ -57,8 +57,8 @@ class ScaleNorm(nn.Module):
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         del use_running_average  # ScaleNorm keeps no statistics.
-        inputs = jnp.asarray(x)
-        x, mask = with_mask(in_statistics_dtype(inputs, self.dtype, True), mask)
+        inputs, mask = with_mask(jnp.asarray(x), mask)
+        x = in_statistics_dtype(inputs, self.dtype, True)
         size = length(x, resolve_axes(-1, x.ndim, "feature axis"), mask=mask)
         y = x * (1 / jnp.maximum(size, self.epsilon))
         if scale is None and self.use_scale:

@@ -200,6 +200,8 @@ def normalized(
     feature_axes: tuple[int, ...],
     scale: ArrayLike | None,
     bias: ArrayLike | None,
+    *,
+    centre: bool = True,
 ) -> Array:
     """Normalizes, scales and shifts: the last step of every layer.
 
@@ -211,21 +213,23 @@ def normalized(
         feature_axes: Axes that scale and bias vary along.
         scale: As in `affine`.
         bias: As in `affine`.
+        centre: Whether the mean is subtracted.
 
     Raises:
         ValueError: As in `affine`.
     """
     scale, bias = affine(module, x, feature_axes, scale, bias)
-    y = normalize(
+    return normalize(
         x,
-        moments.shift,
+        moments.shift if centre else None,
         moments.variance,
         epsilon=module.epsilon,
-        residual=moments.residual,
+        residual=moments.residual if centre else None,
         scale=scale,
         bias=bias,
+        stored=inputs,
+        dtype=canonicalize_dtype(inputs, scale, bias, dtype=module.dtype),
     )
-    return y.astype(canonicalize_dtype(inputs, scale, bias, dtype=module.dtype))
 
 
 def scaled(

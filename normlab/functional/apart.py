@@ -1,0 +1,84 @@
+"""Keeping computations apart that a compiler for CPU would join to their loss.
+
+A reduction that reads a large array, changes each value a little and sums runs at the speed of
+memory, and so does an elementwise pass. XLA for CPU spoils both where a program holds several:
+
+- Two reductions that begin alike, with a conversion to float32 or a difference to the mean, have
+  their common beginning written out at full size. Forward and backward pass of a normalization are
+  made of such pairs. What looks different to the compiler is left alone, so every reduction reads
+  its arrays through as many optimization barriers as the number of its place; they vanish before
+  code is made.
+- What is done with the small result of a reduction is drawn into the reduction, or into the pass
+  that it is broadcast to, and done there for every value anew. A selection keeps it out of the one,
+  a division out of the other.
+
+On other platforms, whose compilers do better unhindered, all this is nothing from the start.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
+
+_apart = Primitive("apart")
+_apart.def_impl(lambda x, **_: x)
+_apart.def_abstract_eval(lambda x, **_: x)
+ad.deflinear2(_apart, lambda cotangent, x, **parameters: [_apart.bind(cotangent, **parameters)])
+batching.primitive_batchers[_apart] = lambda arrays, axes, **parameters: (
+    _apart.bind(arrays[0], **parameters),
+    axes[0],
+)
+
+
+def _selected(x: Array) -> Array:
+    return lax.select(x == x, x, jnp.full_like(x, jnp.nan))
+
+
+def _hindered(x: Array, *, place: int, small: bool) -> Array:
+    for _ in range(place):
+        x = lax.optimization_barrier(x)
+    if small and jnp.issubdtype(x.dtype, jnp.floating):
+        x = _selected(x) / lax.optimization_barrier(jnp.ones_like(x))
+        x = _selected(x)
+    return x
+
+
+mlir.register_lowering(_apart, lambda context, x, **_: [x])
+mlir.register_lowering(_apart, mlir.lower_fun(_hindered, multiple_results=False), platform="cpu")
+
+
+def apart(place: int, arrays: Any, like: Array) -> Any:
+    """Returns arrays as they are, for a computation that is to share nothing with other places.
+
+    Args:
+        place: A small positive number, for each computation over the same arrays another.
+        arrays: An array, or a tree of them.
+        like: The large array that they are about; those of less values are small.
+    """
+    return jax.tree.map(lambda x: _apart.bind(x, place=place, small=x.size < like.size), arrays)
+
+
+def term(
+    place: int, function: Callable[..., Array], like: Array, tangent: Array, *factors: Any
+) -> Array:
+    """One term of a derivative, apart from the others in the forward and in the backward pass.
+
+    Args:
+        place: As in `apart`.
+        function: Linear in its first argument.
+        like: As in `apart`.
+        tangent: The first argument.
+        factors: The others, what it is multiplied with. They are looked at again in the backward
+            pass, so that nothing made of them is kept.
+    """
+
+    def separate(tangent, *factors):
+        tangent, factors = apart(place, (tangent, factors), like)
+        return apart(place, function(tangent, *factors), like)
+
+    return jax.checkpoint(separate, prevent_cse=False)(tangent, *factors)

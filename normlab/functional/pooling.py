@@ -1,0 +1,171 @@
+"""Moments of a set from those of its parts: groups, devices, mixtures."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+
+class Moments(NamedTuple):
+    """Count, mean and variance over some axes, which are kept with size 1.
+
+    The mean is held as a sum of two numbers, because one float32 cannot hold it where it is large
+    against the deviation: at mean 1e4 the last bit of float32 is 1e-3.
+
+    Attributes:
+        counted: How many values were counted, float32.
+        shift: The mean to the precision of the dtype; a constant to differentiation.
+        residual: What the shift lacks of the mean.
+        variance: The biased variance, mean of |x - mean|^2, real; 1 where nothing was counted.
+    """
+
+    counted: Array
+    shift: Array
+    residual: Array
+    variance: Array
+
+    @property
+    def mean(self) -> Array:
+        """The mean, rounded to the dtype; 0 where nothing was counted."""
+        return self.shift + self.residual
+
+
+def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
+    r"""Moments of the mixture of two distributions, `1 - weight` of the first.
+
+    .. math:: \mu = (1 - w) \mu_1 + w \mu_2, \qquad
+        \sigma^2 = (1 - w) \sigma_1^2 + w \sigma_2^2 + w (1 - w) |\mu_2 - \mu_1|^2
+
+    Where nothing was counted in the second, the mixture is the first. The counts are the first's.
+    """
+    share = jnp.where(second.counted > 0, weight, 0.0).astype(second.variance.dtype)
+    # The means may be large against their distance: it is formed before anything is rounded.
+    distance = second.shift - first.shift + (second.residual - first.residual)
+    variance = (1 - share) * first.variance + share * second.variance
+    variance = variance + share * (1 - share) * squared_magnitude(distance)
+    return Moments(first.counted, first.shift, first.residual + share * distance, variance)
+
+
+def unbiased(moments: Moments) -> Array:
+    """The unbiased variance, n / (n - 1) times the biased one, for more than one value."""
+    return moments.variance * (moments.counted / jnp.maximum(moments.counted - 1, 1))
+
+
+def squared_magnitude(x: Array) -> Array:
+    """The square of the absolute value, real for complex numbers too."""
+    # The product of a complex number with its conjugate would carry a zero imaginary part along,
+    # and the derivative of the absolute value is undefined at zero.
+    if jnp.iscomplexobj(x):
+        return lax.square(jnp.real(x)) + lax.square(jnp.imag(x))
+    return lax.square(x)
+
+
+def pool_moments(
+    groups: Moments,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+    axis_index_groups: Any = None,
+) -> Moments:
+    r"""Moments of the union of groups, from the moments of each.
+
+    .. math:: \mu = \sum_g \frac{n_g}{n} \mu_g, \qquad
+        \sigma^2 = \sum_g \frac{n_g}{n} \left(\sigma_g^2 + |\mu_g - \mu|^2\right)
+
+    Args:
+        groups: Moments with the groups along the first axis, and counts of the same shape.
+        axis_name: Named axis over which the groups of all devices are pooled.
+        axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
+
+    Returns:
+        Moments whose first axis has size 1.
+    """
+
+    pooled = partial(_sum_over_groups, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    count = pooled(groups.counted)
+    share = groups.counted / jnp.maximum(count, 1)
+    shift = pooled(share * groups.shift)
+    residual = pooled(share * (groups.shift - shift + groups.residual))
+    distance = squared_magnitude(groups.shift - shift + groups.residual - residual)
+    variance = pooled(share * (groups.variance + distance))
+    return Moments(count, shift, residual, jnp.where(count > 0, variance, 1))
+
+
+def average_moments(
+    groups: Moments,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+    axis_index_groups: Any = None,
+) -> Moments:
+    """Plain averages of the means and variances of the groups in which anything was counted.
+
+    Arguments and result are those of `pool_moments`. The variance between groups is left out.
+    """
+    pooled = partial(_sum_over_groups, axis_name=axis_name, axis_index_groups=axis_index_groups)
+    nonempty = groups.counted > 0
+    number = jnp.maximum(pooled(nonempty.astype(jnp.float32)), 1)
+    shift, residual, variance = (
+        pooled(jnp.where(nonempty, statistic, 0)) / number
+        for statistic in (groups.shift, groups.residual, groups.variance)
+    )
+    return Moments(pooled(groups.counted), shift, residual, variance)
+
+
+def gather_groups(
+    groups: Moments, *, axis_name: str | tuple[str, ...], axis_index_groups: Any = None
+) -> Moments:
+    """The groups of all devices, device by device, along the first axis.
+
+    Arguments are those of `pool_moments`.
+    """
+    return jax.tree.map(partial(_gather, axis_name, axis_index_groups), groups)
+
+
+def pool_devices(
+    local: Moments,
+    axis_name: str | tuple[str, ...],
+    axis_index_groups: Any,
+    *,
+    counts_differ: bool,
+) -> Moments:
+    """Moments over all devices, in one exchange of small arrays.
+
+    Args:
+        local: Those of a device.
+        axis_name: Named axis over which devices are pooled.
+        axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
+        counts_differ: Whether the devices may have counted differently many values.
+    """
+    arrays = local if counts_differ else local[1:]
+    stacked = jnp.stack(jnp.broadcast_arrays(*arrays))
+    gathered = jnp.moveaxis(_gather(axis_name, axis_index_groups, stacked[None]), 1, 0)
+    gathered = [a.astype(b.dtype) for a, b in zip(gathered, arrays, strict=True)]
+    if not counts_differ:
+        gathered = [jnp.broadcast_to(local.counted, gathered[0].shape), *gathered]
+    return jax.tree.map(lambda a: a[0], pool_moments(Moments(*gathered)))
+
+
+def _gather(axis_name: str | tuple[str, ...], axis_index_groups: Any, x: Array) -> Array:
+    """Puts together the rows of all devices."""
+    devices = lax.psum(1, axis_name, axis_index_groups=axis_index_groups)
+    place = lax.axis_index(axis_name)
+    if axis_index_groups is not None:
+        order = np.argsort(np.concatenate([np.asarray(group) for group in axis_index_groups]))
+        place = jnp.asarray(order % devices)[place]
+    # A sum over devices, each with its own rows filled, since its result is known to be the same
+    # everywhere, which `shard_map` does not know of `all_gather`.
+    rows = jnp.zeros((devices, *x.shape), x.dtype).at[place].set(x)
+    rows = lax.psum(rows, axis_name, axis_index_groups=axis_index_groups)
+    return rows.reshape(-1, *x.shape[1:])
+
+
+def _sum_over_groups(
+    values: Array, axis_name: str | tuple[str, ...] | None, axis_index_groups: Any
+) -> Array:
+    total = jnp.sum(values, axis=0, keepdims=True)
+    if axis_name is None:
+        return total
+    return lax.psum(total, axis_name, axis_index_groups=axis_index_groups)
