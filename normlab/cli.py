@@ -1,4 +1,4 @@
-"""The command line: train, compare, report, list, data."""
+"""The command line: train, compare, report, cost, list, data."""
 
 import shlex
 import sys
@@ -20,6 +20,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
+from .process import settle
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
@@ -156,6 +157,63 @@ def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         folder: Where `normlab compare` left its results.
     """
     _show_report(folder)
+
+
+@app.command
+def cost(
+    config: Config,
+    overrides: Overrides = (),
+    /,
+    *,
+    target: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(metavar="TARGET ...", help_behavior_hint="(default: this machine)"),
+    ] = (),
+    examples_per_chip: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: data.batch_size)")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/STUDY/cost)"),
+    ] = None,
+) -> None:
+    """Estimate what a training step of each variant costs, on devices that need not be here.
+
+    Each variant's step is compiled, not run: memory traffic, memory, work, and exchanges between
+    devices are read off the program. The end is a table, FOLDER/cost.json and FOLDER/cost.svg.
+
+    Args:
+        config: The study, a YAML file.
+        overrides: Changes to it, as in data.batch_size=256.
+        target: cpu, gpu or gpu:8 for devices of this machine; tpu:v5e:4x4 for a TPU slice, which
+            the extra normlab[tpu-cost] compiles for without one.
+        examples_per_chip: Examples that each device has of a batch.
+        out: Where results go.
+    """
+    from .config import load_study
+    from .cost.files import write_costs
+    from .cost.step import study_cost
+    from .cost.table import print_costs
+    from .cost.targets import find_target, local_targets
+    from .report.style import BASELINE_COLOR, COLORS, style
+
+    study = load_study(config, overrides)
+    if examples_per_chip is not None and examples_per_chip < 1:
+        raise UserError(f"--examples-per-chip {examples_per_chip}: expected 1 or more")
+    targets = [find_target(name) for name in dict.fromkeys(target or local_targets())]
+    folder = out or Path("runs") / study.study / "cost"
+    with _progress() as progress:
+        bar = progress.add_task("compiling", total=len(study.variants) * len(targets))
+        costs = study_cost(
+            study,
+            targets,
+            examples_per_chip,
+            lambda compiled: progress.update(bar, description=compiled, advance=1),
+        )
+    look = style("#1c2330", "#5b6472", "#e6e8ec", "white")
+    write_costs(costs, study, examples_per_chip, folder, (BASELINE_COLOR, *COLORS), look)
+    print_costs(costs, console)
+    console.print(f"Figures: {folder / 'cost.json'}  Chart: {folder / 'cost.svg'}")
 
 
 @app.command(name="list")
@@ -295,6 +353,7 @@ def data() -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in a message and exit code 2."""
+    settle()
     try:
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
     except (UserError, OSError) as error:

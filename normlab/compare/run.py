@@ -1,10 +1,14 @@
 """Running a study: tuning each arm, repeating its best values, leaving each result in the store."""
 
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import Any
+
+import jax
 
 from ..data import Dataset, DataSpec, load
 from ..train import EpochMetrics, Outcome, Placed, Trainer, place
@@ -15,6 +19,14 @@ from .study import Study, StudyError
 
 # Tracing holds Python's lock and compiling does not, so that two at a time keep two cores busy.
 COMPILING_THREADS = 2
+
+# A step that takes less, in seconds, keeps one core busy. Then as many runs as there are cores go
+# at a time; what each comes to does not depend on it.
+SHORT_STEP = 0.002
+
+
+class _StoppedError(Exception):
+    """A run was given up because the study stops."""
 
 
 class Workbench:
@@ -29,6 +41,7 @@ class Workbench:
         self._git_revision = environment["git_revision"]
         self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
         self._trainers: dict[Any, Trainer] = {}
+        self._seconds_of_step: float | None = None
 
     def identify(self, run: Run) -> tuple[str, dict[str, Any]]:
         """Returns the name of a run and all that determines its result."""
@@ -36,13 +49,34 @@ class Workbench:
         identity = run.identity({**self._versions, "data_fingerprint": fingerprint})
         return identifier(run, identity), identity
 
-    def prepare(self, runs: list[Run]) -> None:
-        """Compiles the programs of some runs, several at a time."""
+    def trace(self, runs: list[Run]) -> list[Trainer]:
+        """Returns the trainers of some runs, each once, with their programs traced."""
         distinct = {self._program(run): run for run in runs}
-        for run in distinct.values():
-            self._dataset(run.study.data)
-        with ThreadPoolExecutor(COMPILING_THREADS) as pool:
-            list(pool.map(self._trainer, distinct.values()))
+        return [self._trainer(run) for run in distinct.values()]
+
+    def execute_all(self, runs: Iterable[Run]) -> Iterator[Result]:
+        """Trains some runs of one program, and returns each result as soon as it is there."""
+        left = list(runs)
+        if left and self._seconds_of_step is None:
+            first = self.execute(left.pop(0))
+            steps = first.steps_per_epoch * len(first.curve.train_loss)
+            self._seconds_of_step = first.seconds / steps
+            yield first
+        idle = jax.default_backend() == "cpu" and (self._seconds_of_step or 0) < SHORT_STEP
+        stopping = threading.Event()
+
+        def give_up(*_: Any) -> None:
+            if stopping.is_set():
+                raise _StoppedError
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if idle else 1) as pool:
+            futures = [pool.submit(self.execute, run, give_up) for run in left]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def execute(
         self, run: Run, after_epoch: Callable[[int, EpochMetrics], None] | None = None
@@ -131,11 +165,11 @@ def run_study(
         return [run for run in runs if bench.identify(run)[0] not in finished]
 
     def complete(runs: list[Run], what: str) -> None:
-        for run in runs:
-            name, _ = bench.identify(run)
-            if name not in finished:
-                finished[name] = bench.execute(run)
-                store.write(finished[name])
+        absent = missing(runs)
+        advance(what, len(runs) - len(absent))
+        for result in bench.execute_all(absent):
+            finished[result.id] = result
+            store.write(result)
             advance(what, 1)
 
     tuning = {variant: tuning_runs(study, variant) for variant in study.variants}
@@ -146,19 +180,28 @@ def run_study(
         tuned = [finished[bench.identify(run)[0]] for run in tuning[variant]]
         return final_runs(study, variant, best_values(tuned, variant))
 
-    advance("compiling", 0)
+    advance("tracing", 0)
     pending = {variant: missing(runs) for variant, runs in tuning.items()}
-    bench.prepare([run for v, runs in pending.items() for run in runs or missing(chosen(v))])
-    # Not before every program has compiled: a study that cannot run leaves the folder as it was.
+    trainers = bench.trace(
+        [run for v, runs in pending.items() for run in runs or missing(chosen(v))]
+    )
+    # Not before every program is traced: a study that cannot run leaves the folder as it was.
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(environment)
     store.write_plan(plan)
-    for variant, runs in tuning.items():
-        complete(runs, f"tuning {variant}")
-        final = chosen(variant)
-        plan += [bench.identify(run)[0] for run in final]
-        store.write_plan(plan)
-        complete(final, f"repeating {variant}")
+    compiling = ThreadPoolExecutor(COMPILING_THREADS)
+    try:
+        # The first arm trains while those that follow it compile.
+        for trainer in trainers:
+            compiling.submit(trainer.compile)
+        for variant, runs in tuning.items():
+            complete(runs, f"tuning {variant}")
+            final = chosen(variant)
+            plan += [bench.identify(run)[0] for run in final]
+            store.write_plan(plan)
+            complete(final, f"repeating {variant}")
+    finally:
+        compiling.shutdown(wait=False, cancel_futures=True)
 
 
 def _refuse_another_study(store: Store, study: Study) -> None:

@@ -77,6 +77,12 @@ def term(
             pass, so that nothing made of them is kept.
     """
 
+    # What is the same on all devices of `shard_map` becomes each device's own while it is small.
+    # Else it would be after it is broadcast, and the backward pass would sum dy over the devices.
+    varying = [jax.typeof(x).manual_axis_type.varying for x in (like, tangent)]
+    axes = tuple(varying[0] - varying[1])
+    tangent = lax.pcast(tangent, axes, to="varying") if axes else tangent
+
     def separate(tangent, *factors):
         tangent, factors = apart(place, (tangent, factors), like)
         return apart(place, function(tangent, *factors), like)

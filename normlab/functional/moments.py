@@ -35,8 +35,8 @@ def moments(
         \sigma^2 = \frac{1}{n} \sum |x - s|^2 - |\rho|^2
 
     The shift is the mean of a share 1 / k of the values, hence :math:`|\rho|^2 \leq k \sigma^2`,
-    and cancellation costs no more than k units in the last place. (With a mask it is the mean of
-    all values that count.) Neither result depends on the shift: no derivative flows through it.
+    and cancellation costs no more than k units in the last place, usually one. (With a mask it is
+    the mean of all values that count.) Neither result depends on it: no derivative flows through.
 
     Args:
         x: Values of any shape, float or complex. The result has their precision, so half
@@ -73,7 +73,7 @@ def moments(
         residual = jnp.zeros_like(shift)
     elif use_mean:
         if mask is None:
-            shift = _mean_of_sample(lax.stop_gradient(read), axes, x.dtype)
+            shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
             # Between kept axes, a difference written out once is cheaper than one made twice.
             between = axes and axes[0] > 0 and axes[-1] < x.ndim - 1
             residual = _mean(read, x, shift, axes, 1)
@@ -99,27 +99,34 @@ def moments(
     return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
 
 
-def _mean_of_sample(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
-    """The mean of some of the values, at least a sixteenth but for the last axis: there, the first.
+def _near_mean(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
+    """A number near the mean over the axes: the mean of some of the values.
 
-    It is taken relative to the first value, so that a large mean does not cost its last digits.
+    Of the last axis, parts are no cheaper to read than all of it, but on CPU. There one value does.
     """
     if x.size == 0:
         return jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], dtype)
     if not axes:
         return x.astype(dtype)
-    axis = axes[0]
+
+    def first(x):
+        return lax.slice(x, [0] * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
+
+    def mean(x):
+        return _one_number(jnp.mean(x.astype(dtype), axes, keepdims=True))
+
     if jnp.finfo(dtype).nmant < 23:  # Of few digits none can be spared.
-        every = 1
-    else:
-        every = x.shape[axis] if axis == x.ndim - 1 else math.gcd(x.shape[axis], 16)
-    # Cut so that what is left out lies within what a device holds of a sharded axis.
+        return mean(x)
+    if axes[0] == x.ndim - 1:
+        return lax.platform_dependent(x, cpu=lambda x: first(x).astype(dtype), default=mean)
+    # Not from the first axis, the batch: where it is spread over devices, these would have to
+    # exchange large parts of it.
+    axis = next((axis for axis in axes if axis), None)
+    if axis is None:
+        return mean(x)
+    every = math.gcd(x.shape[axis], 16)
     sample = x.reshape(*x.shape[:axis], -1, every, *x.shape[axis + 1 :])
-    sample = lax.index_in_dim(sample, 0, axis + 1, keepdims=False).astype(dtype)
-    first = lax.slice(sample, [0] * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
-    if sample.shape == first.shape:
-        return first
-    return _one_number(first + jnp.mean(sample - first, axes, keepdims=True))
+    return mean(lax.index_in_dim(sample, 0, axis + 1, keepdims=False))
 
 
 def _one_number(x: Array) -> Array:

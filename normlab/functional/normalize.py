@@ -51,7 +51,7 @@ def normalize(
     if scale is not None and _is_small(multiplier, scale, x=x):
         multiplier, scale = multiplier * scale, None
     shift = None if mean is None else lax.stop_gradient(mean)
-    if mean is not None:
+    if mean is not None and shift is not None:
         residual = mean - shift if residual is None else mean - shift + residual
     steps = _Steps(shift, residual, multiplier, scale, bias)
     dtype = jnp.dtype(dtype or jnp.result_type(x, *jax.tree.leaves(steps)))

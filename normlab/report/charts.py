@@ -62,8 +62,10 @@ class Figure:
 
     def specification(self, **properties: Any) -> dict[str, Any]:
         """The chart as Vega-Lite has it, with a width or whatever else is set from outside."""
-        # Altair would check and copy each row as if it were part of the chart, for seconds.
-        return self.chart.properties(**properties).to_dict() | {"datasets": dict(self.datasets)}
+        # Altair would check and copy each row as if it were part of the chart, for seconds; and the
+        # chart itself for one, the same one every time.
+        chart = self.chart.properties(**properties).to_dict(validate=False)
+        return chart | {"datasets": dict(self.datasets)}
 
 
 def figures(study: Study) -> list[Figure]:
@@ -93,7 +95,7 @@ def overview(study: Study) -> dict[str, Any]:
         title=alt.Title(title, subtitle=subtitle, fontSize=18, subtitleFontSize=13, offset=20)
     )
     datasets = {name: rows for it, _ in made if it for name, rows in it.datasets.items()}
-    return together.to_dict() | {"datasets": datasets}
+    return together.to_dict(validate=False) | {"datasets": datasets}
 
 
 def _layer(study: Study, dataset: str) -> alt.Chart:

@@ -1,11 +1,12 @@
 """The page of a study: one HTML file that needs no network, and its charts as SVG files."""
 
-import functools
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import jinja2
+import platformdirs
 import vl_convert
 from omegaconf import OmegaConf
 
@@ -120,12 +121,18 @@ def _svg(spec: dict[str, Any]) -> str:
     return vl_convert.vegalite_to_svg(spec | {"config": config}, vl_version=_vega_lite_version())
 
 
-@functools.cache
 def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script."""
-    return vl_convert.javascript_bundle(
+    """Vega, Vega-Lite and vega-embed as one script, which takes a second to make and is kept."""
+    name = f"vega-{vl_convert.__version__}-{_vega_lite_version()}.js"
+    path = platformdirs.user_cache_path("normlab") / "page" / name
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    script = vl_convert.javascript_bundle(
         "window.vegaEmbed = vegaEmbed;", vl_version=_vega_lite_version()
     )
+    with contextlib.suppress(OSError):  # A home that cannot be written to makes it anew each time.
+        write_whole(path, script)
+    return script
 
 
 def _vega_lite_version() -> str:

@@ -1,6 +1,7 @@
 """The loop: one compiled call an epoch, whatever the learning rate and the seed."""
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,9 +135,10 @@ def place(dataset: Dataset, batch_size: int) -> Placed:
 class Trainer:
     """The compiled programs of one model on one data set, for all seeds and learning rates.
 
-    Three programs are compiled when the trainer is built, ahead of any run: initialization, an
-    epoch of training, and evaluation. An epoch is shuffled, cut into batches and standardized
-    inside its one call.
+    There are three programs: initialization, an epoch of training, and evaluation. They are traced
+    when the trainer is built, so that a model that does not fit its input is found out at once, and
+    compiled by `compile`, or by the first run. An epoch is shuffled, cut into batches and
+    standardized inside its one call.
 
     Args:
         model: A Flax model that takes images and `train`.
@@ -168,12 +170,21 @@ class Trainer:
         epoch = jax.jit(self._epoch, donate_argnums=0).lower(state, traced, placed.data)
         variables = (state.params, state.batch_stats)
         evaluate = jax.jit(self._evaluate).lower(*variables, placed.data, placed.test)
-        # Initialization runs once a run, for milliseconds. Optimized, it would take longer to
-        # compile than the epoch.
-        quick: Any = {"xla_backend_optimization_level": 0}
-        self._compiled_initialize = initialize.compile(compiler_options=quick)
-        self._compiled_epoch = epoch.compile()
-        self._compiled_evaluate = evaluate.compile()
+        self._lowered = (initialize, epoch, evaluate)
+        self._compiling = threading.Lock()
+        self._compiled: tuple[Any, Any, Any] | None = None
+
+    def compile(self) -> tuple[Any, Any, Any]:
+        """Compiles the programs for initialization, an epoch and evaluation, once."""
+        with self._compiling:
+            if self._compiled is None:
+                initialize, epoch, evaluate = self._lowered
+                # Initialization runs once a run, for milliseconds. Optimized, it would take longer
+                # to compile than the epoch.
+                quick: Any = {"xla_backend_optimization_level": 0}
+                programs = initialize.compile(compiler_options=quick), epoch.compile()
+                self._compiled = *programs, evaluate.compile()
+            return self._compiled
 
     def initialize(self, seed: int, values: dict[str, float] | None = None) -> TrainState:
         """Returns the state that a run starts from.
@@ -182,7 +193,8 @@ class Trainer:
             seed: Decides the initial weights and the order of examples.
             values: Numbers of the optimizer that differ from those it was built with.
         """
-        return self._compiled_initialize(jnp.uint32(seed), self._traced(values or {}))
+        compiled_initialize, *_ = self.compile()
+        return compiled_initialize(jnp.uint32(seed), self._traced(values or {}))
 
     def run(
         self,
@@ -201,13 +213,14 @@ class Trainer:
             test: Whether to evaluate on the test split at the end.
             after_epoch: Called with the number of epochs done and the metrics of the last one.
         """
+        _, compiled_epoch, _ = self.compile()
         start = time.perf_counter()
         traced = self._traced(values or {})
         state = self.initialize(seed, values)
         epochs: list[EpochMetrics] = []
         diverged = False
         while len(epochs) < self._train_spec.epochs and not diverged:
-            state, train_sums = self._compiled_epoch(state, traced, self._placed.data)
+            state, train_sums = compiled_epoch(state, traced, self._placed.data)
             train_loss, train_accuracy = _means(train_sums)
             validation_loss, validation_accuracy = self._means_on(state, self._placed.validation)
             epochs.append(
@@ -277,8 +290,9 @@ class Trainer:
         return standardize(images, data.mean, data.deviation, self._train_spec.precision)
 
     def _means_on(self, state: TrainState, split: Split) -> tuple[float, float]:
+        *_, compiled_evaluate = self.compile()
         variables = (state.params, state.batch_stats)
-        return _means(self._compiled_evaluate(*variables, self._placed.data, split))
+        return _means(compiled_evaluate(*variables, self._placed.data, split))
 
 
 def _means(sums: Metrics) -> tuple[float, float]:

@@ -1,0 +1,170 @@
+"""What a training step of each arm of a study costs, on each of some targets."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ..compare.run import COMPILING_THREADS
+from ..compare.study import Study, StudyError
+from ..data import DataSpec, describe, load
+from ..data.formats import CLASSES
+from ..errors import UserError
+from ..train import TrainState
+from ..train.optim import optimizer
+from ..train.step import train_step
+from ..variants import VARIANTS
+from .program import ProgramCost, read
+from .targets import Target
+
+
+class CostError(UserError):
+    """A step cannot be compiled for a target."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step of one arm costs each device of one target.
+
+    Attributes:
+        target: The target, by name.
+        chips: How many devices share the step.
+        arm: The arm.
+        normalized: Bytes of what enters the normalization layers of one device in one step.
+        program: The costs.
+    """
+
+    target: str
+    chips: int
+    arm: str
+    normalized: int
+    program: ProgramCost
+
+    @property
+    def passes(self) -> float | None:
+        """Memory traffic, in readings of all that enters the normalization layers."""
+        return self.program.traffic / self.normalized if self.normalized else None
+
+
+def study_cost(
+    study: Study,
+    targets: list[Target],
+    examples_per_chip: int | None = None,
+    advance: Callable[[str], None] = lambda compiled: None,
+) -> list[StepCost]:
+    """Compiles the training step of each arm for each target.
+
+    A step is what training runs: forward, backward, and the optimizer's update of the state, with
+    the study's own values where it tunes some. On several devices each has its part of the batch
+    and all parameters. The order of examples and their standardization are left out. Nothing runs,
+    and no images are read unless the study's data is a file of its own.
+
+    Args:
+        study: The study.
+        targets: Where the step would run.
+        examples_per_chip: Each device's part of a batch; by default the study's whole batch, so
+            that the batch grows with the devices.
+        advance: Called with what has been compiled.
+
+    Returns:
+        One cost for each arm and target, target by target, in the order of the study.
+
+    Raises:
+        StudyError: A layer does not fit the model or the batch.
+        CostError: The program does not compile, as where memory does not suffice.
+    """
+
+    def one(pair: tuple[Target, str]) -> StepCost:
+        target, arm = pair
+        cost = _step_cost(study.for_arm(arm), arm, target, examples_per_chip)
+        advance(f"{arm} on {target.name}")
+        return cost
+
+    pairs = [(target, arm) for target in targets for arm in study.variants]
+    with ThreadPoolExecutor(COMPILING_THREADS) as pool:
+        return list(pool.map(one, pairs))
+
+
+@dataclass(frozen=True)
+class _Examples:
+    image_shape: tuple[int, ...]
+    classes: int
+    count: int
+
+
+def _examples(spec: DataSpec) -> _Examples:
+    """What a program knows of a data set, without its images where that is possible."""
+    known = {listing.name: listing for listing in describe()}[spec.name]
+    if known.image_shape is None or known.examples is None:
+        dataset = load(spec)
+        return _Examples(dataset.image_shape, dataset.classes, len(dataset.train))
+    return _Examples(known.image_shape, CLASSES, known.examples)
+
+
+def _step_cost(study: Study, arm: str, target: Target, examples_per_chip: int | None) -> StepCost:
+    """Compiles the step of one arm, whose overrides are in the study, for one target."""
+    data = _examples(study.data)
+    batch = examples_per_chip or study.data.batch_size
+    model = study.model.build(
+        study.variants[arm].constructor(), data.classes, study.train.precision
+    )
+    chips = len(target.devices)
+    steps_per_epoch = max(1, data.count // (batch * chips))
+    traced = {name: jnp.zeros((), jnp.float32) for name in study.optimizer.traced()}
+
+    def transformation(traced: Any):
+        steps = study.train.epochs * steps_per_epoch
+        return optimizer(study.optimizer, traced, steps, steps_per_epoch)
+
+    def initialize(traced: Any) -> TrainState:
+        variables: Any = model.init(
+            jax.random.key(0), jnp.zeros((1, *data.image_shape)), train=True
+        )
+        params = variables["params"]
+        return TrainState(
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=transformation(traced).init(params),
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key(0),
+        )
+
+    def step(state: TrainState, traced: Any, images: Any, labels: Any):
+        smoothing = study.train.label_smoothing
+        return train_step(model, transformation(traced), smoothing, state, images, labels)
+
+    place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
+    images = _struct((batch * chips, *data.image_shape), study.train.precision, target.split)
+    labels = _struct((batch * chips,), jnp.int32, target.split)
+    try:
+        state = jax.eval_shape(initialize, traced)
+        entering: list[int] = []
+        layer = VARIANTS[study.variants[arm].layer].layer
+        with nn.intercept_methods(partial(_measure, entering, layer)):
+            lowered = jax.jit(step, donate_argnums=0, out_shardings=target.whole).lower(
+                place(state), place(traced), images, labels
+            )
+    except ValueError as error:  # a layer that does not fit the model or the batch
+        raise StudyError(f"variants.{arm}: {error}") from error
+    try:
+        compiled = lowered.compile(target.compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        raise CostError(f"variants.{arm}, target {target.name!r}: {error}") from error
+    return StepCost(target.name, chips, arm, sum(entering) // chips, read(compiled))
+
+
+def _struct(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _measure(entering: list[int], layer: type[nn.Module], call, args, kwargs, context) -> Any:
+    """Notes the bytes that enter a layer, for `flax.linen.intercept_methods`."""
+    if type(context.module) is layer and context.method_name == "__call__":
+        entering.append(math.prod(args[0].shape) * args[0].dtype.itemsize)
+    return call(*args, **kwargs)

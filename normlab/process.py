@@ -1,0 +1,63 @@
+"""What the command line sets for its process: memory that is kept, and compiled programs.
+
+No import of a layer sets anything. A program of your own may have the same from the shell, where
+`normlab settings` prints them as exports.
+
+Large arrays come and go with every step. The C library of Linux hands the memory of each back to
+the system and asks for it anew, at a page fault for every 4 KiB: more than half of the time of a
+large batch normalization. It is told to keep what it has, in huge pages.
+
+JAX keeps compiled programs in a folder, so that a study that is started again, or another with
+some of the same arms, need not compile them again.
+
+Where libtpu is installed without a TPU, to compile for one, it would ask the network which machine
+it is on, complain that nobody answers, and lock out a second process.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import platformdirs
+
+_ALLOCATOR = {
+    "glibc.malloc.hugetlb": 1,
+    "glibc.malloc.mmap_max": 0,
+    "glibc.malloc.trim_threshold": 2**34,
+}
+
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "4",
+}
+_GOOGLE = "0x1ae0"
+
+
+def settings() -> dict[str, str]:
+    """Returns the environment variables, as a shell would export them."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    has_tpu = any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)
+    return {
+        **({} if has_tpu else _LIBTPU),
+        "GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in _ALLOCATOR.items()),
+        "JAX_COMPILATION_CACHE_DIR": str(platformdirs.user_cache_path("normlab") / "programs"),
+        # Small programs take a fraction of a second each, and there are many.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
+    }
+
+
+def settle() -> None:
+    """Sets what is not set yet; to be called before JAX is imported.
+
+    The C library reads its settings when a process starts, so that this one starts once more.
+    """
+    missing = {name: value for name, value in settings().items() if name not in os.environ}
+    os.environ.update(missing)
+    if "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
