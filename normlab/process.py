@@ -38,12 +38,17 @@ _LIBTPU = {
 _GOOGLE = "0x1ae0"
 
 
-def settings() -> dict[str, str]:
-    """Returns the environment variables, as a shell would export them."""
+def libtpu_settings() -> dict[str, str]:
+    """Returns the environment variables for libtpu; none on a machine that has a TPU."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     has_tpu = any(vendor.read_text().strip() == _GOOGLE for vendor in vendors)
+    return {} if has_tpu else _LIBTPU
+
+
+def settings() -> dict[str, str]:
+    """Returns all environment variables, as a shell would export them."""
     return {
-        **({} if has_tpu else _LIBTPU),
+        **libtpu_settings(),
         "GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in _ALLOCATOR.items()),
         "JAX_COMPILATION_CACHE_DIR": str(platformdirs.user_cache_path("normlab") / "programs"),
         # Small programs take a fraction of a second each, and there are many.
@@ -58,6 +63,6 @@ def settle() -> None:
     The C library reads its settings when a process starts, so that this one starts once more.
     """
     missing = {name: value for name, value in settings().items() if name not in os.environ}
-    os.environ.update(missing)
+    os.environ |= missing
     if "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

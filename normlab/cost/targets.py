@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError, nearest
+from ..process import libtpu_settings
 
 AXIS = "data"
 
@@ -148,6 +149,8 @@ def _slice(name: str, parts: list[str]) -> Target:
             f"target {name!r} needs the TPU compiler. Install it with: "
             "pip install 'normlab[tpu-cost]'"
         )
+    # libtpu reads them when it is loaded, which the next lines may do.
+    os.environ.update(libtpu_settings() | dict(os.environ))
     # A host holds four chips unless it is told otherwise.
     host = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
     try:
