@@ -1,4 +1,4 @@
-"""The command line: train, compare, report, cost, list, data."""
+"""The command line: train, compare, report, cost, list, data, settings."""
 
 import shlex
 import sys
@@ -20,7 +20,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
-from .process import settle
+from .process import settings, settle
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
@@ -349,6 +349,16 @@ def data() -> None:
             listing.place or f"not found. {listing.remedy}",
         )
     console.print(table)
+
+
+@app.command(name="settings")
+def print_settings() -> None:
+    """Print the environment that these commands run in, for programs of your own.
+
+    As in: eval "$(normlab settings)"; python train.py
+    """
+    for name, value in settings().items():
+        console.print(f"export {name}={shlex.quote(value)}", soft_wrap=True)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """What the command line sets for its process: memory that is kept, and compiled programs.
 
-No import of a layer sets anything. A program of your own may have the same from the shell, where
-`normlab settings` prints them as exports.
+No import of a layer sets anything. A program of your own has the same after
+
+    eval "$(normlab settings)"
 
 Large arrays come and go with every step. The C library of Linux hands the memory of each back to
 the system and asks for it anew, at a page fault for every 4 KiB: more than half of the time of a
