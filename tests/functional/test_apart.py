@@ -108,13 +108,13 @@ def test_second_derivatives_of_half_precision_are_there():
         return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(variance + 1e-6)
 
     direction = random((6, 4), 1, jnp.bfloat16)
-    expected, got = (
-        jax.jit(
-            lambda x, apply=apply: jax.jvp(jax.grad(lambda x: loss(x, apply)), (x,), (direction,))
-        )(x)[1]
-        for apply in (formula, layer)
-    )
-    expected, got = (np.asarray(it, np.float32) for it in (expected, got))
+
+    def curvature(apply):
+        gradient = jax.grad(lambda x: loss(x, apply))
+        along = jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(x)
+        return np.asarray(along, np.float32)
+
+    expected, got = curvature(formula), curvature(layer)
     np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
 
 
