@@ -28,7 +28,9 @@ def python(code, **environment):
 
 def test_importing_layers_sets_nothing():
     code = f"import normlab; normlab.BatchNorm, normlab.LayerNorm; {SHOW}"
-    assert set(eval(python(code)).values()) == {None}
+    found = eval(python(code))
+    # JAX itself sets one that libtpu reads.
+    assert {value for name, value in found.items() if not name.startswith("TPU_")} == {None}
 
 
 def test_settling_starts_the_process_anew_with_all_settings():

@@ -1,6 +1,7 @@
 """The page of a study: one HTML file that needs no network, and its charts as SVG files."""
 
 import contextlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def _svg(spec: dict[str, Any]) -> str:
 
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, which takes a second to make and is kept."""
-    name = f"vega-{vl_convert.__version__}-{_vega_lite_version()}.js"
+    name = f"vega-{version('vl-convert-python')}-{_vega_lite_version()}.js"
     path = platformdirs.user_cache_path("normlab") / "page" / name
     if path.exists():
         return path.read_text(encoding="utf-8")

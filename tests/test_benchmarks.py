@@ -1,0 +1,196 @@
+"""The benchmarks run, small as they can be, and leave behind what their README says."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+HERE = Path(__file__).parents[1] / "experiments/benchmarks"
+STUDY = """
+study: tiny
+data: {name: digits, batch_size: 256}
+model: {name: mlp, hidden: [128, 128]}
+optimizer: {name: sgd, momentum: 0.9, schedule: cosine}
+train: {epochs: 1}
+variants: {ghost16: {layer: ghost_batch_norm, ghost_batch_size: 16}}
+tune: {optimizer.learning_rate: [0.01, 0.1], seeds: 1}
+seeds: 2
+"""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports one of the scripts, which find each other beside themselves."""
+    monkeypatch.syspath_prepend(str(HERE))
+    return importlib.import_module
+
+
+@pytest.fixture
+def results_of(script, monkeypatch, tmp_path):
+    """Runs a script and returns what it has written."""
+    monkeypatch.setattr(script("interleaved"), "RESULTS", tmp_path)
+
+    def run(name, command):
+        monkeypatch.setattr(sys, "argv", [name, *command.split()])
+        script(name).main()
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    return run
+
+
+def is_spread(measured):
+    return 0 < measured["low"] <= measured["median"] <= measured["high"] and measured["calls"] > 0
+
+
+def test_training(results_of):
+    command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --arms batch --peers normlab flax"
+    results = results_of("training", f"{command} --models keras_cnn")
+    [row] = results["rows"]
+    assert row["seconds"].keys() == {"normlab", "flax"}
+    for peer, seconds in row["seconds"].items():
+        assert is_spread(seconds)
+        assert row["images_per_second"][peer] == pytest.approx(4 / seconds["median"])
+    rates = row["images_per_second"]
+    assert results["ratios"]["keras_cnn"]["times_as_fast_as"] == {
+        "flax": pytest.approx(rates["normlab"] / rates["flax"])
+    }
+    # More than the kernel of the head and its two moments.
+    least = 3 * 28 * 28 * 64 * 10 * 4
+    assert all(size > least for size in results["bytes_of_step"]["keras_cnn"].values())
+
+
+def test_training_of_several_seeds_at_once(results_of):
+    command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --models keras_cnn --arms batch"
+    [row] = results_of("training", f"{command} --peers normlab_vmap")["rows"]
+    seconds = row["seconds"]["normlab_vmap"]["median"]
+    assert row["images_per_second"]["normlab_vmap"] == pytest.approx(4 * 4 / seconds)
+
+
+def test_training_with_ghost_batch_norm(results_of):
+    command = "--rounds 1 --calls 1 --images 64 --batch-size 64 --models keras_cnn"
+    arms = "batch ghost_48_merge_last"
+    results = results_of("training", f"{command} --arms {arms} --peers normlab")
+    rates = [row["images_per_second"]["normlab"] for row in results["rows"]]
+    times = results["ratios"]["keras_cnn"]["time_over_batch_norm"]
+    assert times == {"ghost_48_merge_last": pytest.approx(rates[0] / rates[1])}
+
+
+@pytest.mark.parity
+def test_training_with_other_libraries(results_of):
+    pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
+    pytest.importorskip("keras", reason="Keras comes with the extra `parity`")
+    command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --arms batch --peers keras torch"
+    results = results_of("training", f"{command} --models keras_cnn")
+    [row] = results["rows"]
+    assert row["seconds"].keys() == {"keras", "torch"}
+
+
+@pytest.mark.parametrize("name", ["keras_cnn", "cifar10_resnet8"])
+def test_plain_flax_has_the_network_of_the_study(script, name):
+    training, plain_flax = script("training"), script("plain_flax")
+    study = training.study_of(training.Case(name, "batch", 4, 2))
+    own = study.model.build(study.variants["batch"].constructor(), 10, "float32")
+    plain = {"keras_cnn": plain_flax.CNN, "cifar10_resnet8": plain_flax.ResNet8}[name]()
+    assert shapes_of(own, (2, 32, 32, 3)) == shapes_of(plain, (2, 32, 32, 3))
+
+
+@pytest.mark.parametrize("arm", ["none", "batch", "ghost16", "layer", "rms", "group"])
+def test_plain_flax_has_the_networks_of_the_quickstart(script, arm):
+    from normlab.config import load_study
+
+    study = load_study(HERE.parents[1] / "configs/quickstart.yaml")
+    assert list(study.variants) == ["none", "batch", "ghost16", "layer", "rms", "group"]
+    own = study.model.build(study.variants[arm].constructor(), 10, "float32")
+    plain = script("plain_flax").MLP(arm)
+    # Plain Flax leaves the bias in that a norm behind it takes back out.
+    biases = [] if arm in ("none", "rms") else [(128,), (128,)]
+    assert shapes_of(plain, (16, 8, 8, 1)) == sorted([*shapes_of(own, (16, 8, 8, 1)), *biases])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["keras_cnn", "cifar10_resnet8"])
+def test_pytorch_has_the_network_of_the_study(script, name):
+    pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
+    training, plain_flax = script("training"), script("plain_flax")
+    if name == "keras_cnn":
+        network, plain = training._torch_cnn(), plain_flax.CNN()
+    else:
+        network, plain = training._torch_resnet(), plain_flax.ResNet8()
+    sizes = [p.numel() for p in network.parameters() if p.requires_grad]
+    assert sorted(sizes) == sorted(math.prod(it) for it in shapes_of(plain, (2, 32, 32, 3)))
+
+
+@pytest.mark.parity
+def test_keras_has_the_network_of_the_study(script):
+    pytest.importorskip("keras", reason="Keras comes with the extra `parity`")
+    network = script("training")._keras_resnet(None)
+    sizes = [math.prod(v.shape) for v in network.trainable_variables]
+    plain = shapes_of(script("plain_flax").ResNet8(), (2, 32, 32, 3))
+    assert sorted(sizes) == sorted(map(math.prod, plain))
+
+
+def shapes_of(model, image_shape):
+    def initialize():
+        return model.init(jax.random.key(0), jnp.zeros(image_shape), train=True)
+
+    with jax.numpy_rank_promotion("allow"):  # A plain script broadcasts as NumPy does.
+        params = jax.eval_shape(initialize)["params"]
+    return sorted(leaf.shape for leaf in jax.tree.leaves(params))
+
+
+def test_grid(results_of, tmp_path):
+    study = tmp_path / "tiny.yaml"
+    study.write_text(STUDY)
+    results = results_of("grid", f"--rounds 1 --runs 1 --study {study}")
+    rows = results["rows"]
+    assert rows.keys() == {"normlab", "normlab_again", "flax_naive", "flax_once"}
+    assert all(is_spread(row["seconds"]) and row["runs"] == 4 for row in rows.values())
+    assert rows["flax_naive"]["runs_done"] == rows["flax_once"]["runs_done"] == 2
+    assert rows["normlab"]["programs"] >= 3  # initialization, epoch and evaluation
+    assert rows["normlab_again"]["programs"] == 0
+    assert rows["flax_naive"]["programs"] > rows["flax_once"]["programs"]
+    assert results["ratios"].keys() == {"normlab_again", "flax_naive", "flax_once"}
+
+
+def test_compile(results_of):
+    results = results_of("compile", "--rounds 1 --studies quickstart --arms none")
+    [row] = results["rows"]
+    named = {"normlab": {"initialize", "epoch", "evaluate"}, "flax": {"step", "evaluate"}}
+    for peer, programs in row["programs"].items():
+        assert programs.keys() - {"others"} == named[peer]
+        for name in named[peer]:
+            assert programs[name]["programs"] == 1
+            assert all(is_spread(programs[name][it]) for it in ("trace", "lower", "compile"))
+    assert results["ratios"]["quickstart none"].keys() == {"all", "epoch"}
+
+
+def test_scaling(results_of, tmp_path):
+    command = "--rounds 1 --calls 1 --largest 2 --images 4"
+    sweeps = results_of("scaling", f"{command} --sweeps runs devices")["sweeps"]
+    assert sweeps.keys() == {"runs", "devices"}
+    for sweep, rows in sweeps.items():
+        one, two = rows
+        assert [one["size"], two["size"]] == [1, 2]
+        assert is_spread(one["seconds"])
+        assert is_spread(two["seconds"])
+        growth = {"runs": 2, "devices": 1}[sweep]
+        assert two["limit"] == pytest.approx(growth * one["seconds"]["median"])
+        drawn = "".join(ElementTree.parse(tmp_path / f"scaling_{sweep}.svg").getroot().itertext())
+        assert sys.modules["scaling"].LIMITS[sweep] in drawn
+
+
+@pytest.mark.parity
+def test_scaling_of_layers(results_of):
+    pytest.importorskip("torch", reason="the floor is measured with PyTorch")
+    command = "--rounds 1 --calls 1 --largest 32"
+    sweeps = results_of("scaling", f"{command} --sweeps channels")["sweeps"]
+    lines = [(row["line"], row["size"]) for row in sweeps["channels"]]
+    assert lines == [(layer, n) for n in (16, 32) for layer in ("batch_norm", "layer_norm")]
+    limits = [row["limit"] for row in sweeps["channels"]]
+    assert limits[2] == limits[3] == pytest.approx(2 * limits[0])
