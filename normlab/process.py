@@ -9,7 +9,7 @@ the system and asks for it anew, at a page fault for every 4 KiB: more than half
 large batch normalization. It is told to keep what it has, in huge pages.
 
 JAX keeps compiled programs in a folder, so that a study that is started again, or another with
-some of the same arms, need not compile them again.
+some of the same arms, need not compile them again. They are small, and may be deleted at any time.
 
 Where libtpu is installed without a TPU, to compile for one, it would ask the network which machine
 it is on, complain that nobody answers, and lock out a second process.
@@ -54,7 +54,6 @@ def settings() -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(platformdirs.user_cache_path("normlab") / "programs"),
         # Small programs take a fraction of a second each, and there are many.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
     }
 
 

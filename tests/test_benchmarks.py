@@ -48,6 +48,17 @@ def is_spread(measured):
     return 0 < measured["low"] <= measured["median"] <= measured["high"] and measured["calls"] > 0
 
 
+def test_layers(results_of):
+    command = "--rounds 1 --calls 1 --layers instance_norm --peers normlab flax"
+    results = results_of("layers", command)
+    dtypes = [row["dtype"] for row in results["rows"]]
+    assert dtypes == ["float32", "bfloat16", "float32", "bfloat16"]
+    for row in results["rows"]:
+        assert row["seconds"].keys() == {"normlab", "flax"}
+        assert all(map(is_spread, row["seconds"].values()))
+    assert results["ratios"]["bfloat16"]["flax"]["cases"] == 2
+
+
 def test_training(results_of):
     command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --arms batch --peers normlab flax"
     results = results_of("training", f"{command} --models keras_cnn")
@@ -144,18 +155,33 @@ def shapes_of(model, image_shape):
     return sorted(leaf.shape for leaf in jax.tree.leaves(params))
 
 
-def test_grid(results_of, tmp_path):
-    study = tmp_path / "tiny.yaml"
-    study.write_text(STUDY)
-    results = results_of("grid", f"--rounds 1 --runs 1 --study {study}")
-    rows = results["rows"]
-    assert rows.keys() == {"normlab", "normlab_again", "flax_naive", "flax_once"}
-    assert all(is_spread(row["seconds"]) and row["runs"] == 4 for row in rows.values())
-    assert rows["flax_naive"]["runs_done"] == rows["flax_once"]["runs_done"] == 2
-    assert rows["normlab"]["programs"] >= 3  # initialization, epoch and evaluation
-    assert rows["normlab_again"]["programs"] == 0
-    assert rows["flax_naive"]["programs"] > rows["flax_once"]["programs"]
-    assert results["ratios"].keys() == {"normlab_again", "flax_naive", "flax_once"}
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_grid_by_normlab(results_of, study):
+    peers = "normlab normlab_again"
+    results = results_of("grid", f"--rounds 1 --study {study} --peers {peers}")
+    first, again = (results["rows"][peer] for peer in peers.split())
+    assert all(is_spread(row["seconds"]) and row["runs"] == 4 for row in (first, again))
+    assert first["programs"] >= 3  # initialization, epoch and evaluation
+    assert again["programs"] == 0
+    ratio = again["seconds"]["median"] / first["seconds"]["median"]
+    assert results["ratios"] == {"normlab_again": pytest.approx(ratio)}
+
+
+def test_grid_by_plain_flax(results_of, study):
+    peers = "flax_naive flax_once"
+    results = results_of("grid", f"--rounds 1 --runs 1 --study {study} --peers {peers}")
+    naive, once = (results["rows"][peer] for peer in peers.split())
+    for row in (naive, once):
+        assert is_spread(row["seconds"])
+        assert row["runs"] == 4
+        assert row["runs_done"] == 2
+    assert naive["programs"] > once["programs"]
 
 
 def test_compile(results_of):
@@ -170,19 +196,16 @@ def test_compile(results_of):
     assert results["ratios"]["quickstart none"].keys() == {"all", "epoch"}
 
 
-def test_scaling(results_of, tmp_path):
-    command = "--rounds 1 --calls 1 --largest 2 --images 4"
-    sweeps = results_of("scaling", f"{command} --sweeps runs devices")["sweeps"]
-    assert sweeps.keys() == {"runs", "devices"}
-    for sweep, rows in sweeps.items():
-        one, two = rows
-        assert [one["size"], two["size"]] == [1, 2]
-        assert is_spread(one["seconds"])
-        assert is_spread(two["seconds"])
-        growth = {"runs": 2, "devices": 1}[sweep]
-        assert two["limit"] == pytest.approx(growth * one["seconds"]["median"])
-        drawn = "".join(ElementTree.parse(tmp_path / f"scaling_{sweep}.svg").getroot().itertext())
-        assert sys.modules["scaling"].LIMITS[sweep] in drawn
+@pytest.mark.parametrize(("sweep", "growth"), [("runs", 2), ("devices", 1)])
+def test_scaling(results_of, tmp_path, sweep, growth):
+    command = f"--rounds 1 --calls 1 --largest 2 --images 4 --sweeps {sweep}"
+    one, two = results_of("scaling", command)["sweeps"][sweep]
+    assert [one["size"], two["size"]] == [1, 2]
+    assert is_spread(one["seconds"])
+    assert is_spread(two["seconds"])
+    assert two["limit"] == pytest.approx(growth * one["seconds"]["median"])
+    drawn = "".join(ElementTree.parse(tmp_path / f"scaling_{sweep}.svg").getroot().itertext())
+    assert sys.modules["scaling"].LIMITS[sweep] in drawn
 
 
 @pytest.mark.parity

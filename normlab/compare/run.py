@@ -69,7 +69,7 @@ class Workbench:
             if stopping.is_set():
                 raise _StoppedError
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if idle else 1) as pool:
+        with ThreadPoolExecutor((os.cpu_count() or 1) if idle else 1) as pool:
             futures = [pool.submit(self.execute, run, give_up) for run in left]
             try:
                 for future in as_completed(futures):

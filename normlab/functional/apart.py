@@ -58,9 +58,9 @@ def apart(place: int, arrays: Any, like: Array) -> Any:
     Args:
         place: A small positive number, for each computation over the same arrays another.
         arrays: An array, or a tree of them.
-        like: The large array that they are about; those of less values are small.
+        like: The large array that they are about; those of other shapes are small.
     """
-    return jax.tree.map(lambda x: _apart.bind(x, place=place, small=x.size < like.size), arrays)
+    return jax.tree.map(lambda x: _apart.bind(x, place=place, small=x.shape != like.shape), arrays)
 
 
 def term(

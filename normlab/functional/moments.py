@@ -34,9 +34,9 @@ def moments(
     .. math:: \mu = s + \rho, \qquad \rho = \frac{1}{n} \sum (x - s), \qquad
         \sigma^2 = \frac{1}{n} \sum |x - s|^2 - |\rho|^2
 
-    The shift is the mean of a share 1 / k of the values, hence :math:`|\rho|^2 \leq k \sigma^2`,
-    and cancellation costs no more than k units in the last place, usually one. (With a mask it is
-    the mean of all values that count.) Neither result depends on it: no derivative flows through.
+    The shift is the mean of all values, of those that count, or of a sixteenth where that is
+    cheaper. Then :math:`|\rho|^2 \leq 16 \sigma^2`, and cancellation costs at most as many units in
+    the last place, usually one. Neither result depends on it: no derivative flows through.
 
     Args:
         x: Values of any shape, float or complex. The result has their precision, so half
@@ -100,31 +100,19 @@ def moments(
 
 
 def _near_mean(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
-    """A number near the mean over the axes: the mean of some of the values.
-
-    Of the last axis, parts are no cheaper to read than all of it, but on CPU. There one value does.
-    """
+    """A number near the mean over the axes: that of some of the values, where it is cheaper."""
     if x.size == 0:
         return jnp.zeros([1 if axis in axes else n for axis, n in enumerate(x.shape)], dtype)
     if not axes:
         return x.astype(dtype)
-
-    def first(x):
-        return lax.slice(x, [0] * x.ndim, [1 if a in axes else n for a, n in enumerate(x.shape)])
-
-    def mean(x):
-        return _one_number(jnp.mean(x.astype(dtype), axes, keepdims=True))
-
-    if jnp.finfo(dtype).nmant < 23:  # Of few digits none can be spared.
-        return mean(x)
-    if axes[0] == x.ndim - 1:
-        return lax.platform_dependent(x, cpu=lambda x: first(x).astype(dtype), default=mean)
-    # Not from the first axis, the batch: where it is spread over devices, these would have to
-    # exchange large parts of it.
-    axis = next((axis for axis in axes if axis), None)
-    if axis is None:
-        return mean(x)
-    return mean(lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis))
+    # The first axis is the batch, which may be spread over devices, and so may another one that its
+    # type names; parts of the last are no cheaper to read than all; and of few digits none can be
+    # spared.
+    spread = jax.typeof(x).sharding.spec
+    axis = next((a for a in axes if 0 < a < x.ndim - 1 and spread[a] is None), None)
+    if axis is not None and jnp.finfo(dtype).nmant >= 23:
+        x = lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis)
+    return _one_number(jnp.mean(x.astype(dtype), axes, keepdims=True))
 
 
 def _one_number(x: Array) -> Array:

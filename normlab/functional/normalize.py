@@ -1,6 +1,5 @@
 """The step that all normalizations share: centre, scale, shift."""
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ def normalize(
 
 def _is_small(*arrays: Array, x: Array) -> bool:
     """Whether some arrays together vary along less than all of the axes of x."""
-    return math.prod(jnp.broadcast_shapes(*(array.shape for array in arrays))) < x.size
+    return jnp.broadcast_shapes(*(array.shape for array in arrays)) != x.shape
 
 
 class _Steps(NamedTuple):

@@ -142,7 +142,10 @@ def pool_devices(
     arrays = local if counts_differ else local[1:]
     stacked = jnp.stack(jnp.broadcast_arrays(*arrays))
     gathered = jnp.moveaxis(_gather(axis_name, axis_index_groups, stacked[None]), 1, 0)
-    gathered = [a.astype(b.dtype) for a, b in zip(gathered, arrays, strict=True)]
+    gathered = [
+        (a if jnp.iscomplexobj(b) else a.real).astype(b.dtype)
+        for a, b in zip(gathered, arrays, strict=True)
+    ]
     if not counts_differ:
         gathered = [jnp.broadcast_to(local.counted, gathered[0].shape), *gathered]
     return jax.tree.map(lambda a: a[0], pool_moments(Moments(*gathered)))
