@@ -6,7 +6,8 @@ No import of a layer sets anything. A program of your own has the same after
 
 Large arrays come and go with every step. The C library of Linux hands the memory of each back to
 the system and asks for it anew, at a page fault for every 4 KiB: more than half of the time of a
-large batch normalization. It is told to keep what it has, in huge pages.
+large batch normalization. It is told to keep what it has, in huge pages. A program that compiles
+little may add `:glibc.malloc.arena_max=1`: threads then share what is kept, but wait for each other.
 
 JAX keeps compiled programs in a folder, so that a study that is started again, or another with
 some of the same arms, need not compile them again. They are small, and may be deleted at any time.

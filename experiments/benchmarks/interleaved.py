@@ -55,6 +55,8 @@ def measure(
     os.environ.update({"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2"})
     if tuned:
         os.environ.update(settings() | {"JAX_COMPILATION_CACHE_DIR": ""})
+        # Nothing here compiles for long, with threads that would wait for each other's memory.
+        os.environ["GLIBC_TUNABLES"] += ":glibc.malloc.arena_max=1"
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name, peer in peers.items():
