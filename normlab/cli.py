@@ -57,6 +57,7 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
         overrides: Changes to it, as in train.epochs=5 or tune.seeds=1.
         out: Where results go.
     """
+    settle()
     from .compare.environment import environment
     from .compare.grid import final_runs, tuning_runs
     from .compare.run import run_study
@@ -107,6 +108,7 @@ def train(
         seed: Decides initial weights and order of examples.
         out: Where the result goes.
     """
+    settle()
     from .compare.environment import environment
     from .compare.grid import Run
     from .compare.run import Workbench
@@ -190,6 +192,7 @@ def cost(
         examples_per_chip: Examples that each device has of a batch.
         out: Where results go.
     """
+    settle()
     from .config import load_study
     from .cost.files import write_costs
     from .cost.step import study_cost
@@ -231,6 +234,7 @@ def list_names(
         variant: A variant to show whole, as in normlab list batch_renorm.
         modules: Modules or files that register variants of your own, as in a study.
     """
+    settle()
     from .config import import_modules
 
     import_modules(modules, Path(), "--modules")
@@ -363,7 +367,6 @@ def print_settings() -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in a message and exit code 2."""
-    settle()
     try:
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
     except (UserError, OSError) as error:

@@ -7,7 +7,7 @@ No import of a layer sets anything. A program of your own has the same after
 Large arrays come and go with every step. The C library of Linux hands the memory of each back to
 the system and asks for it anew, at a page fault for every 4 KiB: more than half of the time of a
 large batch normalization. It is told to keep what it has, in huge pages. A program that compiles
-little may add `:glibc.malloc.arena_max=1`: threads then share what is kept, but wait for each other.
+little may add `:glibc.malloc.arena_max=1`: threads share what is kept, but wait for each other.
 
 JAX keeps compiled programs in a folder, so that a study that is started again, or another with
 some of the same arms, need not compile them again. They are small, and may be deleted at any time.
@@ -19,6 +19,7 @@ it is on, complain that nobody answers, and lock out a second process.
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -52,18 +53,28 @@ def settings() -> dict[str, str]:
     return {
         **libtpu_settings(),
         "GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in _ALLOCATOR.items()),
-        "JAX_COMPILATION_CACHE_DIR": str(platformdirs.user_cache_path("normlab") / "programs"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "programs"),
         # Small programs take a fraction of a second each, and there are many.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
+def cache_folder() -> Path:
+    """Returns the user's folder for what can be made anew; a temporary one for who has no home."""
+    try:
+        return platformdirs.user_cache_path("normlab")
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "normlab"
+
+
 def settle() -> None:
     """Sets what is not set yet; to be called before JAX is imported.
 
-    The C library reads its settings when a process starts, so that this one starts once more.
+    The C library reads its settings when a process starts, so that this one starts once more, but
+    not where its program came from a terminal or a pipe, and is spent.
     """
     missing = {name: value for name, value in settings().items() if name not in os.environ}
     os.environ |= missing
-    if "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
+    repeatable = sys.argv[0] not in ("", "-")
+    if repeatable and "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -55,8 +55,9 @@ class Workbench:
         return [self._trainer(run) for run in distinct.values()]
 
     def execute_all(self, runs: Iterable[Run]) -> Iterator[Result]:
-        """Trains some runs of one program, and returns each result as soon as it is there."""
+        """Trains some runs of one arm, and returns each result as soon as it is there."""
         left = list(runs)
+        self.trace(left)  # Here and not by two threads at a time.
         if left and self._seconds_of_step is None:
             first = self.execute(left.pop(0))
             steps = first.steps_per_epoch * len(first.curve.train_loss)

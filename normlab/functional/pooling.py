@@ -18,7 +18,7 @@ class Moments(NamedTuple):
 
     Attributes:
         counted: How many values were counted, float32.
-        shift: The mean to the precision of the dtype; a constant to differentiation.
+        shift: A number near the mean; a constant to differentiation.
         residual: What the shift lacks of the mean.
         variance: The biased variance, mean of |x - mean|^2, real; 1 where nothing was counted.
     """

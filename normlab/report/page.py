@@ -7,11 +7,11 @@ from typing import Any
 
 import altair as alt
 import jinja2
-import platformdirs
 import vl_convert
 from omegaconf import OmegaConf
 
 from ..compare.store import write_whole
+from ..process import cache_folder
 from . import words
 from .charts import Figure, figures, overview
 from .numbers import numbers
@@ -125,8 +125,8 @@ def _svg(spec: dict[str, Any]) -> str:
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, which takes a second to make and is kept."""
     name = f"vega-{version('vl-convert-python')}-{_vega_lite_version()}.js"
-    path = platformdirs.user_cache_path("normlab") / "page" / name
-    if path.exists():
+    path = cache_folder() / "page" / name
+    with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8")
     script = vl_convert.javascript_bundle(
         "window.vegaEmbed = vegaEmbed;", vl_version=_vega_lite_version()

@@ -55,7 +55,7 @@ class Outcome:
         diverged: Whether it was stopped because a loss was no longer finite.
         test_loss: Mean over the test split; None if it diverged or was not asked for.
         test_accuracy: Likewise.
-        seconds: Wall time, compilation excluded.
+        seconds: Wall time, compilation excluded; of several runs at a time, each takes longer.
         state: The state at the end.
     """
 
