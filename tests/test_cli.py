@@ -213,7 +213,7 @@ def table(folder):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_keeps_its_runs_and_goes_on_to_the_same_end(config, tmp_path, how):
-    overrides = ["seeds=12", "train.epochs=3"]
+    overrides = ["seeds=12", "train.epochs=60"]
     process = started(config, *overrides)
     wait_for_results(process, config.parent, 3)
     process.send_signal(how)
