@@ -55,10 +55,12 @@ ABOVE_FLAX = {
 
 
 def cases(of, missed):
+    found = []
     for name, shape in of:
         title = f"{name}-{len(shape)}"
-        marks = pytest.mark.xfail(reason=missed.get(title, ""), strict=True)
-        yield pytest.param(name, shape, id=title, marks=[marks] if title in missed else [])
+        marks = [pytest.mark.xfail(reason=missed[title], strict=True)] if title in missed else []
+        found.append(pytest.param(name, shape, id=title, marks=marks))
+    return found
 
 
 def layer_of(name, **fields):
