@@ -234,7 +234,6 @@ def list_names(
         variant: A variant to show whole, as in normlab list batch_renorm.
         modules: Modules or files that register variants of your own, as in a study.
     """
-    settle()
     from .config import import_modules
 
     import_modules(modules, Path(), "--modules")
