@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from interleaved import console, geometric_mean, measure, save, spread
+from interleaved import command_line, console, geometric_mean, measure, save, spread
 from rich.table import Table
 
 IMAGES, LATE, ROWS, NARROW = (128, 32, 32, 64), (32, 8, 8, 512), (8192, 768), (65536, 64)
@@ -245,8 +245,7 @@ def main() -> None:
     ]
     results = {"rows": rows, "ratios": ratios(rows)}
     show(results)
-    options = " --untuned" if given.untuned else ""
-    path = save(given.name, f"python experiments/benchmarks/layers.py{options}", results)
+    path = save(given.name, command_line(), results)
     console.print(f"\n{path}")
 
 
