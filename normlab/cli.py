@@ -192,7 +192,7 @@ def cost(
         examples_per_chip: Examples that each device has of a batch.
         out: Where results go.
     """
-    settle()
+    settle(keep_programs=False)
     from .config import load_study
     from .cost.files import write_costs
     from .cost.step import study_cost

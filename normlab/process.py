@@ -67,13 +67,19 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / "normlab"
 
 
-def settle() -> None:
+def settle(*, keep_programs: bool = True) -> None:
     """Sets what is not set yet; to be called before JAX is imported.
 
     The C library reads its settings when a process starts, so that this one starts once more, but
     not where its program came from a terminal or a pipe, and is spent.
+
+    Args:
+        keep_programs: Whether compiled programs are kept. Those for devices that are not here
+            cannot be read back: JAX would complain of each that it finds, and compile it anew.
     """
     missing = {name: value for name, value in settings().items() if name not in os.environ}
+    if not keep_programs:
+        missing["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     os.environ |= missing
     repeatable = sys.argv[0] not in ("", "-")
     if repeatable and "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
