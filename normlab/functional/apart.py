@@ -15,7 +15,6 @@ memory, and so does an elementwise pass. XLA for CPU spoils both where a program
 On other platforms, whose compilers do better unhindered, all this is nothing from the start.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,30 +60,3 @@ def apart(place: int, arrays: Any, like: Array) -> Any:
         like: The large array that they are about; those of other shapes are small.
     """
     return jax.tree.map(lambda x: _apart.bind(x, place=place, small=x.shape != like.shape), arrays)
-
-
-def term(
-    place: int, function: Callable[..., Array], like: Array, tangent: Array, *factors: Any
-) -> Array:
-    """One term of a derivative, apart from the others in the forward and in the backward pass.
-
-    Args:
-        place: As in `apart`.
-        function: Linear in its first argument.
-        like: As in `apart`.
-        tangent: The first argument.
-        factors: The others, what it is multiplied with. They are looked at again in the backward
-            pass, so that nothing made of them is kept.
-    """
-
-    # What is the same on all devices of `shard_map` becomes each device's own while it is small.
-    # Else it would be after it is broadcast, and the backward pass would sum dy over the devices.
-    varying = [jax.typeof(x).manual_axis_type.varying for x in (like, tangent)]
-    axes = tuple(varying[0] - varying[1])
-    tangent = lax.pcast(tangent, axes, to="varying") if axes else tangent
-
-    def separate(tangent, *factors):
-        tangent, factors = apart(place, (tangent, factors), like)
-        return apart(place, function(tangent, *factors), like)
-
-    return jax.checkpoint(separate, prevent_cse=False)(tangent, *factors)

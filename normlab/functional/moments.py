@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
-from .apart import apart, term
+from .apart import apart
+from .blocks import blocks
 from .pooling import Moments, pool_devices, squared_magnitude
+from .terms import term
 
 
 def moments(
@@ -74,10 +76,8 @@ def moments(
     elif use_mean:
         if mask is None:
             shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
-            # Between kept axes, a difference written out once is cheaper than one made twice.
-            between = axes and axes[0] > 0 and axes[-1] < x.ndim - 1
             residual = _mean(read, x, shift, axes, 1)
-            mean_square = _mean_square(read, x, shift, axes, 1 if between else 2)
+            mean_square = _mean_square(read, x, shift, axes, 2)
         else:
             shift = _one_number(lax.stop_gradient(mean(x)))
             residual = mean(x - shift)
@@ -138,7 +138,9 @@ def _mean(stored: Array, x: Array, shift: Array, axes: tuple[int, ...], place: i
     """The mean of x - shift, which is taken to be constant."""
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     stored, shift = apart(place, (stored, shift), x)
-    return apart(place, jnp.sum(stored.astype(x.dtype) - shift, axes, keepdims=True) / count, x)
+    cut = blocks(x, axes)
+    centred = cut.view(stored).astype(x.dtype) - cut.view(shift)
+    return apart(place, cut.sum(centred) / count, x)
 
 
 @_mean.defjvp
@@ -159,8 +161,10 @@ def _mean_square(
     """The mean of |x - shift|^2, whose derivative is the mean of 2 Re((x - shift)* dx)."""
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
     stored, shift = apart(place, (stored, shift), x)
-    centred = stored.astype(x.dtype) if shift is None else stored.astype(x.dtype) - shift
-    return apart(place, jnp.sum(squared_magnitude(centred), axes, keepdims=True) / count, x)
+    cut = blocks(x, axes)
+    centred = cut.view(stored).astype(x.dtype)
+    centred = centred if shift is None else centred - cut.view(shift)
+    return apart(place, cut.sum(squared_magnitude(centred)) / count, x)
 
 
 @_mean_square.defjvp

@@ -9,7 +9,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact
 
-from .apart import apart, term
+from .apart import apart
+from .terms import term
 
 
 def normalize(
@@ -105,13 +106,13 @@ def _(dtype, primals, tangents):
         return steps.rescale(steps.centre(stored.astype(x.dtype)) * dm).astype(dtype)
 
     def of_offset(do, steps):
-        return steps.rescale(jnp.broadcast_to(do, x.shape)).astype(dtype)
+        return steps.rescale(do).astype(dtype)
 
     def of_scale(ds, stored, steps):
         return (steps.standardize(stored.astype(x.dtype)) * ds).astype(dtype)
 
     def of_bias(db):
-        return jnp.broadcast_to(db, x.shape).astype(dtype)
+        return db.astype(dtype)
 
     tangent = term(5, of_x, x, dx, steps)
     tangent += term(6, of_multiplier, x, d.multiplier, stored, steps)

@@ -7,7 +7,8 @@ import pytest
 
 import normlab as nl
 from normlab.functional import moments, normalize
-from normlab.functional.apart import apart, term
+from normlab.functional.apart import apart
+from normlab.functional.terms import term
 
 
 def random(shape, seed=0, dtype=jnp.float32):
