@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .apart import apart
+from .apart import fence
 
 # What goes into one sum, in elements. 50,000 were too much for every shape tried, from (32, 8, 8,
 # 512) to (32, 56, 56, 64); blocks of less than half of this cost up to twice as much, by their
@@ -45,19 +45,18 @@ class Blocks:
         cut = (1, 1) if length == 1 else (length // self.size, self.size)
         x = x.reshape(*x.shape[: self.axis], *cut, *x.shape[self.axis + 1 :])
         # Else a conversion that follows would be drawn before the change of shape.
-        return apart(1, x, x)
+        return fence(x)
 
     def whole(self, cut: Array, large: Array) -> Array:
         """Gives a cut array the shape of the large one."""
-        return cut if self.axis is None else apart(1, cut, cut).reshape(large.shape)
+        return cut if self.axis is None else fence(cut).reshape(large.shape)
 
     def sum(self, cut: Array) -> Array:
         """Sums a cut array over the axes, which are kept with size 1 in the rank before."""
         if self.axis is None:
             return jnp.sum(cut, self.axes, keepdims=True)
         of_block = jnp.sum(cut, tuple(range(self.axis + 1, self.axes[-1] + 2)), keepdims=True)
-        of_block = apart(1, of_block, of_block)
-        total = jnp.sum(of_block, tuple(range(self.axes[0], self.axis + 1)), keepdims=True)
+        total = jnp.sum(fence(of_block), tuple(range(self.axes[0], self.axis + 1)), keepdims=True)
         return jnp.squeeze(total, self.axis)
 
     def spread(self, small: Array, large: Array) -> Array:
@@ -72,8 +71,7 @@ class Blocks:
             copies = self.axes[0], self.axis + 1
             shape = [*small.shape]
             shape[slice(*copies)] = large.shape[slice(*copies)]
-            of_block = jnp.broadcast_to(small, shape)
-            small = apart(1, of_block, of_block)
+            small = fence(jnp.broadcast_to(small, shape))
         return jnp.broadcast_to(small, large.shape)
 
 

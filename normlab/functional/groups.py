@@ -1,6 +1,7 @@
 """Groups of channels: the statistics of each, given to its channels."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,18 +44,6 @@ def group_moments(
         The moments, of the rank of `x`: size 1 on `axes`, and on the axis of the channels each
         channel's are those of its group.
     """
-    of_channel = moments(
-        x,
-        axes,
-        stored=stored,
-        mask=mask,
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-        use_fast_variance=use_fast_variance,
-    )
-
-    # Channels are put together on the small arrays of their statistics, so that the input keeps
-    # its layout: cut into groups it would be reduced over a last axis of a few channels.
     axis = channel_axis % x.ndim
     size = x.shape[axis] // groups
 
@@ -64,6 +53,19 @@ def group_moments(
     def spread(a):
         return jnp.repeat(a.squeeze(axis + 1), size, axis=axis)
 
+    of = partial(
+        moments,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+    )
+    if not axes:  # Each channel of an example is a single number.
+        cut = jax.tree.map(members, (x, stored, mask))
+        return jax.tree.map(spread, of(cut[0], (axis + 1,), stored=cut[1], mask=cut[2]))
+
+    # Channels are put together on the small arrays of their statistics, so that the input keeps
+    # its layout: cut into groups it would be reduced over a last axis of a few channels.
+    of_channel = of(x, axes, stored=stored, mask=mask)
     return jax.tree.map(spread, pool_axes(jax.tree.map(members, of_channel), (axis + 1,)))
 
 

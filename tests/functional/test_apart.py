@@ -16,7 +16,7 @@ def random(shape, seed=0, dtype=jnp.float32):
 
 
 def test_it_changes_no_number_and_no_derivative():
-    x, small = random((4, 8)), random((1, 8), 1)
+    x, small = random((256, 256)), random((1, 256), 1)
     small = small.at[0, 0].set(jnp.nan).at[0, 1].set(jnp.inf)
 
     def separate(x, small):
@@ -25,14 +25,14 @@ def test_it_changes_no_number_and_no_derivative():
     for function in (separate, jax.jit(separate), jax.vmap(separate, (0, None))):
         for given, got in zip((x, small), function(x, small), strict=True):
             np.testing.assert_array_equal(jnp.broadcast_to(given, got.shape), got)
-    tangents = random((4, 8), 2), random((1, 8), 3)
+    tangents = random((256, 256), 2), random((1, 256), 3)
     got = jax.jit(lambda p, t: jax.jvp(separate, p, t)[1])((x, small), tangents)
     for expected, it in zip(tangents, got, strict=True):
         np.testing.assert_array_equal(expected, it)
 
 
 def test_on_other_platforms_it_is_not_there():
-    layer, x = nl.LayerNorm(), random((8, 16))
+    layer, x = nl.LayerNorm(), random((256, 256))
     variables = layer.init(jax.random.key(0), x)
 
     def loss(x):
@@ -48,7 +48,7 @@ def test_on_other_platforms_it_is_not_there():
 
 
 def test_a_term_is_linear_and_keeps_nothing_of_its_factors():
-    x, tangent = random((64, 8)), random((64, 8), 1)
+    x, tangent = random((256, 256)), random((256, 256), 1)
 
     def product(tangent, x):
         return term(1, lambda t, x: t * jnp.tanh(jnp.exp(x)), x, tangent, x)
@@ -117,6 +117,32 @@ def test_second_derivatives_of_half_precision_are_there():
 
     expected, got = curvature(formula), curvature(layer)
     np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layer", [nl.BatchNorm, nl.LayerNorm, nl.RMSNorm])
+def test_large_arrays_agree_with_float64(layer):
+    """The contract suite draws small arrays, which are not taken apart."""
+    x, dy = 1e4 + 0.05 * random((512, 256)), random((512, 256), 1)
+    scale = random((256,), 2)
+    axis = 0 if layer is nl.BatchNorm else 1
+    fields = {"use_running_average": False, "epsilon": 1e-5}
+    layer = layer(**fields) if layer is nl.RMSNorm else layer(**fields, use_bias=False)
+
+    @jax.jit
+    def both(x, scale, dy):
+        y, backward = jax.vjp(lambda x, s: layer.apply({"params": {"scale": s}}, x), x, scale)
+        return y, *backward(dy)
+
+    wide, gradient, factor = (np.asarray(a, np.float64) for a in (x, dy, scale))
+    mean = 0 if isinstance(layer, nl.RMSNorm) else wide.mean(axis, keepdims=True)
+    deviation = np.sqrt(((wide - mean) ** 2).mean(axis, keepdims=True) + 1e-5)
+    s, g = (wide - mean) / deviation, gradient * factor
+    dx = g - s * (g * s).mean(axis, keepdims=True)
+    if not isinstance(layer, nl.RMSNorm):
+        dx -= g.mean(axis, keepdims=True)
+    expected = s * factor, dx / deviation, (gradient * s).sum(0)
+    for one, got in zip(expected, both(x, scale, dy), strict=True):
+        np.testing.assert_allclose(got, one, atol=3e-5 * np.abs(one).max())
 
 
 @pytest.mark.xfail(
