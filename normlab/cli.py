@@ -67,8 +67,9 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
     study = load_study(config, overrides)
     store = Store(out or Path("runs") / study.study)
     described = environment(_command_line())
-    total = sum(len(tuning_runs(study, v)) + len(final_runs(study, v, {})) for v in study.variants)
-    console.print(f"{study.study}: {len(study.variants)} variants, {total} runs, in {store.folder}")
+    arms = study.arms()
+    total = sum(len(tuning_runs(study, arm)) + len(final_runs(study, arm, {})) for arm in arms)
+    console.print(f"{study.study}: {len(arms)} arms, {total} runs, in {store.folder}")
     with _progress() as progress:
         bar = progress.add_task("starting", total=total)
 
@@ -110,7 +111,7 @@ def train(
     """
     settle()
     from .compare.environment import environment
-    from .compare.grid import Run
+    from .compare.grid import single_run
     from .compare.run import Workbench
     from .compare.store import Store
     from .config import ConfigError, load_study
@@ -136,8 +137,8 @@ def train(
             f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
         )
 
-    run = Run(study, "final", variant, seed, {})
-    result = Workbench(described).execute(run, show)
+    arm = next(arm for arm in study.arms() if arm.variant == variant)
+    result = Workbench(described).execute(single_run(study, arm, seed), show)
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
@@ -206,7 +207,7 @@ def cost(
     targets = [find_target(name) for name in dict.fromkeys(target or local_targets())]
     folder = out or Path("runs") / study.study / "cost"
     with _progress() as progress:
-        bar = progress.add_task("compiling", total=len(study.variants) * len(targets))
+        bar = progress.add_task("compiling", total=len(study.arms()) * len(targets))
         costs = study_cost(
             study,
             targets,

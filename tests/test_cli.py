@@ -59,7 +59,7 @@ def normlab(*arguments, folder, code=0):
 def test_a_study_from_the_command_line_to_the_page(config):
     folder = config.parent
     done = normlab("compare", config.name, folder=folder)
-    assert "small: 2 variants, 8 runs, in runs/small" in done.stdout
+    assert "small: 2 arms, 8 runs, in runs/small" in done.stdout
     for word in ("none", "batch", "accuracy", "report.html"):
         assert word in done.stdout
     page = (folder / "runs/small/report.html").read_text()

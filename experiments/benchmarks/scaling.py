@@ -61,7 +61,8 @@ def runs(case: Sizes) -> Callable[[], dict[int, float]]:
     from normlab.config import load_study
 
     study = load_study(QUICKSTART, [f"seeds={max(case.sizes)}"])
-    planned = final_runs(study, "batch", {"optimizer.learning_rate": 0.1})
+    (batch,) = [arm for arm in study.arms() if arm.variant == "batch"]
+    planned = final_runs(study, batch, {"optimizer.learning_rate": 0.1})
     bench = Workbench(environment(""))
     works = {n: lambda n=n: list(bench.execute_all(planned[:n])) for n in case.sizes}
     return lambda: {n: _timed(work) for n, work in works.items()}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..variants import VARIANTS
-from .paths import with_values
+from ..variants import OVERRIDABLE, VARIANTS
+from .arm import Arm
+from .paths import value_at, with_values
 from .study import PARTS, Study
 
 # Tuning must not see the seeds that are reported, however many those are.
@@ -23,35 +24,33 @@ class Run:
     """One training run of a study.
 
     Attributes:
-        study: The study with the tuned values of this run in their places; those that its arm
-            overrides are put there as well.
+        study: The study as the arm sees it, with the tuned values of this run in their places.
         phase: `"tune"` or `"final"`.
-        variant: The arm.
+        arm: The arm.
         seed: Decides initial weights and order of examples.
         values: The tuned values, by dotted path.
     """
 
     study: Study
     phase: Literal["tune", "final"]
-    variant: str
+    arm: Arm
     seed: int
     values: dict[str, Any]
 
-    def __post_init__(self):
-        # Whoever makes a run gets that of the arm, so that no caller can leave the overrides out.
-        object.__setattr__(self, "study", self.study.for_arm(self.variant))
-
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
-        """All that determines the result of this run.
+        """All that determines the result of this run, however the study came to ask for it.
 
         Args:
             versions: Versions of packages, device and data that the result depends on as well.
         """
         parts = self.study.model_dump(mode="json", include={*PARTS})
-        spec = self.study.variants[self.variant]
+        del parts["data"]["folder"]  # The fingerprint of the data says what was found there.
+        spec = self.study.variants[self.arm.variant]
+        # What the variant overrides stands in the parts.
+        layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
         return {
             **parts,
-            "variant": {"name": self.variant, **spec.model_dump(mode="json")},
+            "variant": {"name": self.arm.variant, **layer},
             "code": [_fingerprint_of_normlab(), _fingerprint_of_user_code(spec.layer)],
             "values": self.values,
             "phase": self.phase,
@@ -64,35 +63,38 @@ def identifier(run: Run, identity: dict[str, Any]) -> str:
     """Names a run: readable, and different for whatever differs in its identity."""
     canonical = json.dumps(identity, sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()[:12]
-    return f"{run.phase}-{_word(run.variant)}-{run.seed}-{digest}"
+    return f"{run.phase}-{_word(run.arm.variant)}-{run.seed}-{digest}"
 
 
-def tuning_runs(study: Study, variant: str) -> list[Run]:
+def single_run(study: Study, arm: Arm, seed: int) -> Run:
+    """A reported run of an arm with the study's own values."""
+    return _run(study, "final", arm, seed, {})
+
+
+def tuning_runs(study: Study, arm: Arm) -> list[Run]:
     """The tuning runs of an arm: every point of the grid with every seed."""
     if study.tune is None or not study.tune.grid:
         return []
     grid = study.tune.grid
     return [
-        _run(study, "tune", variant, FIRST_TUNING_SEED + seed, dict(zip(grid, point, strict=True)))
+        _run(study, "tune", arm, FIRST_TUNING_SEED + seed, dict(zip(grid, point, strict=True)))
         for point in itertools.product(*grid.values())
         for seed in range(study.tune.seeds)
     ]
 
 
-def final_runs(study: Study, variant: str, values: dict[str, Any]) -> list[Run]:
+def final_runs(study: Study, arm: Arm, values: dict[str, Any]) -> list[Run]:
     """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
-    return [_run(study, "final", variant, seed, values) for seed in range(study.seeds)]
+    return [_run(study, "final", arm, seed, values) for seed in range(study.seeds)]
 
 
 def _run(
-    study: Study,
-    phase: Literal["tune", "final"],
-    variant: str,
-    seed: int,
-    values: dict[str, Any],
+    study: Study, phase: Literal["tune", "final"], arm: Arm, seed: int, values: dict[str, Any]
 ) -> Run:
-    changed = type(study).model_validate(with_values(study.model_dump(), values))
-    return Run(changed, phase, variant, seed, values)
+    changed = type(study).model_validate(with_values(study.with_arm(arm), values))
+    # As the study understands them: a rate of 1 and one of 1.0 are the same run.
+    dumped = changed.model_dump(mode="json")
+    return Run(changed, phase, arm, seed, {path: value_at(dumped, path) for path in values})
 
 
 @functools.cache

@@ -12,9 +12,10 @@ import jax
 
 from ..data import Dataset, DataSpec, load
 from ..train import EpochMetrics, Outcome, Placed, Trainer, place
+from .arm import Arm
 from .grid import Run, final_runs, identifier, tuning_runs
 from .statistics import best_values
-from .store import Curve, Evaluation, NoStudyError, Result, Store
+from .store import Curve, Evaluation, Label, NoStudyError, Result, Store
 from .study import Study, StudyError
 
 # Tracing holds Python's lock and compiling does not, so that two at a time keep two cores busy.
@@ -97,7 +98,8 @@ class Workbench:
         return Result(
             id=name,
             phase=run.phase,
-            variant=run.variant,
+            variant=run.arm.variant,
+            **dict(label(run)),
             seed=run.seed,
             values=dict(run.values),
             status="diverged" if outcome.diverged else "finished",
@@ -112,7 +114,7 @@ class Workbench:
     def _program(self, run: Run) -> Any:
         """What runs must share to share compiled programs."""
         study = run.study
-        arm = study.variants[run.variant].model_dump_json(exclude_unset=True)
+        arm = study.variants[run.arm.variant].model_dump_json(exclude_unset=True)
         return (study.data, study.model, study.optimizer.untraced(), study.train, arm)
 
     def _trainer(self, run: Run) -> Trainer:
@@ -120,14 +122,14 @@ class Workbench:
         if program not in self._trainers:
             study = run.study
             placed, dataset, _ = self._dataset(study.data)
-            norm = study.variants[run.variant].constructor()
+            norm = study.variants[run.arm.variant].constructor()
             model = study.model.build(norm, dataset.classes, study.train.precision)
             try:
                 self._trainers[program] = Trainer(
                     model, placed, study.optimizer, study.train, study.data.batch_size
                 )
             except ValueError as error:  # a layer that does not fit the model or the batch
-                raise StudyError(f"variants.{run.variant}: {error}") from error
+                raise StudyError(f"variants.{run.arm.title}: {error}") from error
         return self._trainers[program]
 
     def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
@@ -173,18 +175,18 @@ def run_study(
             store.write(result)
             advance(what, 1)
 
-    tuning = {variant: tuning_runs(study, variant) for variant in study.variants}
-    plan = [bench.identify(run)[0] for runs in tuning.values() for run in runs]
+    tuning = [(arm, tuning_runs(study, arm)) for arm in study.arms()]
+    plan = {bench.identify(run)[0]: label(run) for _, runs in tuning for run in runs}
 
-    def chosen(variant: str) -> list[Run]:
+    def chosen(arm: Arm, runs: list[Run]) -> list[Run]:
         """The reported runs of an arm whose tuning is done."""
-        tuned = [finished[bench.identify(run)[0]] for run in tuning[variant]]
-        return final_runs(study, variant, best_values(tuned, variant))
+        tuned = [finished[bench.identify(run)[0]].labelled(label(run)) for run in runs]
+        return final_runs(study, arm, best_values(tuned, arm.name))
 
     advance("tracing", 0)
-    pending = {variant: missing(runs) for variant, runs in tuning.items()}
+    pending = [(arm, runs, missing(runs)) for arm, runs in tuning]
     trainers = bench.trace(
-        [run for v, runs in pending.items() for run in runs or missing(chosen(v))]
+        [run for arm, runs, left in pending for run in left or missing(chosen(arm, runs))]
     )
     # Not before every program is traced: a study that cannot run leaves the folder as it was.
     store.write_config(study.model_dump(mode="json"))
@@ -195,14 +197,19 @@ def run_study(
         # The first arm trains while those that follow it compile.
         for trainer in trainers:
             compiling.submit(trainer.compile)
-        for variant, runs in tuning.items():
-            complete(runs, f"tuning {variant}")
-            final = chosen(variant)
-            plan += [bench.identify(run)[0] for run in final]
+        for arm, runs in tuning:
+            complete(runs, f"tuning {arm.title}")
+            final = chosen(arm, runs)
+            plan |= {bench.identify(run)[0]: label(run) for run in final}
             store.write_plan(plan)
-            complete(final, f"repeating {variant}")
+            complete(final, f"repeating {arm.title}")
     finally:
         compiling.shutdown(wait=False, cancel_futures=True)
+
+
+def label(run: Run) -> Label:
+    """Where a run stands in its study."""
+    return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
 
 
 def _refuse_another_study(store: Store, study: Study) -> None:

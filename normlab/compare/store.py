@@ -4,7 +4,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,14 +71,31 @@ class Evaluation(_Record):
     accuracy: Metric
 
 
-class Result(_Record):
+class Label(_Record):
+    """Where a run stands in a study; a run may stand elsewhere in a study that has changed since.
+
+    Attributes:
+        arm: The arm's name: the variant, and its levels if the study has factors.
+        levels: Dotted path -> value of each factor.
+        task: The task's name; empty in a study without tasks.
+    """
+
+    arm: str
+    levels: dict[str, JsonValue] = Field(default_factory=dict)
+    task: str = ""
+
+
+class Result(Label):
     """One run that came to its end, be it finished or diverged.
 
     Attributes:
         id: Name of the run in its study, also of its file.
         phase: "tune" for a run that helps choose the tuned values, "final" for a reported one.
         variant: The variant's name in the study.
-        seed: Runs of one phase with the same seed are paired across variants.
+        arm: The arm's name in the study.
+        levels: Dotted path -> value of each factor.
+        task: The task's name; empty in a study without tasks.
+        seed: Runs of one phase with the same seed are paired across arms.
         values: Dotted path in the configuration -> tuned value of this run.
         status: "diverged" when the run was stopped because its loss was no longer finite.
         steps_per_epoch: Optimizer steps in one epoch.
@@ -109,6 +126,10 @@ class Result(_Record):
         if self.status == "finished" and not self.curve.validation_accuracy:
             raise ValueError("a finished run needs at least one epoch in its curve")
         return self
+
+    def labelled(self, label: Label) -> "Result":
+        """Returns the same result as that of the run that stands at this place of a study."""
+        return self.model_copy(update=dict(label))
 
     @property
     def diverged(self) -> bool:
@@ -180,12 +201,13 @@ class Store:
             raise StoreError(f"{path} does not describe an environment. {_REPAIR}")
         return environment
 
-    def write_plan(self, runs: Sequence[str]) -> None:
-        """Writes the ids of the runs that make up the study now to `plan.json`."""
-        write_whole(self.folder / "plan.json", json.dumps(list(runs), indent=0))
+    def write_plan(self, runs: Mapping[str, Label]) -> None:
+        """Writes to `plan.json` the runs that make up the study now: id -> where it stands."""
+        content = {run: label.model_dump(mode="json") for run, label in runs.items()}
+        write_whole(self.folder / "plan.json", json.dumps(content, indent=0))
 
-    def plan(self) -> list[str] | None:
-        """The ids of the runs that make up the study; None where all results of the folder do.
+    def plan(self) -> dict[str, Label] | None:
+        """The runs that make up the study, by id; None where all results of the folder do.
 
         A study that is changed and run again leaves runs behind that no longer count.
         """
@@ -193,8 +215,9 @@ class Store:
         if not path.is_file():
             return None
         try:
-            return [str(run) for run in json.loads(path.read_text("utf-8"))]
-        except (ValueError, TypeError) as error:
+            content = json.loads(path.read_text("utf-8"))
+            return {str(run): Label.model_validate(label) for run, label in content.items()}
+        except (ValueError, AttributeError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
     def _path(self, run: str) -> Path:

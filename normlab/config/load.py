@@ -2,8 +2,9 @@
 
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from ..compare.paths import flatten, with_values
-from ..compare.study import TUNABLE_PATHS, Study, is_tunable, study_type
+from ..compare.study import PARTS, TUNABLE_PATHS, Study, is_tunable, study_type, with_changes
 from ..errors import nearest
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
@@ -34,29 +35,32 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     source = " ".join([str(path), *overrides])
-    raw = _read(path, overrides, source)
-    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
-        import_modules(raw["modules"], path.parent, source)
+    return check_study(_read(path, overrides, source), path.parent, source)
 
+
+def check_study(raw: dict[str, Any], folder: Path, source: str) -> Study:
+    """Checks all of a study.
+
+    Args:
+        raw: What it says, as nested records.
+        folder: Where to look for the modules that it names.
+        source: What to call it in an error.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
+        import_modules(raw["modules"], folder, source)
     model = study_type()
     schema = model.model_json_schema()
     found = _problems(model, schema, raw)
     found |= _override_problems(model, schema, raw, found)
-    # Tuned values are tried in the study as it is resolved and as each arm sees it, unless it has
-    # problems of its own.
-    tune, whole, bases = raw.get("tune"), not found, {"": raw}
-    if whole:
-        study = model.model_validate(raw)
-        arms = [name for name, variant in study.variants.items() if variant.overrides()]
-        bases = {"": study.model_dump()}
-        bases |= {f" (for variants.{name})": study.for_arm(name).model_dump() for name in arms}
-    for arm, base in bases.items():
-        for where, what in _tuning_problems(model, schema, tune, base, whole=whole).items():
-            if not arm or where not in found:
-                found[where] = what + arm
+    found |= _variable_problems(model, schema, raw, found)
     variants, baseline = raw.get("variants"), raw.get("baseline")
     if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
         found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
+    if not found:
+        found = _arm_problems(model, schema, model.model_validate(raw))
     if found:
         lines = [f"{where}: {what}" if where else what for where, what in found.items()]
         raise ConfigError(source, lines)
@@ -154,29 +158,68 @@ def _override_problems(
     return found
 
 
-def _tuning_problems(
-    model: type[Study], schema: dict[str, Any], tune: Any, base: dict[str, Any], *, whole: bool
+def _variable_problems(
+    model: type[Study], schema: dict[str, Any], raw: dict[str, Any], known: dict[str, str]
 ) -> dict[str, str]:
-    """Tries each tuned value in its place.
+    """Tries each tuned value, each level of a factor and what each task changes in its place.
 
     Args:
         model: The type of studies.
         schema: Its JSON schema.
-        tune: The section as it was given.
-        base: The study to try the values in.
-        whole: Whether all that is then wrong is the value's fault, or only what is wrong in its
-            place, since the study has other problems.
+        raw: The study as it was given.
+        known: What is wrong with it anyway.
     """
     found = {}
-    for path, values in flatten(tune if isinstance(tune, dict) else {}).items():
-        if path == "seeds":
+    for section, changes in _variables(raw):
+        if section == "tune" and not all(map(is_tunable, changes)):
+            what = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
+            found |= {f"tune.{path}": what for path in changes}
             continue
-        if not is_tunable(path):
-            found[f"tune.{path}"] = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
-        for value in values if is_tunable(path) and isinstance(values, list) else []:
-            for where, what in _problems(model, schema, with_values(base, {path: value})).items():
-                if where == path or where.startswith((f"{path}.", f"{path}[")):
-                    found[f"tune.{path}"] = what
-                elif whole:
-                    found[f"tune.{path}"] = f"with {value!r}, {where}: {what}"
+        told = _problems(model, schema, with_changes(raw, changes))
+        for at, what in told.items():
+            for path in changes:
+                if (at == path or at.startswith((f"{path}.", f"{path}["))) and at not in known:
+                    found[f"{section}.{path}"] = what
+    return found
+
+
+def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is set in other places than its own: the section, and the values by dotted path."""
+    tune, factors, tasks = raw.get("tune"), raw.get("factors"), raw.get("tasks")
+    for section, given in (("tune", tune), ("factors", factors)):
+        for path, values in flatten(given if isinstance(given, dict) else {}).items():
+            if path != "seeds" or section != "tune":
+                tried = values if isinstance(values, list) else []
+                yield from ((section, {path: value}) for value in tried)
+    together = {
+        f"factors[{place}]": combination
+        for place, combination in enumerate(factors if isinstance(factors, list) else [])
+    } | {f"tasks.{task}": it for task, it in (tasks if isinstance(tasks, dict) else {}).items()}
+    for section, changes in together.items():
+        yield section, flatten(changes if isinstance(changes, dict) else {})
+
+
+def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> dict[str, str]:
+    """Tries all arms, each with each tuned value, in a study that has no other problems."""
+    found: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for arm in study.arms():
+        base, name = study.with_arm(arm), f"variants.{arm.title}"
+        plain = arm.title == arm.variant and not study.variants[arm.variant].overrides()
+        of_arm = "" if plain else f" (for {name})"
+        wrong = _problems(model, schema, base)
+        for where, what in wrong.items():
+            found.setdefault(where, what + of_arm)
+        if wrong:
+            continue
+        parts = study.for_arm(arm).model_dump(mode="json", include={*PARTS})
+        other = same.setdefault(json.dumps([arm.variant, parts], sort_keys=True), name)
+        if other != name:
+            found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
+        for path, values in (study.tune.grid if study.tune else {}).items():
+            for value in values:
+                told = _problems(model, schema, with_values(base, {path: value}))
+                for where, what in told.items():
+                    what = f"with {value!r}, {where}: {what}" if where != path else what
+                    found.setdefault(f"tune.{path}", what + of_arm)
     return found

@@ -37,6 +37,7 @@ class DataSpec(Spec):
         batch_size: Examples in each training step.
         validation: Share of the training split that is held out for tuning.
         train_examples: Train on only so many of the examples that are left for training.
+        train_share: Train on only this share of them.
     """
 
     name: DataName = "digits"
@@ -44,6 +45,16 @@ class DataSpec(Spec):
     batch_size: PositiveInt = 64
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: PositiveInt | None = None
+    train_share: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_number_of_examples(self) -> "DataSpec":
+        if self.train_examples is not None and self.train_share < 1:
+            raise ValueError(
+                f"train_examples={self.train_examples} and train_share={self.train_share} both say "
+                "how many examples to train on; leave out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folder_fits_name(self) -> "DataSpec":
@@ -141,6 +152,7 @@ def load(spec: DataSpec) -> Dataset:
                 "that many, or leave data.train_examples out for all."
             )
         _, train = _stratified(labels, train, spec.train_examples / len(train))
+    _, train = _stratified(labels, train, spec.train_share)
     if spec.batch_size > len(train):
         raise DataError(
             f"data.batch_size={spec.batch_size}, but {spec.name} has {len(train)} examples to "

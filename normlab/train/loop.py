@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..data import Dataset
 from ..data.batches import padded_batches, shuffled_batches, standardize
 from ..spec import Spec
-from .optim import AdamSpec, SGDSpec, optimizer
+from .optim import AdamSpec, SGDSpec, optimizer, weights_only
 from .state import TrainState
 from .step import Metrics, measure, no_metrics, train_step
 
@@ -29,11 +29,14 @@ class TrainSpec(Spec):
         epochs: Passes over the training examples.
         label_smoothing: Share of each label that is spread over all classes.
         precision: Dtype of the computation; parameters, statistics and loss are float32.
+        initialization_scale: What the initial weights of dense layers and convolutions are
+            multiplied by.
     """
 
     epochs: PositiveInt = 10
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    initialization_scale: PositiveFloat = 1.0
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,12 @@ class Trainer:
         images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
         variables: Any = self.model.init(initial_key, images, train=True)
         params = variables["params"]
+        scale = self._train_spec.initialization_scale
+        params = jax.tree.map(
+            lambda leaf, is_weight: scale * leaf if is_weight else leaf,
+            params,
+            weights_only(params),
+        )
         return TrainState(
             params=params,
             batch_stats=variables.get("batch_stats", {}),

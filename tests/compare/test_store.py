@@ -32,6 +32,7 @@ def result(name="final-batch-0", loss=0.5, **changes):
         "id": name,
         "phase": "final",
         "variant": "batch",
+        "arm": "batch",
         "seed": 0,
         "values": {"optimizer.learning_rate": 0.1},
         "status": "finished",

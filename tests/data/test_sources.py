@@ -91,6 +91,14 @@ def test_test_split_does_not_depend_on_the_validation_share(digits):
     assert_sound(other)
 
 
+def test_a_share_of_the_training_examples_is_that_number_of_them():
+    share, number = load(DataSpec(train_share=0.2)), load(DataSpec(train_examples=230))
+    np.testing.assert_array_equal(share.train, number.train)
+    assert len(share.train) == 230
+    with pytest.raises(ValueError, match=r"train_examples=100 and train_share=0\.5 both say"):
+        DataSpec(train_examples=100, train_share=0.5)
+
+
 @pytest.mark.parametrize("train_examples", [64, 100, 1149, 1150])
 def test_fewer_training_examples_leave_the_other_splits_alone(digits, train_examples):
     fewer = load(DataSpec(train_examples=train_examples))

@@ -196,3 +196,14 @@ def test_digits_are_learned():
     made = trainer(batch_size=64, dataset=load(DataSpec()), train=TrainSpec(epochs=5))
     outcome = made.run(0, test=True)
     assert outcome.test_accuracy > 0.93
+
+
+def test_the_scale_of_initialization_multiplies_the_weights_and_nothing_else():
+    plain = trainer().initialize(0).params
+    scaled = trainer(train=TrainSpec(epochs=3, initialization_scale=2.0)).initialize(0).params
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(scaled), strict=True
+    ):
+        factor = 2.0 if path[-1].key == "kernel" else 1.0
+        np.testing.assert_array_equal(after, factor * before)
+    assert float(jnp.abs(plain["dense_0"]["kernel"]).max()) > 0
