@@ -159,7 +159,7 @@ def test_an_arm_can_have_other_fields_of_model_and_optimizer(overriding):
     assert (free.model.depth, free.model.residual) == (20, "skip_init")
     assert free.model.weights == "scaled_standardized"
     assert (free.optimizer.adaptive_gradient_clip, free.optimizer.momentum) == (0.01, 0.5)
-    assert free.for_arm("free") == free
+    assert free.for_arm(study.arms()[1]) == free
     # What the arms share does not move.
     assert (study.model.residual, study.optimizer.adaptive_gradient_clip) == ("plain", None)
     assert study.variants["free"].constructor()() == study.variants["fixup"].constructor()()
