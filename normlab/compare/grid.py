@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -72,14 +71,11 @@ def single_run(study: Study, arm: Arm, seed: int) -> Run:
 
 
 def tuning_runs(study: Study, arm: Arm) -> list[Run]:
-    """The tuning runs of an arm: every point of the grid with every seed."""
-    if study.tune is None or not study.tune.grid:
-        return []
-    grid = study.tune.grid
+    """The tuning runs of an arm: every point of the search with every seed."""
     return [
-        _run(study, "tune", arm, FIRST_TUNING_SEED + seed, dict(zip(grid, point, strict=True)))
-        for point in itertools.product(*grid.values())
-        for seed in range(study.tune.seeds)
+        _run(study, "tune", arm, FIRST_TUNING_SEED + seed, values)
+        for values in (study.tune.points() if study.tune else [])
+        for seed in range(study.tune.seeds if study.tune else 0)
     ]
 
 

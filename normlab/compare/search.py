@@ -94,7 +94,7 @@ def values_beyond(grid: Sequence[Any], best: Iterable[Any]) -> list[float]:
     """
     if any(isinstance(it, bool) or not isinstance(it, int | float) for it in grid):
         return []
-    tried = sorted(set(grid))
+    tried = sorted(map(float, set(grid)))
     if len(tried) < 2:
         return []
     chosen, beyond = set(best), []

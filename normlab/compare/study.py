@@ -25,6 +25,7 @@ from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
 from .arm import Arm, arms, levels
 from .paths import flatten, with_values
+from .search import Range, Trials, points
 
 # The parts of a study that determine its runs, the same for all arms.
 PARTS = ("data", "model", "optimizer", "train")
@@ -93,6 +94,10 @@ Value = Annotated[Any, AfterValidator(_one_number_or_word)]
 Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(_without_repetition)]
 
 
+Searched = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Values, Tag("values")],
+    Discriminator(lambda given: "range" if isinstance(given, Mapping | Range) else "values"),
+]
 # What a factor may be set to: whatever a configuration can say of a field.
 Levels = Annotated[
     tuple[JsonValue, ...], Field(min_length=1), AfterValidator(_without_equal_levels)
@@ -115,31 +120,57 @@ class StudyError(UserError):
 
 
 class TuneSpec(Spec):
-    """The search that every arm gets: a grid over dotted paths, and its number of seeds.
+    """The search that every arm gets over dotted paths, and its number of seeds.
 
-    A configuration writes `tune: {optimizer.learning_rate: [0.01, 0.1], seeds: 2}`. Each arm trains
-    at every point of the grid with every seed, and keeps the point that does best on the validation
+    A configuration writes `tune: {optimizer.learning_rate: [0.01, 0.1], seeds: 2}` for a grid, or
+    `tune: {optimizer.learning_rate: {low: 1e-4, high: 1}, trials: 20}` for random draws. Each arm
+    trains at every point with every seed, and keeps the point that does best on the validation
     split.
 
     Attributes:
         seeds: Runs at each point.
+        trials: Points to draw, the same for every arm; None for the full grid. A path with a list
+            of values is drawn from the list.
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Values]  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, Searched]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     seeds: Seeds = 1
+    trials: Trials | None = None
 
     @property
-    def grid(self) -> dict[str, tuple[Any, ...]]:
-        """The values to try, by dotted path."""
+    def space(self) -> dict[str, tuple[Any, ...] | Range]:
+        """The values to try or the range to draw from, by dotted path."""
         return dict(self.__pydantic_extra__)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Returns the points of the search: dotted path -> value."""
+        return points(self.space, self.trials)
 
     @model_validator(mode="before")
     @classmethod
     def _dotted(cls, given: Any) -> Any:
         # The override `tune.optimizer.learning_rate=[1]` arrives as a nested record.
-        return flatten(given) if isinstance(given, Mapping) else given
+        return by_path(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _ranges_have_a_budget(self) -> "TuneSpec":
+        ranges = [path for path, values in self.space.items() if isinstance(values, Range)]
+        if ranges and self.trials is None:
+            raise ValueError(f"{', '.join(ranges)}: a range needs trials, as in trials: 20")
+        return self
+
+
+def by_path(tune: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of a search with dots, down to the ranges."""
+    flat: dict[str, Any] = {}
+    for key, value in tune.items():
+        if isinstance(value, Mapping) and not {*value} & {*Range.model_fields}:
+            flat.update(by_path(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 class Study(Spec):
@@ -234,7 +265,7 @@ class Study(Spec):
             "given for an arm": {},
             "given for a task": {},
             "a factor of every arm": {path: [f"factors.{path}"] for path in self._factor_paths()},
-            "tuned for every arm": {path: [] for path in (self.tune.grid if self.tune else {})},
+            "tuned for every arm": {path: [] for path in (self.tune.space if self.tune else {})},
         }
         for name, variant in self.variants.items():
             for path in variant.overrides():

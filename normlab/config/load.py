@@ -14,7 +14,17 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from ..compare.paths import flatten, with_values
-from ..compare.study import PARTS, TUNABLE_PATHS, Study, is_tunable, study_type, with_changes
+from ..compare.search import Range
+from ..compare.study import (
+    PARTS,
+    TUNABLE_PATHS,
+    Study,
+    TuneSpec,
+    by_path,
+    is_tunable,
+    study_type,
+    with_changes,
+)
 from ..errors import nearest
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
@@ -186,11 +196,14 @@ def _variable_problems(
 def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is set in other places than its own: the section, and the values by dotted path."""
     tune, factors, tasks = raw.get("tune"), raw.get("factors"), raw.get("tasks")
-    for section, given in (("tune", tune), ("factors", factors)):
-        for path, values in flatten(given if isinstance(given, dict) else {}).items():
-            if path != "seeds" or section != "tune":
-                tried = values if isinstance(values, list) else []
-                yield from ((section, {path: value}) for value in tried)
+    for path, values in by_path(tune if isinstance(tune, dict) else {}).items():
+        if path not in TuneSpec.model_fields:
+            if isinstance(values, dict):
+                values = [values[end] for end in ("low", "high") if end in values]
+            yield from (("tune", {path: it}) for it in (values if isinstance(values, list) else []))
+    for path, levels in flatten(factors if isinstance(factors, dict) else {}).items():
+        for level in levels if isinstance(levels, list) else []:
+            yield "factors", {path: level}
     together = {
         f"factors[{place}]": combination
         for place, combination in enumerate(factors if isinstance(factors, list) else [])
@@ -216,8 +229,8 @@ def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> d
         other = same.setdefault(json.dumps([arm.variant, parts], sort_keys=True), name)
         if other != name:
             found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
-        for path, values in (study.tune.grid if study.tune else {}).items():
-            for value in values:
+        for path, values in (study.tune.space if study.tune else {}).items():
+            for value in (values.low, values.high) if isinstance(values, Range) else values:
                 told = _problems(model, schema, with_values(base, {path: value}))
                 for where, what in told.items():
                     what = f"with {value!r}, {where}: {what}" if where != path else what

@@ -65,14 +65,22 @@ def read_study(folder: str | Path) -> Study:
     config, environment, stored = store.config(), store.environment(), store.results()
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
     baselines = baseline_arms(planned_arms, config["baseline"])
-    tuned = {path: it for path, it in (config.get("tune") or {}).items() if path != "seeds"}
+    tune = dict(config.get("tune") or {})
+    tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
     plan = store.plan()
     if plan is not None:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
     else:
         of_plan = stored
     results = tuple(it for it in of_plan if it.arm in baselines)
-    points = math.prod(len(values) for values in tuned.values())
+    # Of a range, what was drawn from it so far.
+    tuned: dict[str, list[Any]] = {
+        path: list(dict.fromkeys(it.values[path] for it in results if path in it.values))
+        if isinstance(values, dict)
+        else values
+        for path, values in tune.items()
+    }
+    points = trials or math.prod(len(values) for values in tuned.values())
     return Study(
         config=config,
         environment=environment,
@@ -87,7 +95,7 @@ def read_study(folder: str | Path) -> Study:
         ),
         tuned=tuned,
         planned={
-            "tune": len(planned_arms) * points * config["tune"]["seeds"] if tuned else 0,
+            "tune": len(planned_arms) * points * tune_seeds if tuned else 0,
             "final": len(planned_arms) * config["seeds"],
         },
     )

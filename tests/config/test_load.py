@@ -25,7 +25,7 @@ def test_quickstart_says_what_it_means():
     assert study.data.name == "digits"
     assert study.model.hidden == (128, 128)
     assert study.optimizer.traced() == {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
-    assert study.tune.grid == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
+    assert study.tune.space == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
     assert study.tune.seeds == 2
     assert study.baseline == "none"
     layer = study.variants["ghost16"].constructor()(name="norm_0")
@@ -45,7 +45,7 @@ def test_overrides_replace_and_add():
     )
     assert study.train.epochs == 3
     assert study.variants["batch"].constructor()().epsilon == 1e-3
-    assert study.tune.grid == {
+    assert study.tune.space == {
         "optimizer.learning_rate": (0.5,),
         "optimizer.momentum": (0.8, 0.9),
     }
@@ -497,3 +497,33 @@ def test_combinations_are_checked_one_by_one_and_may_not_come_to_the_same(crosse
         "variants.none, batch_size=16 and variants.none, batch_size=16, label_smoothing=0.0 are "
         "the same arm; leave out one of them"
     )
+
+
+def test_random_search_is_understood_and_its_problems_are_told(crossed):
+    drawn = [
+        "tune.optimizer.learning_rate.low=1e-4",
+        "tune.optimizer.learning_rate.high=1.0",
+        "tune.trials=7",
+    ]
+    study = load_study(crossed, ["tasks.fashion.optimizer.warmup_epochs=1", *drawn])
+    points = study.tune.points()
+    assert len(points) == 7
+    assert all(1e-4 <= it["optimizer.learning_rate"] <= 1 for it in points)
+    assert {it["optimizer.weight_decay"] for it in points} <= {0, 0.1}
+    resolved = crossed.with_name("resolved.yaml")
+    resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    assert load_study(resolved).tune.points() == points
+    told = problems(
+        crossed,
+        "tune.optimizer.learning_rate={low: -1, high: 1, scale: linear}",
+        "tune.optimizer.momentm={low: 0.1, high: 1}",
+        "tune.optimizer.warmup_epochs={low: 1, hihg: 4}",
+    )
+    assert told == [
+        "tune.optimizer.warmup_epochs.high: is missing",
+        "tune.optimizer.warmup_epochs.hihg: unknown key; did you mean 'high'?",
+        "tune.optimizer.learning_rate: should be greater than 0, but -1 was given",
+        "tune.optimizer.momentm: unknown key; did you mean 'momentum'?",
+    ]
+    (line,) = problems(crossed, *drawn[:2])
+    assert line.startswith("tune: optimizer.learning_rate: a range needs trials")
