@@ -5,13 +5,17 @@ import hashlib
 import inspect
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from ..variants import OVERRIDABLE, VARIANTS
 from .arm import Arm
 from .paths import value_at, with_values
+from .search import values_beyond
 from .study import PARTS, Study
 
 # Tuning must not see the seeds that are reported, however many those are.
@@ -77,6 +81,40 @@ def tuning_runs(study: Study, arm: Arm) -> list[Run]:
         for values in (study.tune.points() if study.tune else [])
         for seed in range(study.tune.seeds if study.tune else 0)
     ]
+
+
+def extended(study: Study, best: Sequence[Mapping[str, Any]]) -> Study | None:
+    """Returns a study whose grid goes on where the best value of some arm lies at its edge.
+
+    Args:
+        study: The study, or what this function made of it before.
+        best: The best values of each arm, by dotted path.
+
+    Returns:
+        The study with further values for all arms; None where there are none, or none that the
+        study allows, as a momentum of 1.
+    """
+    if study.tune is None or study.tune.trials is not None:
+        return None
+    wider: dict[str, Any] = {}
+    for path, grid in study.tune.space.items():
+        if isinstance(grid, tuple):
+            beyond = values_beyond(grid, [values[path] for values in best])
+            if allowed := [value for value in beyond if _is_allowed(study, path, value)]:
+                wider[path] = (*grid, *allowed)
+    if not wider:
+        return None
+    tune = type(study.tune).model_validate(study.tune.model_dump() | wider)
+    return study.model_copy(update={"tune": tune})
+
+
+def _is_allowed(study: Study, path: str, value: float) -> bool:
+    try:
+        for arm in study.arms():
+            type(study).model_validate(with_values(study.with_arm(arm), {path: value}))
+    except ValidationError:
+        return False
+    return True
 
 
 def final_runs(study: Study, arm: Arm, values: dict[str, Any]) -> list[Run]:

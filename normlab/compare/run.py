@@ -13,7 +13,7 @@ import jax
 from ..data import Dataset, DataSpec, load
 from ..train import EpochMetrics, Outcome, Placed, Trainer, place
 from .arm import Arm
-from .grid import Run, final_runs, identifier, tuning_runs
+from .grid import Run, extended, final_runs, identifier, tuning_runs
 from .statistics import best_values
 from .store import Curve, Evaluation, Label, NoStudyError, Result, Store
 from .study import Study, StudyError
@@ -178,10 +178,14 @@ def run_study(
     tuning = [(arm, tuning_runs(study, arm)) for arm in study.arms()]
     plan = {bench.identify(run)[0]: label(run) for _, runs in tuning for run in runs}
 
+    def best(arm: Arm, runs: list[Run]) -> dict[str, Any]:
+        """The best values of an arm whose tuning is done."""
+        tuned = [finished[bench.identify(run)[0]].labelled(label(run)) for run in runs]
+        return best_values(tuned, arm.name)
+
     def chosen(arm: Arm, runs: list[Run]) -> list[Run]:
         """The reported runs of an arm whose tuning is done."""
-        tuned = [finished[bench.identify(run)[0]].labelled(label(run)) for run in runs]
-        return final_runs(study, arm, best_values(tuned, arm.name))
+        return final_runs(study, arm, best(arm, runs))
 
     advance("tracing", 0)
     pending = [(arm, runs, missing(runs)) for arm, runs in tuning]
@@ -199,6 +203,24 @@ def run_study(
             compiling.submit(trainer.compile)
         for arm, runs in tuning:
             complete(runs, f"tuning {arm.title}")
+        searched = study
+        for _ in range(study.tune.extend if study.tune else 0):
+            searched = extended(searched, [best(arm, runs) for arm, runs in tuning])
+            if searched is None:
+                break
+            for arm, runs in tuning:
+                planned = {bench.identify(run)[0] for run in runs}
+                further = [
+                    run
+                    for run in tuning_runs(searched, arm)
+                    if bench.identify(run)[0] not in planned
+                ]
+                runs += further
+                plan |= {bench.identify(run)[0]: label(run) for run in further}
+            store.write_plan(plan)
+            for arm, runs in tuning:
+                complete(missing(runs), f"tuning {arm.title} beyond its grid")
+        for arm, runs in tuning:
             final = chosen(arm, runs)
             plan |= {bench.identify(run)[0]: label(run) for run in final}
             store.write_plan(plan)

@@ -131,6 +131,8 @@ class TuneSpec(Spec):
         seeds: Runs at each point.
         trials: Points to draw, the same for every arm; None for the full grid. A path with a list
             of values is drawn from the list.
+        extend: How often a grid may go on by a value, for all arms alike, on a side where some
+            arm's best value lies.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -138,6 +140,7 @@ class TuneSpec(Spec):
 
     seeds: Seeds = 1
     trials: Trials | None = None
+    extend: Annotated[int, Field(ge=0, le=20)] = 0
 
     @property
     def space(self) -> dict[str, tuple[Any, ...] | Range]:

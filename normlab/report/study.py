@@ -67,16 +67,22 @@ def read_study(folder: str | Path) -> Study:
     baselines = baseline_arms(planned_arms, config["baseline"])
     tune = dict(config.get("tune") or {})
     tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
+    extend = tune.pop("extend", 0)
     plan = store.plan()
     if plan is not None:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
     else:
         of_plan = stored
     results = tuple(it for it in of_plan if it.arm in baselines)
-    # Of a range, what was drawn from it so far.
+    # Of a range, what was drawn from it so far; of a grid that goes on, what was added to it too.
     tuned: dict[str, list[Any]] = {
-        path: list(dict.fromkeys(it.values[path] for it in results if path in it.values))
-        if isinstance(values, dict)
+        path: list(
+            dict.fromkeys(
+                [*([] if isinstance(values, dict) else values)]
+                + [it.values[path] for it in results if path in it.values]
+            )
+        )
+        if isinstance(values, dict) or extend
         else values
         for path, values in tune.items()
     }

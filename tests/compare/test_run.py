@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from normlab.compare.environment import environment
-from normlab.compare.grid import FIRST_TUNING_SEED, final_runs, single_run, tuning_runs
+from normlab.compare.grid import (
+    FIRST_TUNING_SEED,
+    extended,
+    final_runs,
+    single_run,
+    tuning_runs,
+)
 from normlab.compare.run import Workbench, run_study
 from normlab.compare.statistics import best_values
 from normlab.compare.store import Store
@@ -393,3 +399,29 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
         final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
         assert report.summary[name].accuracy.mean == pytest.approx(np.mean(final))
         assert report.summary[name].accuracy.count == 2
+
+
+def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(tmp_path):
+    # Rates so small that more is always better.
+    made = study(tune={"optimizer.learning_rate": [1e-5, 1e-4], "extend": 2}, seeds=1)
+    store, _ = run(tmp_path, made)
+    results = store.results()
+    for variant in ("none", "batch"):
+        tried = [
+            it.values["optimizer.learning_rate"]
+            for it in results
+            if (it.variant, it.phase) == (variant, "tune")
+        ]
+        assert sorted(tried) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+    report = read_study(tmp_path)
+    assert report.done("tune") == report.planned["tune"] == 2 * 4
+    run(tmp_path, made)
+    assert len(store.results()) == len(results)
+
+
+def test_a_grid_does_not_go_on_to_what_the_study_refuses():
+    made = study(tune={"optimizer.momentum": [0.8, 0.9], "extend": 1})
+    assert extended(made, [{"optimizer.momentum": 0.9}]) is None
+    wider = extended(made, [{"optimizer.momentum": 0.8}])
+    assert wider.tune.space == {"optimizer.momentum": (0.8, 0.9, 0.7)}
+    assert made.tune.space == {"optimizer.momentum": (0.8, 0.9)}
