@@ -54,7 +54,7 @@ def expected_best(validation: ArrayLike, test: ArrayLike | None = None) -> Budge
         values = np.asarray(test, dtype=np.float64)
         if values.shape != scores.shape or np.isnan(values).any():
             raise ValueError(
-                f"{values.shape} test scores of {scores.shape} trials; expected one each"
+                f"test scores of shape {values.shape} for {scores.size} trials; expected one each"
             )
         _, group = np.unique(scores, return_inverse=True)
         of_equals = np.bincount(group, values) / np.bincount(group)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from scipy.special import ndtr, stdtrit
+from scipy.special import stdtrit
 
-from .resampling import RESAMPLES
+from .resampling import RESAMPLES, expanded_tail
 from .scores import Floats, Tasks, checked
 
 CONFIDENCE = 0.95
@@ -21,17 +21,17 @@ Statistic = Callable[..., Floats]
 
 def mean(*tasks: Floats, axis: int = -1) -> Floats:
     """The mean over tasks of the mean over runs, so that each task weighs the same."""
-    return np.mean([np.mean(task, axis=axis) for task in tasks], axis=0)
+    return np.asarray(np.mean([np.mean(task, axis=axis) for task in tasks], axis=0))
 
 
 def median(*tasks: Floats, axis: int = -1) -> Floats:
     """The median of all runs of all tasks."""
-    return np.median(np.concatenate(tasks, axis=axis), axis=axis)
+    return np.asarray(np.median(np.concatenate(tasks, axis=axis), axis=axis))
 
 
 def interquartile_mean(*tasks: Floats, axis: int = -1) -> Floats:
     """The mean of the middle half of all runs of all tasks (Agarwal et al. 2021, rliable)."""
-    return stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
+    return np.asarray(stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis))
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,23 @@ def estimate(
 ) -> Estimate:
     """Estimates a statistic with the interval that covers the truth most reliably.
 
-    For the mean that is `student_interval`, for other statistics `bootstrap_interval`. How often
-    intervals of nominally 95% held the true mean of n runs, in 4000 simulations each, of scores
-    that are normal, the difference of two log-normal arms (sigma 0.75), and log-normal:
+    For the mean that is `student_interval`, for other statistics `bootstrap_interval`. Percentage
+    of nominal 95% intervals that held the true mean of n runs, in 4000 simulations each, of scores
+    that are normal; the difference of two log-normal arms (sigma 0.75); and log-normal:
 
-    | n | Student t | bootstrap, expanded | bootstrap, plain percentiles | bootstrap-t |
-    | --- | --- | --- | --- | --- |
-    (to be measured)
+    | interval | n = 5 | n = 8 | n = 20 |
+    | --- | --- | --- | --- |
+    | Student t | 95, 97, 88 | 95, 96, 88 | 94, 96, 91 |
+    | bootstrap, expanded percentiles | 91, 91, 86 | 94, 93, 88 | 94, 94, 91 |
+    | bootstrap, plain percentiles | 82, 84, 77 | 89, 88, 82 | 92, 91, 89 |
+    | bootstrap, BCa | 83, 81, 78 | 88, 84, 84 | 92, 88, 90 |
+    | bootstrap-t | 95, 95, 92 | 95, 93, 92 | 94, 92, 93 |
 
-    Plain percentiles are far too narrow, and no bootstrap of percentiles can reach beyond the
-    data; bootstrap-t is up to three times as wide at n = 5 and endless below.
+    Percentiles of resamples cannot reach beyond the data, so that five runs are too few for any of
+    them; bootstrap-t is 1.7 to 2.8 times as wide as Student's t there, and has no end below.
+    The median and the interquartile mean were held by 94% of the expanded intervals for n = 5 and
+    by 95 to 97% for n = 8 and 20, of all three kinds of scores. Of the mean over three tasks of
+    unlike spread with three runs each, Student's t held 93%.
 
     Args:
         tasks: See `Tasks`; for paired differences those of the pairs.
@@ -126,9 +133,7 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Percentile bootstrap interval of a statistic: the runs of each task are drawn again.
 
-    The percentiles are expanded as by Hesterberg (2015, "What Teachers Should Know About the
-    Bootstrap", section 3.4): a resample of n runs spreads sqrt((n - 1) / n) as much as it should,
-    and knows the spread no better than Student's t. See `estimate` for what that gains.
+    The percentiles are those of `expanded_tail`; see `estimate` for what they gain.
 
     Returns:
         Lower and upper end; None when a task has a single run, all have fewer than 5 runs
@@ -141,12 +146,11 @@ def bootstrap_interval(
         return None
     resampled_variance = sum(np.var(it) / len(it) for it in arrays) / len(arrays) ** 2
     expansion = error / math.sqrt(resampled_variance) if error > 0 else 1.0
-    tail = ndtr(-stdtrit(freedom, (1 + confidence) / 2) * expansion)
     low, high = stats.bootstrap(
         arrays,
         statistic,
         n_resamples=resamples,
-        confidence_level=1 - 2 * float(tail),
+        confidence_level=1 - 2 * expanded_tail(freedom, expansion, confidence),
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(seed),

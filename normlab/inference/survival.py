@@ -1,6 +1,7 @@
 """Time to a target that some runs never reach: censored, not left out."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,8 @@ class TimeToTarget:
     Attributes:
         median: When half of the runs have arrived; infinite when fewer than half do.
         interval: Of the median, by the log-log band of the curve (Brookmeyer and Crowley 1982).
-            An end is infinite when the runs do not bound it.
+            The upper end is infinite when the runs do not bound it, and all is None when no run
+            arrived.
         restricted_mean: Mean time to the target or the horizon, whichever comes first.
         times: Times at which the curve falls, rising; the curve is 1 before the first.
         remaining: Share of the runs still under way just after each of the times.
@@ -81,7 +83,7 @@ class TimeToTarget:
     """
 
     median: float
-    interval: Interval
+    interval: Interval | None
     restricted_mean: float
     times: Floats
     remaining: Floats
@@ -93,8 +95,9 @@ def time_to_target(runs: Arrivals, *, confidence: float = CONFIDENCE) -> TimeToT
     """Estimates the time to a target, late and diverged runs included."""
     data = stats.CensoredData.right_censored(runs.times, ~runs.arrived)
     curve = stats.ecdf(data).sf
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # SciPy leaves the band undefined where all or none are under way.
+    with warnings.catch_warnings():
+        # SciPy leaves the band undefined, and says so, where all or none are under way.
+        warnings.simplefilter("ignore", RuntimeWarning)
         band = curve.confidence_interval(confidence, method="log-log")
     falls = np.diff(curve.probabilities, prepend=1.0) < 0
     times, remaining = curve.quantiles[falls], curve.probabilities[falls]
@@ -103,9 +106,11 @@ def time_to_target(runs: Arrivals, *, confidence: float = CONFIDENCE) -> TimeToT
     return TimeToTarget(
         _first_at_half(times, remaining),
         (
-            _first_at_half(times, band.low.probabilities[falls]),
-            _first_at_half(times, band.high.probabilities[falls]),
-        ),
+            _first_at_half(times, np.nan_to_num(band.low.probabilities[falls], nan=0.0)),
+            _first_at_half(times, np.nan_to_num(band.high.probabilities[falls], nan=1.0)),
+        )
+        if falls.any()
+        else None,
         float(np.sum(heights * np.diff(starts, append=runs.horizon))),
         times,
         remaining,
