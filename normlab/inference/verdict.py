@@ -85,8 +85,8 @@ class Comparison:
         if not self.within_reach:
             sentences.append(
                 f"Whatever the data, {_counted(self.difference.count, 'pair')} cannot show a "
-                f"difference at p = {self.level:g}{self._correction()}: that takes {self.needed} pairs. "
-                f"Here {_p(self.adjusted_p)}."
+                f"difference at p = {self.level:g}{self._correction()}: "
+                f"that takes {self.needed} pairs. Here {_p(self.adjusted_p)}."
             )
         if self.verdict == "undecided" and self.needed_for_spread is not None:
             needed = f"about {self.needed_for_spread:.0f}"

@@ -110,8 +110,8 @@ def test_holm_over_many_comparisons_takes_more_pairs():
     found = compare_with_baseline(arms, "batch")["0"]
     assert found.needed == 9
     assert (
-        "6 pairs cannot show a difference at p = 0.05 after Holm's correction for 7 comparisons: that takes 9"
-        in found.sentence
+        "6 pairs cannot show a difference at p = 0.05 after Holm's correction for 7 comparisons: "
+        "that takes 9 pairs" in found.sentence
     )
 
 
@@ -124,7 +124,8 @@ def test_one_seed_decides_nothing():
     )
     assert found.sentence.startswith(
         "It is undecided whether ghost16 differs from batch: +50.00 points (1 paired seed). "
-        "Whatever the data, 1 pair cannot show a difference at p = 0.05: that takes 6 pairs. Here p = 1."
+        "Whatever the data, 1 pair cannot show a difference at p = 0.05: that takes 6 pairs. "
+        "Here p = 1."
     )
 
 
@@ -174,21 +175,20 @@ def test_a_margin_that_is_no_difference_of_scores_is_an_error(margin):
         one(BETTER, margin=margin)
 
 
-@pytest.mark.parametrize("pairs", [6, 10])
-def test_claims_under_the_null_are_rarer_than_the_level(pairs):
+def test_claims_under_the_null_are_rarer_than_the_level():
     # Three arms and a baseline, all alike in truth: a study errs when it claims any difference.
     draw, wrong, simulations = np.random.default_rng(0), 0, 250
     for _ in range(simulations):
-        baseline, *arms = draw.normal(0.9, 0.01, (4, pairs))
+        baseline, *arms = draw.normal(0.9, 0.01, (4, 8))
         found = compare_with_baseline({str(i): [it - baseline] for i, it in enumerate(arms)}, "b")
         wrong += any(it.verdict in ("better", "worse") for it in found.values())
     assert wrong / simulations <= 0.05
 
 
-@pytest.mark.parametrize("pairs", [3, 8, 20])
+@pytest.mark.parametrize("pairs", [3, 8])
 def test_equivalence_is_claimed_wrongly_less_often_than_the_level(pairs):
     # The true difference is the margin, so every claim is wrong.
-    draws = np.random.default_rng(0).normal(0.005, 0.003, (400, pairs))
+    draws = np.random.default_rng(0).normal(0.005, 0.003, (300, pairs))
     wrong = np.mean([one(row, margin=0.005).verdict == "equivalent" for row in draws])
     assert wrong <= 0.05
 
