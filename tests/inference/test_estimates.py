@@ -15,6 +15,7 @@ from normlab.inference.estimates import (
     median,
     student_interval,
 )
+from normlab.inference.resampling import expanded_tail
 from normlab.inference.scores import paired_differences
 
 
@@ -58,6 +59,15 @@ def test_bootstrap_percentiles_are_expanded_to_the_width_of_students_t():
     plain = 2 * 1.96 * np.std(samples) / math.sqrt(40)
     assert high - low == pytest.approx(student[1] - student[0], rel=0.03)
     assert high - low > 1.02 * plain
+
+
+@pytest.mark.parametrize(
+    ("count", "student", "tail"), [(5, 2.776, 0.00095), (8, 2.365, 0.00573), (20, 2.093, 0.0159)]
+)
+def test_tails_are_those_of_the_normal_table_at_the_expanded_quantile(count, student, tail):
+    found = expanded_tail(count - 1.0, math.sqrt(count / (count - 1)), 0.95)
+    assert found == pytest.approx(tail, rel=0.01)
+    assert found == pytest.approx(stats.norm.sf(student * math.sqrt(count / (count - 1))), rel=0.01)
 
 
 def test_resamples_keep_to_their_task():
