@@ -1,6 +1,7 @@
 from . import nnx as nnx
 from . import surgery as surgery
 from .conventions import convention as convention
+from .data import register_data as register_data
 from .linen import Affine as Affine
 from .linen import BatchGroupNorm as BatchGroupNorm
 from .linen import BatchNorm as BatchNorm
@@ -26,4 +27,5 @@ from .linen import SpectralNorm as SpectralNorm
 from .linen import SwitchableNorm as SwitchableNorm
 from .linen import WeightNorm as WeightNorm
 from .linen import WeightStandardization as WeightStandardization
+from .models import register_model as register_model
 from .variants import register as register

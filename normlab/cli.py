@@ -233,7 +233,7 @@ def list_names(
 
     Args:
         variant: A variant to show whole, as in normlab list batch_renorm.
-        modules: Modules or files that register variants of your own, as in a study.
+        modules: Modules or files that register variants, models or data of your own, as in a study.
     """
     from .config import import_modules
 
@@ -245,7 +245,7 @@ def list_names(
 
     from .catalog import WRAPPERS, variables
     from .data import DataSpec
-    from .models import ModelSpec
+    from .models import MODELS
     from .train import OptimizerSpec, TrainSpec
     from .variants import COSTS, VARIANTS
 
@@ -267,7 +267,7 @@ def list_names(
         "arm may have model: {...} and optimizer: {...}, which differ for it alone."
     )
     for title, specs in {
-        "model": get_args(get_args(ModelSpec)[0]),
+        "model": MODELS.values(),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
         "data": (DataSpec,),
         "train": (TrainSpec,),
@@ -338,8 +338,16 @@ def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
 
 
 @app.command
-def data() -> None:
-    """Show which data sets are there, and how to get the others."""
+def data(*, modules: tuple[str, ...] = ()) -> None:
+    """Show which data sets are there, and how to get the others.
+
+    Args:
+        modules: Modules or files that register data of your own, as in a study.
+    """
+    if modules:
+        from .config import import_modules
+
+        import_modules(modules, Path(), "--modules")
     from .data import describe
 
     table = Table(box=None, pad_edge=False)

@@ -19,7 +19,7 @@ from pydantic import (
 
 from ..data import DataSpec
 from ..errors import UserError
-from ..models import ModelSpec
+from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
@@ -184,7 +184,7 @@ class Study(Spec):
 
     Attributes:
         study: Its name, and the folder of its results below `runs`.
-        modules: Python modules or files that register variants of the user's own.
+        modules: Python modules or files that register variants, models or data of the user's own.
         data: The data set.
         model: The model of all arms.
         optimizer: The optimizer of all arms.
@@ -327,6 +327,11 @@ def with_changes(study: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def study_type() -> type[Study]:
-    """Returns the type that validates studies over the variants registered by now."""
+    """Returns the type that validates studies over the variants and models registered by now."""
     arms: Any = dict[VariantName, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
-    return create_model("Study", __base__=Study, variants=(arms, Field(min_length=1)))
+    return create_model(
+        "Study",
+        __base__=Study,
+        model=(model_spec_type(), ...),
+        variants=(arms, Field(min_length=1)),
+    )
