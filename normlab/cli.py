@@ -1,29 +1,26 @@
-"""The command line: train, compare, report, cost, list, data, settings."""
+"""The command line: compare, train, report, status, export, cost, list, data, settings."""
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
 from .process import settings, settle
+from .progress import StudyProgress, duration, progress_bar
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
+    from .compare.grid import Run
+    from .compare.store import Failure
     from .train import EpochMetrics
     from .variants import Variant
 
@@ -59,35 +56,40 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
     """
     settle()
     from .compare.environment import environment
-    from .compare.grid import final_runs, tuning_runs
+    from .compare.export import write_curves
     from .compare.run import run_study
     from .compare.store import Store
     from .config import load_study
 
     study = load_study(config, overrides)
+    if study.executor.name == "processes":
+        # This process makes no runs, and leaves the memory of a GPU to those that do.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     store = Store(out or Path("runs") / study.study)
     described = environment(_command_line())
-    arms = study.arms()
-    total = sum(len(tuning_runs(study, arm)) + len(final_runs(study, arm, {})) for arm in arms)
-    console.print(f"{study.study}: {len(arms)} arms, {total} runs, in {store.folder}")
-    with _progress() as progress:
-        bar = progress.add_task("starting", total=total)
-
-        def advance(what: str, runs: int) -> None:
-            progress.update(bar, description=what, advance=runs)
-
+    arms = len(study.arms())
+    tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
+    runs = arms * (tuning + study.seeds)
+    console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
+    with StudyProgress(console) as progress:
         try:
-            run_study(study, store, described, advance)
+            ending = run_study(study, store, described, progress.advance)
         except KeyboardInterrupt:
             progress.stop()
-            done = int(progress.tasks[0].completed)
             console.print(
-                f"Stopped; {done} of {total} runs are done and kept. To go on:\n"
+                f"Stopped; {progress.done} of {progress.total} runs are done and kept. To go on:\n"
                 f"  {_command_line()}",
                 soft_wrap=True,
             )
             raise
-    _show_report(store.folder)
+    console.print(f"{ending.done} of {ending.planned} runs are done; {ending.here} made just now.")
+    if ending.failures:
+        _show_failures(ending.failures)
+    if ending.done:
+        write_curves(store.folder)
+        _show_report(store.folder)
+    if ending.failures:
+        sys.exit(1)
 
 
 @app.command
@@ -112,8 +114,8 @@ def train(
     settle()
     from .compare.environment import environment
     from .compare.grid import single_run
-    from .compare.run import Workbench
     from .compare.store import Store
+    from .compare.workbench import Group, Workbench
     from .config import ConfigError, load_study
 
     study = load_study(config, overrides)
@@ -130,7 +132,7 @@ def train(
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")
 
-    def show(epoch: int, metrics: "EpochMetrics") -> None:
+    def show(_: "Run", epoch: int, metrics: "EpochMetrics") -> None:
         console.print(
             f"epoch {epoch:3}/{study.train.epochs}"
             f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}"
@@ -138,7 +140,8 @@ def train(
         )
 
     arm = next(arm for arm in study.arms() if arm.variant == variant)
-    result = Workbench(described).execute(single_run(study, arm, seed), show)
+    group = Group((single_run(study, arm, seed),), 1)
+    (result,) = Workbench(described).execute(group, show)
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
@@ -160,6 +163,67 @@ def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         folder: Where `normlab compare` left its results.
     """
     _show_report(folder)
+
+
+@app.command
+def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")], /) -> None:
+    """Show how far a study is: runs done, running, failed, diverged and left, by arm.
+
+    Args:
+        folder: Where `normlab compare` leaves its results.
+    """
+    from .compare.status import read_status
+
+    now = read_status(folder)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm", overflow="fold")
+    for column in ("planned", "done", "diverged", "failed", "running", "left"):
+        table.add_column(column, justify="right")
+    for name, it in [*now.arms.items(), ("all", now.total)]:
+        counts = (it.planned, it.done, it.diverged, it.failed, it.running, it.left)
+        table.add_row(name, *map(str, counts), end_section=name != "all")
+    console.print(table)
+    if now.total.left and now.seconds_left is not None:
+        at_a_time = f"{max(1, now.total.running)} at a time"
+        console.print(f"time left: about {duration(now.seconds_left)}, with {at_a_time}")
+    if now.total.left and not now.total.running:
+        console.print(f"Nothing is running. To go on:\n  {now.command}", soft_wrap=True)
+    if now.failures:
+        _show_failures(now.failures)
+
+
+@app.command
+def export(
+    folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
+    /,
+    *,
+    format: Literal["csv", "latex", "parquet", "tensorboard"] = "csv",
+    to: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(for parquet, tensorboard)")
+    ] = None,
+) -> None:
+    """Print or write one row a run: arm, task, levels, seed, chosen values, metrics, status.
+
+    Args:
+        folder: Where `normlab compare` left its results.
+        format: csv and latex are printed; parquet is a file; tensorboard is a folder of curves.
+        to: The file or folder.
+    """
+    from .compare.export import run_table, to_latex, write_tensorboard
+
+    if (to is None) == (format in ("parquet", "tensorboard")):
+        expected = "needs --to PATH" if to is None else "is printed and takes no --to"
+        raise UserError(f"--format {format} {expected}")
+    if format == "csv":
+        sys.stdout.write(run_table(folder).write_csv())
+    elif format == "latex":
+        sys.stdout.write(to_latex(run_table(folder)))
+    elif format == "parquet":
+        assert to is not None
+        run_table(folder).write_parquet(to, mkdir=True)
+    else:
+        assert to is not None
+        write_tensorboard(folder, to)
 
 
 @app.command
@@ -206,7 +270,7 @@ def cost(
         raise UserError(f"--examples-per-chip {examples_per_chip}: expected 1 or more")
     targets = [find_target(name) for name in dict.fromkeys(target or local_targets())]
     folder = out or Path("runs") / study.study / "cost"
-    with _progress() as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("compiling", total=len(study.arms()) * len(targets))
         costs = study_cost(
             study,
@@ -394,19 +458,15 @@ def _show_report(folder: Path) -> None:
     console.print(f"Page: {page}")
 
 
+def _show_failures(failures: "Sequence[Failure]") -> None:
+    console.print(f"{len(failures)} runs failed; the same command tries them again:")
+    for it in failures:
+        title = f"{it.arm} on {it.task}" if it.task else it.arm
+        console.print(f"  {it.id} ({title}): {it.message.splitlines()[0]}", soft_wrap=True)
+
+
 def _print_indented(text: str) -> None:
     console.print(Padding(text, (0, 0, 0, 6)), style="dim")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _command_line() -> str:

@@ -72,13 +72,13 @@ def identifier(run: Run, identity: dict[str, Any]) -> str:
 
 def single_run(study: Study, arm: Arm, seed: int) -> Run:
     """A reported run of an arm with the study's own values."""
-    return _run(study, "final", arm, seed, {})
+    return make_run(study, "final", arm, seed, {})
 
 
 def tuning_runs(study: Study, arm: Arm) -> list[Run]:
     """The tuning runs of an arm: every point of the search with every seed."""
     return [
-        _run(study, "tune", arm, FIRST_TUNING_SEED + seed, values)
+        make_run(study, "tune", arm, FIRST_TUNING_SEED + seed, values)
         for values in (study.tune.points() if study.tune else [])
         for seed in range(study.tune.seeds if study.tune else 0)
     ]
@@ -120,12 +120,13 @@ def _is_allowed(study: Study, path: str, value: float) -> bool:
 
 def final_runs(study: Study, arm: Arm, values: dict[str, Any]) -> list[Run]:
     """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
-    return [_run(study, "final", arm, seed, values) for seed in range(study.seeds)]
+    return [make_run(study, "final", arm, seed, values) for seed in range(study.seeds)]
 
 
-def _run(
+def make_run(
     study: Study, phase: Literal["tune", "final"], arm: Arm, seed: int, values: dict[str, Any]
 ) -> Run:
+    """Puts the values of an arm and of one of its runs in their places."""
     changed = type(study).model_validate(with_values(study.with_arm(arm), values))
     # As the study understands them: a rate of 1 and one of 1.0 are the same run.
     dumped = changed.model_dump(mode="json")

@@ -24,6 +24,7 @@ from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
 from .arm import Arm, arms, levels
+from .executors.spec import ExecutorSpec, LocalSpec
 from .paths import flatten, with_values
 from .search import Range, Trials, points
 
@@ -208,6 +209,7 @@ class Study(Spec):
             and an arm shown to lie within is no different; None for no such margin.
         significance: Level of the tests over all comparisons, and one minus the confidence of
             the intervals.
+        executor: Where the runs are made, which is no part of what they are.
     """
 
     study: str = Field(pattern=r"^\w[\w.-]*$")
@@ -225,6 +227,7 @@ class Study(Spec):
     target_accuracy: float | None = Field(None, gt=0, le=1)
     margin: float | None = Field(0.005, gt=0, lt=1)
     significance: float = Field(0.05, gt=0, lt=1)
+    executor: ExecutorSpec = LocalSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -233,10 +236,15 @@ class Study(Spec):
             return given
         given = dict(given)
         variants, optimizer = given.get("variants"), given.get("optimizer")
+        executor = given.get("executor")
         if isinstance(variants, Mapping) and variants and not given.get("baseline"):
             given["baseline"] = str(next(iter(variants)))
         if isinstance(optimizer, Mapping):
             given["optimizer"] = {"name": "sgd", **optimizer}
+        if isinstance(executor, str):
+            given["executor"] = {"name": executor}
+        elif isinstance(executor, Mapping):
+            given["executor"] = {"name": "local", **executor}
         return given
 
     @field_validator("factors", mode="before")

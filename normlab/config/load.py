@@ -1,8 +1,7 @@
 """Reading a study: a YAML file, overrides, the user's modules, and every mistake in them."""
 
-import importlib
-import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..compare.study import (
     with_changes,
 )
 from ..errors import nearest
+from ..modules import import_module
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
 
@@ -93,11 +93,21 @@ def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
         given = OmegaConf.load(path)
         if not isinstance(given, DictConfig):
             raise ConfigError(source, ["expected keys and values, as in study: NAME"])
-        merged = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        merged = _merged(given, overrides)
         raw: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, TypeError) as error:
         raise ConfigError(source, [f"cannot be read as YAML: {error}"]) from error
     return {str(key): value for key, value in raw.items()}
+
+
+def _merged(given: DictConfig, overrides: Sequence[str]) -> Any:
+    """Merges overrides into a study; `executor=ray` takes the place of all it says of that."""
+    named = [re.sub(r"^executor=(\w+)$", r"executor.name=\1", text) for text in overrides]
+    if named != list(overrides):
+        given.pop("executor", None)
+    elif isinstance(given.get("executor"), str):
+        given["executor"] = {"name": given["executor"]}
+    return OmegaConf.merge(given, OmegaConf.from_dotlist(named))
 
 
 def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
@@ -116,24 +126,10 @@ def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
             sys.path.insert(0, place)
     for name in modules:
         try:
-            if str(name).endswith(".py"):
-                _import_file(folder / name if (folder / name).is_file() else Path(name))
-            else:
-                importlib.import_module(str(name))
+            import_module(str(name))
         except Exception as error:  # whatever the user's code raises is told as theirs
             what = f"modules: {name} cannot be imported: {type(error).__name__}: {error}"
             raise ConfigError(source, [what]) from error
-
-
-def _import_file(file: Path) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
 
 
 def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ..compare.arm import Arm
-from ..compare.run import COMPILING_THREADS
+from ..compare.executors.local import COMPILING_THREADS
 from ..compare.study import Study, StudyError
 from ..data import DataSpec, describe, load
 from ..data.formats import CLASSES

@@ -17,10 +17,11 @@ from normlab.compare.grid import (
     single_run,
     tuning_runs,
 )
-from normlab.compare.run import Workbench, run_study
+from normlab.compare.run import run_study
 from normlab.compare.statistics import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
+from normlab.compare.workbench import Workbench
 from normlab.models import resnet
 from normlab.report import read_study
 from normlab.variants import VARIANTS
@@ -47,10 +48,14 @@ def arm(made, variant):
 
 
 def run(folder, changed=None):
-    """Runs the study; returns the store and how many runs were counted."""
-    store, steps = Store(folder), []
-    run_study(changed or study(), store, environment("test"), lambda _, runs: steps.append(runs))
-    return store, sum(steps)
+    """Runs the study; returns the store and how many runs it has."""
+    store, told = Store(folder), []
+    ending = run_study(
+        changed or study(), store, environment("test"), lambda *it: told.append(it[1:])
+    )
+    assert told[-1] == (ending.done, ending.planned) == (ending.planned, ending.planned)
+    assert not ending.failures
+    return store, ending.done
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +199,7 @@ def test_runs_of_one_arm_share_one_program_and_tuned_sizes_get_their_own():
     bench = Workbench(environment("test"))
     made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "train.epochs": [1, 2]})
     runs = tuning_runs(made, arm(made, "none"))
-    assert len({id(bench._trainer(r)) for r in runs}) == 2
+    assert len({id(bench.trainer(r, 1)) for r in runs}) == 2
 
 
 FREE = {

@@ -117,7 +117,7 @@ for kill in range(30):
             store.write(result(f"run-{place % 7}", curve=curve, seed=place))
             place += 1
         os._exit(0)
-    end = time.monotonic() + draw.uniform(0.01, 0.08)
+    end = time.monotonic() + draw.uniform(0.02, 0.2)
     while time.monotonic() < end:
         seen |= {it.id for it in store.results()}
     os.kill(child, signal.SIGKILL)
