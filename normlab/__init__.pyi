@@ -1,5 +1,6 @@
 from . import nnx as nnx
 from . import surgery as surgery
+from .comparison import compare as compare
 from .conventions import convention as convention
 from .data import register_data as register_data
 from .linen import Affine as Affine
@@ -28,4 +29,6 @@ from .linen import SwitchableNorm as SwitchableNorm
 from .linen import WeightNorm as WeightNorm
 from .linen import WeightStandardization as WeightStandardization
 from .models import register_model as register_model
+from .results import Results as Results
+from .results import read_results as read_results
 from .variants import register as register

@@ -1,12 +1,27 @@
-"""Fingerprints of source code: what results depend on, and no version number covers."""
+"""Fingerprints: of studies, and of source code that results depend on."""
 
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, EllipsisType, FunctionType, NoneType
 from typing import Any
+
+# What results do not depend on: what the study is called, where its code is found, and where its
+# runs are made.
+_INDIFFERENT = ("study", "modules", "executor")
+
+
+def of_config(config: Mapping[str, Any]) -> str:
+    """Hashes what a resolved configuration says of its results.
+
+    Args:
+        config: With all defaults, as a study is written to its folder.
+    """
+    telling = {key: value for key, value in config.items() if key not in _INDIFFERENT}
+    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache

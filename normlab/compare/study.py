@@ -25,6 +25,7 @@ from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
 from .arm import Arm, arms, levels
 from .executors.spec import ExecutorSpec, LocalSpec
+from .fingerprint import of_config
 from .paths import flatten, with_values
 from .search import Range, Trials, points
 
@@ -292,6 +293,16 @@ class Study(Spec):
         if told:
             raise ValueError("; ".join(told))
         return self
+
+    @property
+    def hash(self) -> str:
+        """What the study asks for, in 16 signs.
+
+        The same for a study from YAML and from Python, in whatever order its keys stand, whether
+        defaults are written out or not, whatever it is called and wherever it runs. Data, layers
+        and models count with their names and fields; what these stand for is part of each run.
+        """
+        return of_config(self.model_dump(mode="json"))
 
     def _factor_paths(self) -> list[str]:
         return list(dict.fromkeys(path for it in levels(self.factors) for path in it))
