@@ -1,6 +1,6 @@
 """How far a study is, as its folder tells while it runs or lies still; without JAX."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
