@@ -1,9 +1,7 @@
 """The command line: compare, train, report, status, export, cost, list, data, settings."""
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,12 +13,11 @@ from tyro.conf import Positional
 
 from .errors import UserError, nearest
 from .process import settings, settle
-from .progress import StudyProgress, duration, progress_bar
+from .progress import duration, progress_bar
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
     from .compare.grid import Run
-    from .compare.store import Failure
     from .train import EpochMetrics
     from .variants import Variant
 
@@ -55,39 +52,15 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
         out: Where results go.
     """
     settle()
-    from .compare.environment import environment
-    from .compare.export import write_curves
-    from .compare.run import run_study
-    from .compare.store import Store
+    from .comparison import run
     from .config import load_study
+    from .report import print_table, read_study
 
     study = load_study(config, overrides)
-    if study.executor.name == "processes":
-        # This process makes no runs, and leaves the memory of a GPU to those that do.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    store = Store(out or Path("runs") / study.study)
-    described = environment(_command_line())
-    arms = len(study.arms())
-    tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
-    runs = arms * (tuning + study.seeds)
-    console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
-    with StudyProgress(console) as progress:
-        try:
-            ending = run_study(study, store, described, progress.advance)
-        except KeyboardInterrupt:
-            progress.stop()
-            console.print(
-                f"Stopped; {progress.done} of {progress.total} runs are done and kept. To go on:\n"
-                f"  {_command_line()}",
-                soft_wrap=True,
-            )
-            raise
-    console.print(f"{ending.done} of {ending.planned} runs are done; {ending.here} made just now.")
-    if ending.failures:
-        _show_failures(ending.failures)
+    folder = out or Path("runs") / study.study
+    ending = run(study, folder, console, _command_line())
     if ending.done:
-        write_curves(store.folder)
-        _show_report(store.folder)
+        print_table(read_study(folder).summary, console)
     if ending.failures:
         sys.exit(1)
 
@@ -172,7 +145,7 @@ def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
     Args:
         folder: Where `normlab compare` leaves its results.
     """
-    from .compare.status import read_status
+    from .compare.status import failures_in_words, read_status
 
     now = read_status(folder)
     table = Table(box=None, pad_edge=False)
@@ -188,8 +161,8 @@ def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         console.print(f"time left: about {duration(now.seconds_left)}, with {at_a_time}")
     if now.total.left and not now.total.running:
         console.print(f"Nothing is running. To go on:\n  {now.command}", soft_wrap=True)
-    if now.failures:
-        _show_failures(now.failures)
+    for line in failures_in_words(now.failures):
+        console.print(line, soft_wrap=True)
 
 
 @app.command
@@ -297,7 +270,7 @@ def list_names(
 
     Args:
         variant: A variant to show whole, as in normlab list batch_renorm.
-        modules: Modules or files that register variants of your own, as in a study.
+        modules: Modules or files that register variants, models or data of your own, as in a study.
     """
     from .config import import_modules
 
@@ -309,7 +282,7 @@ def list_names(
 
     from .catalog import WRAPPERS, variables
     from .data import DataSpec
-    from .models import ModelSpec
+    from .models import MODELS
     from .train import OptimizerSpec, TrainSpec
     from .variants import COSTS, VARIANTS
 
@@ -331,7 +304,7 @@ def list_names(
         "arm may have model: {...} and optimizer: {...}, which differ for it alone."
     )
     for title, specs in {
-        "model": get_args(get_args(ModelSpec)[0]),
+        "model": MODELS.values(),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
         "data": (DataSpec,),
         "train": (TrainSpec,),
@@ -402,8 +375,16 @@ def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
 
 
 @app.command
-def data() -> None:
-    """Show which data sets are there, and how to get the others."""
+def data(*, modules: tuple[str, ...] = ()) -> None:
+    """Show which data sets are there, and how to get the others.
+
+    Args:
+        modules: Modules or files that register data of your own, as in a study.
+    """
+    if modules:
+        from .config import import_modules
+
+        import_modules(modules, Path(), "--modules")
     from .data import describe
 
     table = Table(box=None, pad_edge=False)
@@ -448,13 +429,6 @@ def _show_report(folder: Path) -> None:
     page = write_report(folder)
     print_table(read_study(folder).summary, console)
     console.print(f"Page: {page}")
-
-
-def _show_failures(failures: "Sequence[Failure]") -> None:
-    console.print(f"{len(failures)} runs failed; the same command tries them again:")
-    for it in failures:
-        title = f"{it.arm} on {it.task}" if it.task else it.arm
-        console.print(f"  {it.id} ({title}): {it.message.splitlines()[0]}", soft_wrap=True)
 
 
 def _print_indented(text: str) -> None:

@@ -1,18 +1,17 @@
 """What to run: the runs of a study, each with all that determines it."""
 
-import functools
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from ..models import MODELS
 from ..variants import OVERRIDABLE, VARIANTS
+from . import fingerprint
 from .arm import Arm
 from .paths import value_at, with_values
 from .search import values_beyond
@@ -51,10 +50,12 @@ class Run:
         spec = self.study.variants[self.arm.variant]
         # What the variant overrides stands in the parts.
         layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
+        model = MODELS[self.study.model.name]
+        user_code = VARIANTS[spec.layer].layer, getattr(model, "module", model)
         return {
             **parts,
             "variant": {"name": self.arm.variant, **layer},
-            "code": [_fingerprint_of_normlab(), _fingerprint_of_user_code(spec.layer)],
+            "code": [fingerprint.of_normlab(), *map(fingerprint.of_user_code, user_code)],
             "values": self.values,
             "phase": self.phase,
             "seed": self.seed,
@@ -130,26 +131,6 @@ def make_run(
     # As the study understands them: a rate of 1 and one of 1.0 are the same run.
     dumped = changed.model_dump(mode="json")
     return Run(changed, phase, arm, seed, {path: value_at(dumped, path) for path in values})
-
-
-@functools.cache
-def _fingerprint_of_normlab() -> str:
-    """Hashes the source that results depend on, which changes more often than the version."""
-    package = Path(__file__).parents[1]
-    parts = ("functional", "linen", "models", "data", "train")
-    files = [
-        package / "variants.py",
-        *(f for part in parts for f in (package / part).rglob("*.py")),
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
-
-
-def _fingerprint_of_user_code(layer: str) -> str | None:
-    """Hashes the source of a layer that is not normlab's own, which no version number covers."""
-    module = inspect.getmodule(VARIANTS[layer].layer)
-    if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
-        return None
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
 
 
 def _word(name: str) -> str:

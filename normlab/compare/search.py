@@ -79,6 +79,26 @@ def _draws(path: str, values: tuple[Any, ...] | Range, count: int) -> list[Any]:
     return [values[int(share * len(values))] for share in shares]
 
 
+def at_edge(space: Space, path: str, best: Any, tried: Iterable[Any]) -> bool:
+    """Whether a better value may lie beyond those tried on a path.
+
+    Args:
+        space: Dotted path -> values, or a range.
+        path: The path.
+        best: The best value.
+        tried: The values tried, those of a grid that went on included.
+
+    Returns:
+        Of a range, whether the best value lies within `EDGE` of an end. Of at least two numbers,
+        whether it is the smallest or largest tried. False for words, switches, and a number alone.
+    """
+    values = space[path]
+    if isinstance(values, Range):
+        return values.at_edge(best)
+    tried = set(tried)
+    return len(tried) > 1 and _are_numbers(tried) and best in (min(tried), max(tried))
+
+
 def values_beyond(grid: Sequence[Any], best: Iterable[Any]) -> list[float]:
     """Continues a grid of numbers by one value on each side where an arm's best value lies.
 
@@ -92,7 +112,7 @@ def values_beyond(grid: Sequence[Any], best: Iterable[Any]) -> list[float]:
     Returns:
         The further values, none for words, switches, or fewer than two numbers.
     """
-    if any(isinstance(it, bool) or not isinstance(it, int | float) for it in grid):
+    if not _are_numbers(grid):
         return []
     tried = sorted(map(float, set(grid)))
     if len(tried) < 2:
@@ -103,6 +123,10 @@ def values_beyond(grid: Sequence[Any], best: Iterable[Any]) -> list[float]:
             further = end * end / neighbour if _is_geometric(tried) else 2 * end - neighbour
             beyond.append(float(f"{further:.6g}"))
     return beyond
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(it, int | float) and not isinstance(it, bool) for it in values)
 
 
 def _is_geometric(values: Sequence[float]) -> bool:

@@ -1,6 +1,6 @@
 """How far a study is, as its folder tells while it runs or lies still; without JAX."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
@@ -106,3 +106,14 @@ def _key(where: Arm | Label) -> tuple[str, str]:
 def _mean_seconds(results: Iterable[Result]) -> float | None:
     seconds = [it.seconds for it in results]
     return fmean(seconds) if seconds else None
+
+
+def failures_in_words(failures: Sequence[Failure]) -> list[str]:
+    """Tells which runs failed and why, in a line each; nothing where none did."""
+    if not failures:
+        return []
+    told = [f"{len(failures)} runs failed; the study, started again, tries them again:"]
+    for it in failures:
+        title = f"{it.arm} on {it.task}" if it.task else it.arm
+        told.append(f"  {it.id} ({title}): {it.message.splitlines()[0]}")
+    return told

@@ -19,12 +19,13 @@ from pydantic import (
 
 from ..data import DataSpec
 from ..errors import UserError
-from ..models import ModelSpec
+from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
 from .arm import Arm, arms, levels
 from .executors.spec import ExecutorSpec, LocalSpec
+from .fingerprint import of_config
 from .paths import flatten, with_values
 from .search import Range, Trials, points
 
@@ -185,7 +186,7 @@ class Study(Spec):
 
     Attributes:
         study: Its name, and the folder of its results below `runs`.
-        modules: Python modules or files that register variants of the user's own.
+        modules: Python modules or files that register variants, models or data of the user's own.
         data: The data set.
         model: The model of all arms.
         optimizer: The optimizer of all arms.
@@ -293,6 +294,16 @@ class Study(Spec):
             raise ValueError("; ".join(told))
         return self
 
+    @property
+    def hash(self) -> str:
+        """What the study asks for, in 16 signs.
+
+        The same for a study from YAML and from Python, in whatever order its keys stand, whether
+        defaults are written out or not, whatever it is called and wherever it runs. Data, layers
+        and models count with their names and fields; what these stand for is part of each run.
+        """
+        return of_config(self.model_dump(mode="json"))
+
     def _factor_paths(self) -> list[str]:
         return list(dict.fromkeys(path for it in levels(self.factors) for path in it))
 
@@ -335,6 +346,11 @@ def with_changes(study: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def study_type() -> type[Study]:
-    """Returns the type that validates studies over the variants registered by now."""
+    """Returns the type that validates studies over the variants and models registered by now."""
     arms: Any = dict[VariantName, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
-    return create_model("Study", __base__=Study, variants=(arms, Field(min_length=1)))
+    return create_model(
+        "Study",
+        __base__=Study,
+        model=(model_spec_type(), ...),
+        variants=(arms, Field(min_length=1)),
+    )

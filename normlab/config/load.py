@@ -3,10 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -46,6 +47,34 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     path = Path(path)
     source = " ".join([str(path), *overrides])
     return check_study(_read(path, overrides, source), path.parent, source)
+
+
+def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[str, Any]) -> Study:
+    """Makes a study of what Python says, and checks all of it.
+
+    Args:
+        given: What a file would say, as a mapping; or the path of a file; or a study.
+        changes: Changes by dotted path, or nested.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    if isinstance(given, str | Path):
+        path = Path(given)
+        raw, folder, source = _read(path, (), str(path)), path.parent, str(path)
+    else:
+        raw = given.model_dump() if isinstance(given, Study) else _plain(given)
+        folder, source = Path(), "normlab.compare"
+    return check_study(with_values(raw, flatten(_plain(changes))), folder, source)
+
+
+def _plain(value: Any) -> Any:
+    """What a file would have: lists for tuples, Python's numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(it) for key, it in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(it) for it in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_study(raw: dict[str, Any], folder: Path, source: str) -> Study:

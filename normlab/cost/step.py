@@ -124,9 +124,8 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
         return optimizer(study.optimizer, traced, steps, steps_per_epoch)
 
     def initialize(traced: Any) -> TrainState:
-        variables: Any = model.init(
-            jax.random.key(0), jnp.zeros((1, *data.image_shape)), train=True
-        )
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        variables: Any = model.init(keys, jnp.zeros((1, *data.image_shape)), train=True)
         params = variables["params"]
         return TrainState(
             params=params,
@@ -138,7 +137,8 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
 
     def step(state: TrainState, traced: Any, images: Any, labels: Any):
         smoothing = study.train.label_smoothing
-        return train_step(model, transformation(traced), smoothing, state, images, labels)
+        optimization = transformation(traced)
+        return train_step(model, optimization, smoothing, state, images, labels, state.key)
 
     place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
     images = _struct((batch * chips, *data.image_shape), study.train.precision, target.split)

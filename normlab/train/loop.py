@@ -16,6 +16,7 @@ from jaxtyping import Array
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..data import Dataset
+from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
 from ..spec import Spec
 from .optim import AdamSpec, SGDSpec, optimizer, weights_only
@@ -32,12 +33,16 @@ class TrainSpec(Spec):
         precision: Dtype of the computation; parameters, statistics and loss are float32.
         initialization_scale: What the initial weights of dense layers and convolutions are
             multiplied by.
+        augment: How training images are changed at random: `"none"`; `"flip"` for mirror images of
+            half of them; `"crop_flip"` for a crop of each as well, moved by up to 4 pixels each
+            way, with zeros, in the units of the files, coming in.
     """
 
     epochs: PositiveInt = 10
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0
+    augment: Augmentation = "none"
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,11 @@ class Trainer:
         self._train_spec = train_spec
         self._batch_size = batch_size
 
+        if train_spec.augment != "none" and placed.data.images.shape[1:3] == (1, 1):
+            raise ValueError(
+                f"train.augment={train_spec.augment} moves pixels, but the data set has features "
+                "and no images; leave it out."
+            )
         functions = (self._initialize, self._epoch, self._evaluate)
         seed, traced = jnp.uint32(0), self._traced({})
         if width > 1:
@@ -315,7 +325,8 @@ class Trainer:
     def _initialize(self, seed, traced) -> TrainState:
         initial_key, order_key = jax.random.split(jax.random.key(seed))
         images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
-        variables: Any = self.model.init(initial_key, images, train=True)
+        keys = {"params": initial_key, "dropout": initial_key}
+        variables: Any = self.model.init(keys, images, train=True)
         params = variables["params"]
         scale = self._train_spec.initialization_scale
         params = jax.tree.map(
@@ -334,17 +345,23 @@ class Trainer:
     def _epoch(self, state, traced, data) -> tuple[TrainState, Metrics]:
         transformation = self._optimizer(traced)
         order_key, key = jax.random.split(state.key)
+        # A third part of the key, the same for all variants: for what is drawn in each step.
+        draws_key = jax.random.fold_in(state.key, 2)
         batches = shuffled_batches(order_key, data.train, self._batch_size)
 
         def step(carry, batch):
             state, sums = carry
+            step_key = jax.random.fold_in(draws_key, state.step)
+            augment_key, dropout_key = jax.random.split(step_key)
+            images = augment(augment_key, data.images[batch], self._train_spec.augment)
             state, metrics = train_step(
                 self.model,
                 transformation,
                 self._train_spec.label_smoothing,
                 state,
-                self._images(data, batch),
+                self._standardized(data, images),
                 data.labels[batch],
+                dropout_key,
             )
             return (state, jax.tree.map(jnp.add, sums, metrics)), None
 
@@ -356,14 +373,14 @@ class Trainer:
 
         def add(index, sums):
             batch = split.batches[index]
-            logits: Any = self.model.apply(variables, self._images(data, batch), train=False)
+            images = self._standardized(data, data.images[batch])
+            logits: Any = self.model.apply(variables, images, train=False)
             metrics = measure(logits, data.labels[batch], split.mask[index])
             return jax.tree.map(jnp.add, sums, metrics)
 
         return lax.fori_loop(0, split.filled, add, no_metrics())
 
-    def _images(self, data: DeviceData, batch: Array) -> Array:
-        images = data.images[batch]
+    def _standardized(self, data: DeviceData, images: Array) -> Array:
         return standardize(images, data.mean, data.deviation, self._train_spec.precision)
 
     def _means_on(self, state: TrainState, split: Split) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from normlab.compare.search import Range, points, values_beyond
+from normlab.compare.search import Range, at_edge, points, values_beyond
 
 RATE, DECAY, SCHEDULE = "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.schedule"
 SPACE = {RATE: Range(low=1e-4, high=1.0), SCHEDULE: ("constant", "cosine", "step")}
@@ -82,3 +82,30 @@ def test_the_edge_of_a_range_is_its_outer_twentieth_on_its_scale(value, edge):
 )
 def test_a_grid_goes_on_beyond_the_best_value(grid, best, beyond):
     assert values_beyond(grid, best) == pytest.approx(beyond)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "tried", "edge"),
+    [
+        ((0.01, 0.1, 1.0), 0.1, (0.01, 0.1, 1.0), False),
+        ((0.01, 0.1, 1.0), 1.0, (1.0, 0.01, 0.1), True),
+        ((0.01, 0.1, 1.0), 0.01, (0.01, 0.1, 1.0), True),
+        # The grid went on.
+        ((0.01, 0.1, 1.0), 1.0, (0.01, 0.1, 1.0, 10.0), False),
+        ((0.01, 0.1, 1.0), 10.0, (0.01, 0.1, 1.0, 10.0), True),
+        # Of draws from a list, what was drawn counts.
+        ((1, 2, 3, 4), 3, (2, 3, 3), True),
+        ((0.1,), 0.1, (0.1,), False),
+        (("relu", "gelu"), "relu", ("relu", "gelu"), False),
+        ((True, False), True, (True, False), False),
+        # 5% of two decades is a factor of 10 ** 0.1 = 1.26.
+        (Range(low=0.01, high=1), 0.0125, (0.0125, 0.5), True),
+        (Range(low=0.01, high=1), 0.0127, (0.0127, 0.5), False),
+        (Range(low=0.01, high=1), 0.8, (0.8, 0.5), True),
+        (Range(low=0, high=1, scale="linear"), 0.94, (0.94, 0.5), False),
+        (Range(low=0, high=1, scale="linear"), 0.96, (0.96, 0.5), True),
+    ],
+)
+def test_the_best_value_at_an_edge_is_told(values, best, tried, edge):
+    space = {"optimizer.learning_rate": values, "model.other": (best,)}
+    assert at_edge(space, "optimizer.learning_rate", best, tried) is edge

@@ -8,6 +8,9 @@ import yaml
 
 import normlab
 from normlab.config import ConfigError, load_study
+from normlab.data import load
+from normlab.data.sources import LOADERS
+from normlab.models import MODELS
 from normlab.variants import VARIANTS
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -337,6 +340,76 @@ def test_a_users_own_layer_joins_by_name_or_file(own_layer, module):
         "variants.own.mode: 'fany' is not known; did you mean 'fancy'?",
         "variants.own.powr: unknown key; did you mean 'power'?",
     ]
+
+
+@pytest.fixture
+def own_model_and_data(tmp_path):
+    """A module of a user's own that registers a model and data, beside a configuration."""
+    (tmp_path / "own_parts.py").write_text(
+        textwrap.dedent(
+            """
+            from collections.abc import Callable
+            import normlab
+            import numpy as np
+            from flax import linen as nn
+
+            @normlab.register_model("own_model")
+            class OwnModel(nn.Module):
+                norm: Callable
+                classes: int
+                width: int = 4
+
+                @nn.compact
+                def __call__(self, x, *, train):
+                    x = nn.Dense(self.width)(x.reshape(len(x), -1))
+                    x = self.norm()(x, use_running_average=not train)
+                    return nn.Dense(self.classes)(x)
+
+            @normlab.register_data("own_data")
+            def own_data():
+                labels = np.arange(60) % 2
+                features = np.random.default_rng(0).normal(size=(60, 3)) + labels[:, None]
+                return features[:40], labels[:40], features[40:], labels[40:]
+            """
+        )
+    )
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "study: own\nmodules: [own_parts.py]\ndata: {name: own_data, batch_size: 8}\n"
+        "model: {name: own_model, width: 3}\nvariants: {rms: {layer: rms_norm}}\n"
+    )
+    yield config
+    MODELS.pop("own_model", None)
+    LOADERS.pop("own_data", None)
+
+
+def test_a_users_own_model_and_data_join_by_module(own_model_and_data):
+    study = load_study(own_model_and_data, ["factors.model.width=[3, 5]"])
+    assert [study.for_arm(arm).model.width for arm in study.arms()] == [3, 5]
+    dataset = load(study.data)
+    assert (dataset.image_shape, dataset.classes) == ((1, 1, 3), 2)
+    assert load_study(own_model_and_data).model_dump()["model"] == {"name": "own_model", "width": 3}
+
+
+def test_what_is_wrong_with_a_users_own_model_and_data_is_told_at_once(own_model_and_data):
+    assert problems(
+        own_model_and_data,
+        "model.widht=3",
+        "data.name=own_dat",
+        "tune.model.width=[2, x]",
+    ) == [
+        "data.name: 'own_dat' is not known; did you mean 'own_data'?",
+        "model.widht: unknown key; did you mean 'width'?",
+        "tune.model.width: should be a valid integer, unable to parse string as an integer, but "
+        "'x' was given",
+    ]
+    (told,) = problems(own_model_and_data, "data.folder=here")
+    assert (
+        told
+        == "data: own_data comes from a function and reads no folder, but folder=here; leave it out"
+    )
+    (told,) = problems(own_model_and_data, "model.name=own_modl")
+    assert told == "model: unknown name 'own_modl'; did you mean 'own_model'?"
 
 
 def test_a_users_module_that_fails_is_told_by_name(own_layer):
