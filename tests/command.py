@@ -33,15 +33,16 @@ def normlab(*arguments, folder, code=0, **environment):
     return done
 
 
-def started(*arguments, folder, **environment):
+def started(*arguments, folder, start_new_session=False):
     """Starts a command, whose output and errors are read together."""
     return subprocess.Popen(
         [*NORMLAB, *map(str, arguments)],
         cwd=folder,
-        env=ENVIRONMENT | environment,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
