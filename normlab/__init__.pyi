@@ -1,6 +1,8 @@
 from . import nnx as nnx
 from . import surgery as surgery
+from .comparison import compare as compare
 from .conventions import convention as convention
+from .data import register_data as register_data
 from .linen import Affine as Affine
 from .linen import BatchGroupNorm as BatchGroupNorm
 from .linen import BatchNorm as BatchNorm
@@ -26,4 +28,7 @@ from .linen import SpectralNorm as SpectralNorm
 from .linen import SwitchableNorm as SwitchableNorm
 from .linen import WeightNorm as WeightNorm
 from .linen import WeightStandardization as WeightStandardization
+from .models import register_model as register_model
+from .results import Results as Results
+from .results import read_results as read_results
 from .variants import register as register

@@ -1,29 +1,23 @@
-"""The command line: train, compare, report, cost, list, data, settings."""
+"""The command line: compare, train, report, status, export, cost, list, data, settings."""
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
 from .process import settings, settle
+from .progress import duration, progress_bar
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
+    from .compare.grid import Run
     from .train import EpochMetrics
     from .variants import Variant
 
@@ -58,35 +52,17 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
         out: Where results go.
     """
     settle()
-    from .compare.environment import environment
-    from .compare.grid import final_runs, tuning_runs
-    from .compare.run import run_study
-    from .compare.store import Store
+    from .comparison import run
     from .config import load_study
+    from .report import print_table, read_study
 
     study = load_study(config, overrides)
-    store = Store(out or Path("runs") / study.study)
-    described = environment(_command_line())
-    total = sum(len(tuning_runs(study, v)) + len(final_runs(study, v, {})) for v in study.variants)
-    console.print(f"{study.study}: {len(study.variants)} variants, {total} runs, in {store.folder}")
-    with _progress() as progress:
-        bar = progress.add_task("starting", total=total)
-
-        def advance(what: str, runs: int) -> None:
-            progress.update(bar, description=what, advance=runs)
-
-        try:
-            run_study(study, store, described, advance)
-        except KeyboardInterrupt:
-            progress.stop()
-            done = int(progress.tasks[0].completed)
-            console.print(
-                f"Stopped; {done} of {total} runs are done and kept. To go on:\n"
-                f"  {_command_line()}",
-                soft_wrap=True,
-            )
-            raise
-    _show_report(store.folder)
+    folder = out or Path("runs") / study.study
+    ending = run(study, folder, console, _command_line())
+    if ending.done:
+        print_table(read_study(folder).summary, console)
+    if ending.failures:
+        sys.exit(1)
 
 
 @app.command
@@ -110,9 +86,9 @@ def train(
     """
     settle()
     from .compare.environment import environment
-    from .compare.grid import Run
-    from .compare.run import Workbench
+    from .compare.grid import single_run
     from .compare.store import Store
+    from .compare.workbench import Group, Workbench
     from .config import ConfigError, load_study
 
     study = load_study(config, overrides)
@@ -129,15 +105,16 @@ def train(
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")
 
-    def show(epoch: int, metrics: "EpochMetrics") -> None:
+    def show(_: "Run", epoch: int, metrics: "EpochMetrics") -> None:
         console.print(
             f"epoch {epoch:3}/{study.train.epochs}"
             f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}"
             f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
         )
 
-    run = Run(study, "final", variant, seed, {})
-    result = Workbench(described).execute(run, show)
+    arm = next(arm for arm in study.arms() if arm.variant == variant)
+    group = Group((single_run(study, arm, seed),), 1)
+    (result,) = Workbench(described).execute(group, show)
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
@@ -159,6 +136,67 @@ def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         folder: Where `normlab compare` left its results.
     """
     _show_report(folder)
+
+
+@app.command
+def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")], /) -> None:
+    """Show how far a study is: runs done, running, failed, diverged and left, by arm.
+
+    Args:
+        folder: Where `normlab compare` leaves its results.
+    """
+    from .compare.status import failures_in_words, read_status
+
+    now = read_status(folder)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("arm", overflow="fold")
+    for column in ("planned", "done", "diverged", "failed", "running", "left"):
+        table.add_column(column, justify="right")
+    for name, it in [*now.arms.items(), ("all", now.total)]:
+        counts = (it.planned, it.done, it.diverged, it.failed, it.running, it.left)
+        table.add_row(name, *map(str, counts), end_section=name != "all")
+    console.print(table)
+    if now.total.left and now.seconds_left is not None:
+        at_a_time = f"{max(1, now.total.running)} at a time"
+        console.print(f"time left: about {duration(now.seconds_left)}, with {at_a_time}")
+    if now.total.left and not now.total.running:
+        console.print(f"Nothing is running. To go on:\n  {now.command}", soft_wrap=True)
+    for line in failures_in_words(now.failures):
+        console.print(line, soft_wrap=True)
+
+
+@app.command
+def export(
+    folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
+    /,
+    *,
+    format: Literal["csv", "latex", "parquet", "tensorboard"] = "csv",
+    to: Annotated[
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(for parquet, tensorboard)")
+    ] = None,
+) -> None:
+    """Print or write one row a run: arm, task, levels, seed, chosen values, metrics, status.
+
+    Args:
+        folder: Where `normlab compare` left its results.
+        format: csv and latex are printed; parquet is a file; tensorboard is a folder of curves.
+        to: The file or folder.
+    """
+    from .compare.export import run_table, to_latex, write_tensorboard
+
+    if (to is None) == (format in ("parquet", "tensorboard")):
+        expected = "needs --to PATH" if to is None else "is printed and takes no --to"
+        raise UserError(f"--format {format} {expected}")
+    if format == "csv":
+        sys.stdout.write(run_table(folder).write_csv())
+    elif format == "latex":
+        sys.stdout.write(to_latex(run_table(folder)))
+    elif format == "parquet":
+        assert to is not None
+        run_table(folder).write_parquet(to, mkdir=True)
+    else:
+        assert to is not None
+        write_tensorboard(folder, to)
 
 
 @app.command
@@ -205,8 +243,8 @@ def cost(
         raise UserError(f"--examples-per-chip {examples_per_chip}: expected 1 or more")
     targets = [find_target(name) for name in dict.fromkeys(target or local_targets())]
     folder = out or Path("runs") / study.study / "cost"
-    with _progress() as progress:
-        bar = progress.add_task("compiling", total=len(study.variants) * len(targets))
+    with progress_bar(console) as progress:
+        bar = progress.add_task("compiling", total=len(study.arms()) * len(targets))
         costs = study_cost(
             study,
             targets,
@@ -232,7 +270,7 @@ def list_names(
 
     Args:
         variant: A variant to show whole, as in normlab list batch_renorm.
-        modules: Modules or files that register variants of your own, as in a study.
+        modules: Modules or files that register variants, models or data of your own, as in a study.
     """
     from .config import import_modules
 
@@ -244,7 +282,7 @@ def list_names(
 
     from .catalog import WRAPPERS, variables
     from .data import DataSpec
-    from .models import ModelSpec
+    from .models import MODELS
     from .train import OptimizerSpec, TrainSpec
     from .variants import COSTS, VARIANTS
 
@@ -266,7 +304,7 @@ def list_names(
         "arm may have model: {...} and optimizer: {...}, which differ for it alone."
     )
     for title, specs in {
-        "model": get_args(get_args(ModelSpec)[0]),
+        "model": MODELS.values(),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
         "data": (DataSpec,),
         "train": (TrainSpec,),
@@ -337,8 +375,16 @@ def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
 
 
 @app.command
-def data() -> None:
-    """Show which data sets are there, and how to get the others."""
+def data(*, modules: tuple[str, ...] = ()) -> None:
+    """Show which data sets are there, and how to get the others.
+
+    Args:
+        modules: Modules or files that register data of your own, as in a study.
+    """
+    if modules:
+        from .config import import_modules
+
+        import_modules(modules, Path(), "--modules")
     from .data import describe
 
     table = Table(box=None, pad_edge=False)
@@ -387,17 +433,6 @@ def _show_report(folder: Path) -> None:
 
 def _print_indented(text: str) -> None:
     console.print(Padding(text, (0, 0, 0, 6)), style="dim")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _command_line() -> str:

@@ -1,17 +1,16 @@
 """The one table of variants: what a comparison may put where a normalization layer goes."""
 
-import inspect
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union
 
 from flax import linen as nn
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from . import linen
+from .registration import check_module, plain_fields, record_fields, refuse_taken
 from .spec import Spec
 
 # Fields that the model decides on, or that need a named axis around it.
@@ -144,16 +143,15 @@ def register(
             register, name, statistics=statistics, source=source, formula=formula, cost=cost
         )
     taken = VARIANTS.get(name)
-    # The same class from a module that is loaded again replaces itself.
-    if taken and (taken.layer.__module__, taken.layer.__qualname__) != (
-        layer.__module__,
-        layer.__qualname__,
-    ):
-        raise ValueError(
-            f"register: the name {name!r} is taken by {taken.layer.__module__}."
-            f"{taken.layer.__qualname__}; choose another."
-        )
-    _check_layer(name, layer)
+    refuse_taken("register", name, taken and taken.layer, layer)
+    check_module(
+        f"register({name!r})",
+        layer,
+        argument="use_running_average",
+        meaning="which tells training from evaluation; a layer without statistics may ignore it",
+        filled_in=_NOT_SETTABLE,
+        record=VariantSpec,
+    )
     VARIANTS[name] = Variant(name, layer, statistics, source, formula, cost)
     return layer
 
@@ -166,76 +164,15 @@ def variant_spec_type() -> Any:
 
 def settable_fields(layer: type[nn.Module]) -> dict[str, Any]:
     """Returns the fields of a layer that a configuration can set, with their types."""
-    types = typing.get_type_hints(layer)
-    return {
-        field.name: types[field.name]
-        for field in fields(layer)
-        if field.name not in _NOT_SETTABLE and _is_plain(types[field.name])
-    }
-
-
-def _check_layer(name: str, layer: Any) -> None:
-    """Refuses what could not stand in a model or be set in a configuration."""
-    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
-        raise ValueError(f"register({name!r}): {layer!r} is not a class of flax.linen.Module.")
-    if "use_running_average" not in inspect.signature(layer.__call__).parameters:
-        raise ValueError(
-            f"register({name!r}): the call of {layer.__qualname__} must take use_running_average, "
-            "which tells training from evaluation; a layer without statistics may ignore it."
-        )
-    missing = [
-        field.name
-        for field in fields(layer)
-        if field.default is MISSING and field.default_factory is MISSING
-    ]
-    if missing:
-        raise ValueError(
-            f"register({name!r}): the fields {', '.join(missing)} of {layer.__qualname__} need "
-            "defaults."
-        )
-    try:
-        taken = [
-            field
-            for field in settable_fields(layer)
-            if field in VariantSpec.model_fields or hasattr(VariantSpec, field)
-        ]
-    except NameError as error:
-        raise ValueError(
-            f"register({name!r}): an annotation of {layer.__qualname__} cannot be resolved: {error}"
-        ) from error
-    if taken:
-        raise ValueError(
-            f"register({name!r}): {layer.__qualname__} has a field {', '.join(taken)}, a name that "
-            "a configuration has another use for; rename it."
-        )
-
-
-def _default(field: Any) -> Any:
-    if field.default_factory is not MISSING:
-        return Field(default_factory=field.default_factory)
-    return field.default
+    return plain_fields(layer, _NOT_SETTABLE)
 
 
 def _spec_model(variant: Variant) -> type[VariantSpec]:
-    defaults = {field.name: _default(field) for field in fields(variant.layer)}
     layer: Any = Literal[variant.name]
-    settable: Any = {
-        name: (annotation, defaults[name])
-        for name, annotation in settable_fields(variant.layer).items()
-    }
+    settable = record_fields(variant.layer, _NOT_SETTABLE)
     return create_model(
         variant.layer.__name__, __base__=VariantSpec, layer=(layer, ...), **settable
     )
-
-
-def _is_plain(annotation: Any) -> bool:
-    """Whether values of a type can stand in a configuration file."""
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return True
-    if origin in (Union, UnionType, tuple, list, Sequence):
-        return all(_is_plain(part) for part in typing.get_args(annotation) if part is not ...)
-    return annotation in (bool, int, float, str, NoneType)
 
 
 register(

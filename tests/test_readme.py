@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from normlab.data.sources import LOADERS
+from normlab.models import MODELS
 from normlab.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -17,15 +19,27 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_snippets_run_one_after_the_other():
+def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     try:
         for block in blocks("python"):
             exec(compile(block, "README.md", "exec"), names)
     finally:
         VARIANTS.pop("centred", None)
+        MODELS.pop("tabular", None)
+        LOADERS.pop("wine", None)
     assert names["logits"].shape == (64, 10)
     assert set(names["batch_stats"]) == {"BatchNorm_0"}
+    # The default seeds of each arm, with two trials before.
+    assert len(names["results"].runs) == 5 * (2 + 5)
+    assert names["results"].runs["test_accuracy"].max() > 0.9
+    assert (tmp_path / "runs/wine/report.html").is_file()
+
+
+def test_a_users_own_model_and_data_take_less_than_thirty_lines():
+    (example,) = [block for block in blocks("python") if "register_model" in block]
+    assert len([line for line in example.splitlines() if line.strip()]) < 30
 
 
 def test_the_study_shown_is_the_quickstart():

@@ -188,7 +188,7 @@ def script(peer: str, most: int | None, path: Path) -> None:
         if final:
             jax.device_get(evaluate(state, *test))
 
-    grid = study.tune.grid["optimizer.learning_rate"]
+    grid = study.tune.space["optimizer.learning_rate"]
     planned = [(seed, rate, False) for rate in grid for seed in range(study.tune.seeds)]
     planned += [(seed, grid[len(grid) // 2], True) for seed in range(study.seeds)]
     # What is compiled once, for the process or for the variant, is compiled in the first run, which

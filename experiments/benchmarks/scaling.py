@@ -17,6 +17,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,13 +59,19 @@ class Sizes(NamedTuple):
 def runs(case: Sizes) -> Callable[[], dict[int, float]]:
     from normlab.compare.environment import environment
     from normlab.compare.grid import final_runs
-    from normlab.compare.run import Workbench
+    from normlab.compare.workbench import Group, Workbench
     from normlab.config import load_study
 
     study = load_study(QUICKSTART, [f"seeds={max(case.sizes)}"])
-    planned = final_runs(study, "batch", {"optimizer.learning_rate": 0.1})
+    (batch,) = [arm for arm in study.arms() if arm.variant == "batch"]
+    planned = final_runs(study, batch, {"optimizer.learning_rate": 0.1})
     bench = Workbench(environment(""))
-    works = {n: lambda n=n: list(bench.execute_all(planned[:n])) for n in case.sizes}
+
+    def train(n: int) -> None:  # as many at a time as there are cores, as a study does
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(bench.execute, [Group((run,), 1) for run in planned[:n]]))
+
+    works = {n: partial(train, n) for n in case.sizes}
     return lambda: {n: _timed(work) for n, work in works.items()}
 
 

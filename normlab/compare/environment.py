@@ -17,15 +17,20 @@ def environment(command: str) -> dict[str, Any]:
     Args:
         command: The command line that the study was started with.
     """
-    device = jax.devices()[0]
     return {
         "command": command,
         "packages": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} CPU cores",
+        "device": describe_device(),
         "git_revision": _git_revision(),
     }
+
+
+def describe_device() -> str:
+    """Says what this process computes on."""
+    device = jax.devices()[0]
+    return f"{device.platform}: {device.device_kind}, {os.cpu_count()} CPU cores"
 
 
 def _git_revision() -> str | None:

@@ -1,17 +1,20 @@
 """What to run: the runs of a study, each with all that determines it."""
 
-import functools
 import hashlib
-import inspect
-import itertools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from ..variants import VARIANTS
-from .paths import with_values
+from pydantic import ValidationError
+
+from ..models import MODELS
+from ..variants import OVERRIDABLE, VARIANTS
+from . import fingerprint
+from .arm import Arm
+from .paths import value_at, with_values
+from .search import values_beyond
 from .study import PARTS, Study
 
 # Tuning must not see the seeds that are reported, however many those are.
@@ -23,36 +26,36 @@ class Run:
     """One training run of a study.
 
     Attributes:
-        study: The study with the tuned values of this run in their places; those that its arm
-            overrides are put there as well.
+        study: The study as the arm sees it, with the tuned values of this run in their places.
         phase: `"tune"` or `"final"`.
-        variant: The arm.
+        arm: The arm.
         seed: Decides initial weights and order of examples.
         values: The tuned values, by dotted path.
     """
 
     study: Study
     phase: Literal["tune", "final"]
-    variant: str
+    arm: Arm
     seed: int
     values: dict[str, Any]
 
-    def __post_init__(self):
-        # Whoever makes a run gets that of the arm, so that no caller can leave the overrides out.
-        object.__setattr__(self, "study", self.study.for_arm(self.variant))
-
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
-        """All that determines the result of this run.
+        """All that determines the result of this run, however the study came to ask for it.
 
         Args:
             versions: Versions of packages, device and data that the result depends on as well.
         """
         parts = self.study.model_dump(mode="json", include={*PARTS})
-        spec = self.study.variants[self.variant]
+        del parts["data"]["folder"]  # The fingerprint of the data says what was found there.
+        spec = self.study.variants[self.arm.variant]
+        # What the variant overrides stands in the parts.
+        layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
+        model = MODELS[self.study.model.name]
+        user_code = VARIANTS[spec.layer].layer, getattr(model, "module", model)
         return {
             **parts,
-            "variant": {"name": self.variant, **spec.model_dump(mode="json")},
-            "code": [_fingerprint_of_normlab(), _fingerprint_of_user_code(spec.layer)],
+            "variant": {"name": self.arm.variant, **layer},
+            "code": [fingerprint.of_normlab(), *map(fingerprint.of_user_code, user_code)],
             "values": self.values,
             "phase": self.phase,
             "seed": self.seed,
@@ -64,55 +67,70 @@ def identifier(run: Run, identity: dict[str, Any]) -> str:
     """Names a run: readable, and different for whatever differs in its identity."""
     canonical = json.dumps(identity, sort_keys=True).encode()
     digest = hashlib.sha256(canonical).hexdigest()[:12]
-    return f"{run.phase}-{_word(run.variant)}-{run.seed}-{digest}"
+    return f"{run.phase}-{_word(run.arm.variant)}-{run.seed}-{digest}"
 
 
-def tuning_runs(study: Study, variant: str) -> list[Run]:
-    """The tuning runs of an arm: every point of the grid with every seed."""
-    if study.tune is None or not study.tune.grid:
-        return []
-    grid = study.tune.grid
+def single_run(study: Study, arm: Arm, seed: int) -> Run:
+    """A reported run of an arm with the study's own values."""
+    return make_run(study, "final", arm, seed, {})
+
+
+def tuning_runs(study: Study, arm: Arm) -> list[Run]:
+    """The tuning runs of an arm: every point of the search with every seed."""
     return [
-        _run(study, "tune", variant, FIRST_TUNING_SEED + seed, dict(zip(grid, point, strict=True)))
-        for point in itertools.product(*grid.values())
-        for seed in range(study.tune.seeds)
+        make_run(study, "tune", arm, FIRST_TUNING_SEED + seed, values)
+        for values in (study.tune.points() if study.tune else [])
+        for seed in range(study.tune.seeds if study.tune else 0)
     ]
 
 
-def final_runs(study: Study, variant: str, values: dict[str, Any]) -> list[Run]:
-    """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
-    return [_run(study, "final", variant, seed, values) for seed in range(study.seeds)]
+def extended(study: Study, best: Sequence[Mapping[str, Any]]) -> Study | None:
+    """Returns a study whose grid goes on where the best value of some arm lies at its edge.
 
+    Args:
+        study: The study, or what this function made of it before.
+        best: The best values of each arm, by dotted path.
 
-def _run(
-    study: Study,
-    phase: Literal["tune", "final"],
-    variant: str,
-    seed: int,
-    values: dict[str, Any],
-) -> Run:
-    changed = type(study).model_validate(with_values(study.model_dump(), values))
-    return Run(changed, phase, variant, seed, values)
-
-
-@functools.cache
-def _fingerprint_of_normlab() -> str:
-    """Hashes the source that results depend on, which changes more often than the version."""
-    package = Path(__file__).parents[1]
-    parts = ("functional", "linen", "models", "data", "train")
-    files = [
-        package / "variants.py",
-        *(f for part in parts for f in (package / part).rglob("*.py")),
-    ]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
-
-
-def _fingerprint_of_user_code(layer: str) -> str | None:
-    """Hashes the source of a layer that is not normlab's own, which no version number covers."""
-    module = inspect.getmodule(VARIANTS[layer].layer)
-    if module is None or module.__name__.split(".")[0] == __name__.split(".")[0]:
+    Returns:
+        The study with further values for all arms; None where there are none, or none that the
+        study allows, as a momentum of 1.
+    """
+    if study.tune is None or study.tune.trials is not None:
         return None
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+    wider: dict[str, Any] = {}
+    for path, grid in study.tune.space.items():
+        if isinstance(grid, tuple):
+            beyond = values_beyond(grid, [values[path] for values in best])
+            if allowed := [value for value in beyond if _is_allowed(study, path, value)]:
+                wider[path] = (*grid, *allowed)
+    if not wider:
+        return None
+    tune = type(study.tune).model_validate(study.tune.model_dump() | wider)
+    return study.model_copy(update={"tune": tune})
+
+
+def _is_allowed(study: Study, path: str, value: float) -> bool:
+    try:
+        for arm in study.arms():
+            type(study).model_validate(with_values(study.with_arm(arm), {path: value}))
+    except ValidationError:
+        return False
+    return True
+
+
+def final_runs(study: Study, arm: Arm, values: dict[str, Any]) -> list[Run]:
+    """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
+    return [make_run(study, "final", arm, seed, values) for seed in range(study.seeds)]
+
+
+def make_run(
+    study: Study, phase: Literal["tune", "final"], arm: Arm, seed: int, values: dict[str, Any]
+) -> Run:
+    """Puts the values of an arm and of one of its runs in their places."""
+    changed = type(study).model_validate(with_values(study.with_arm(arm), values))
+    # As the study understands them: a rate of 1 and one of 1.0 are the same run.
+    dumped = changed.model_dump(mode="json")
+    return Run(changed, phase, arm, seed, {path: value_at(dumped, path) for path in values})
 
 
 def _word(name: str) -> str:

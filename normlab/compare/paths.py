@@ -15,6 +15,13 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def value_at(nested: Mapping[str, Any], path: str) -> Any:
+    """Returns the value of a nested record at a dotted path."""
+    for key in path.split("."):
+        nested = nested[key]
+    return nested
+
+
 def with_values(nested: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of a nested record with the values at the dotted paths replaced."""
     copy = dict(nested)

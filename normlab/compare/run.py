@@ -1,157 +1,60 @@
-"""Running a study: tuning each arm, repeating its best values, leaving each result in the store."""
+"""Running a study: what is to be run, what is there, what others are at, and what comes of it."""
 
-import hashlib
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-import jax
+from filelock import FileLock
 
-from ..data import Dataset, DataSpec, load
-from ..train import EpochMetrics, Outcome, Placed, Trainer, place
-from .grid import Run, final_runs, identifier, tuning_runs
+from .arm import Arm
+from .executors.interface import Executor
+from .executors.start import start_executor
+from .grid import Run, extended, final_runs, tuning_runs
 from .statistics import best_values
-from .store import Curve, Evaluation, NoStudyError, Result, Store
+from .store import Failure, NoStudyError, Result, Store
 from .study import Study, StudyError
+from .workbench import Group, Workbench, label
 
-# Tracing holds Python's lock and compiling does not, so that two at a time keep two cores busy.
-COMPILING_THREADS = 2
+# Seconds between two looks at what another process is at.
+PATIENCE = 0.2
 
-# A step that takes less, in seconds, keeps one core busy. Then as many runs as there are cores go
-# at a time; what each comes to does not depend on it.
-SHORT_STEP = 0.002
-
-
-class _StoppedError(Exception):
-    """A run was given up because the study stops."""
+Advance = Callable[[str, int, int], None]
 
 
-class Workbench:
-    """Data sets and compiled programs, each made once and kept for all runs that share it.
+@dataclass(frozen=True)
+class Ending:
+    """What a call of `run_study` came to.
 
-    Args:
-        environment: Versions and device, part of the identity of every run.
+    Attributes:
+        done: Runs of the study that have a result.
+        planned: Runs of the study.
+        here: Runs that this call made.
+        failures: Runs that failed in this call.
     """
 
-    def __init__(self, environment: dict[str, Any]):
-        self._versions = {key: environment[key] for key in ("packages", "device")}
-        self._git_revision = environment["git_revision"]
-        self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
-        self._trainers: dict[Any, Trainer] = {}
-        self._seconds_of_step: float | None = None
-
-    def identify(self, run: Run) -> tuple[str, dict[str, Any]]:
-        """Returns the name of a run and all that determines its result."""
-        *_, fingerprint = self._dataset(run.study.data)
-        identity = run.identity({**self._versions, "data_fingerprint": fingerprint})
-        return identifier(run, identity), identity
-
-    def trace(self, runs: list[Run]) -> list[Trainer]:
-        """Returns the trainers of some runs, each once, with their programs traced."""
-        distinct = {self._program(run): run for run in runs}
-        return [self._trainer(run) for run in distinct.values()]
-
-    def execute_all(self, runs: Iterable[Run]) -> Iterator[Result]:
-        """Trains some runs of one arm, and returns each result as soon as it is there."""
-        left = list(runs)
-        self.trace(left)  # Here and not by two threads at a time.
-        if left and self._seconds_of_step is None:
-            first = self.execute(left.pop(0))
-            steps = first.steps_per_epoch * len(first.curve.train_loss)
-            self._seconds_of_step = first.seconds / steps
-            yield first
-        idle = jax.default_backend() == "cpu" and (self._seconds_of_step or 0) < SHORT_STEP
-        stopping = threading.Event()
-
-        def give_up(*_: Any) -> None:
-            if stopping.is_set():
-                raise _StoppedError
-
-        with ThreadPoolExecutor((os.cpu_count() or 1) if idle else 1) as pool:
-            futures = [pool.submit(self.execute, run, give_up) for run in left]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:
-                stopping.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def execute(
-        self, run: Run, after_epoch: Callable[[int, EpochMetrics], None] | None = None
-    ) -> Result:
-        """Trains one run and returns its result."""
-        trainer = self._trainer(run)
-        values = run.study.optimizer.traced()
-        outcome = trainer.run(run.seed, values, test=run.phase == "final", after_epoch=after_epoch)
-        return self._result(run, trainer, outcome)
-
-    def _result(self, run: Run, trainer: Trainer, outcome: Outcome) -> Result:
-        name, identity = self.identify(run)
-        epochs = [asdict(epoch) for epoch in outcome.epochs]
-        test = None
-        if outcome.test_loss is not None:
-            test = Evaluation(loss=outcome.test_loss, accuracy=outcome.test_accuracy)
-        return Result(
-            id=name,
-            phase=run.phase,
-            variant=run.variant,
-            seed=run.seed,
-            values=dict(run.values),
-            status="diverged" if outcome.diverged else "finished",
-            steps_per_epoch=trainer.steps_per_epoch,
-            curve=Curve(**{key: [epoch[key] for epoch in epochs] for key in Curve.model_fields}),
-            test=test,
-            seconds=outcome.seconds,
-            git_revision=self._git_revision,
-            identity=identity,
-        )
-
-    def _program(self, run: Run) -> Any:
-        """What runs must share to share compiled programs."""
-        study = run.study
-        arm = study.variants[run.variant].model_dump_json(exclude_unset=True)
-        return (study.data, study.model, study.optimizer.untraced(), study.train, arm)
-
-    def _trainer(self, run: Run) -> Trainer:
-        program = self._program(run)
-        if program not in self._trainers:
-            study = run.study
-            placed, dataset, _ = self._dataset(study.data)
-            norm = study.variants[run.variant].constructor()
-            model = study.model.build(norm, dataset.classes, study.train.precision)
-            try:
-                self._trainers[program] = Trainer(
-                    model, placed, study.optimizer, study.train, study.data.batch_size
-                )
-            except ValueError as error:  # a layer that does not fit the model or the batch
-                raise StudyError(f"variants.{run.variant}: {error}") from error
-        return self._trainers[program]
-
-    def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
-        if spec not in self._data:
-            dataset = load(spec)
-            placed = place(dataset, spec.batch_size)
-            self._data[spec] = placed, dataset, _fingerprint(dataset)
-        return self._data[spec]
+    done: int
+    planned: int
+    here: int
+    failures: tuple[Failure, ...]
 
 
-def run_study(
-    study: Study,
-    store: Store,
-    environment: dict[str, Any],
-    advance: Callable[[str, int], None],
-) -> None:
+def run_study(study: Study, store: Store, environment: dict[str, Any], advance: Advance) -> Ending:
     """Runs what is not in the store yet: for each arm the tuning, then the reported runs.
+
+    A run that fails is recorded and the others go on; the next call tries it again. An arm is
+    repeated once all of its tuning is there, since a search with gaps would not be a fair one.
+    Several processes may run one study in one folder: each makes runs that no other is at, and
+    waits for the others' where it needs them.
 
     Args:
         study: What to compare.
         store: Takes each result as soon as it is there, so that a study can be stopped at any time
             and goes on where it stood.
         environment: Versions and device; runs made under others are not taken over.
-        advance: Called with what is going on and how many more runs are done.
+        advance: Called with what is going on, how many runs are done, and of how many.
 
     Raises:
         StudyError: If the folder is another study's, or a layer does not fit model or batch.
@@ -159,50 +62,158 @@ def run_study(
     """
     _refuse_another_study(store, study)
     bench = Workbench(environment)
-    finished = {result.id: result for result in store.results()}
-    advance("reading data", 0)
+    arms = study.arms()
+    advance("reading data", 0, 0)
+    tuning = {arm.title: tuning_runs(study, arm) for arm in arms}
+    every = [run for runs in tuning.values() for run in runs]
+    work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
+    plan = {bench.identify(run)[0]: label(run) for run in every}
 
-    def missing(runs: list[Run]) -> list[Run]:
-        return [run for run in runs if bench.identify(run)[0] not in finished]
+    def tuned(arm: Arm) -> bool:
+        return not work.missing(tuning[arm.title])
 
-    def complete(runs: list[Run], what: str) -> None:
-        absent = missing(runs)
-        advance(what, len(runs) - len(absent))
-        for result in bench.execute_all(absent):
-            finished[result.id] = result
-            store.write(result)
-            advance(what, 1)
+    def best(arm: Arm) -> dict[str, Any]:
+        """The best values of an arm whose tuning is done."""
+        names = [(bench.identify(run)[0], label(run)) for run in tuning[arm.title]]
+        return best_values([work.finished[it].labelled(where) for it, where in names], arm.name)
 
-    tuning = {variant: tuning_runs(study, variant) for variant in study.variants}
-    plan = [bench.identify(run)[0] for runs in tuning.values() for run in runs]
+    def chosen() -> list[Run]:
+        """The reported runs of all arms whose tuning is done."""
+        return [run for arm in arms if tuned(arm) for run in final_runs(study, arm, best(arm))]
 
-    def chosen(variant: str) -> list[Run]:
-        """The reported runs of an arm whose tuning is done."""
-        tuned = [finished[bench.identify(run)[0]] for run in tuning[variant]]
-        return final_runs(study, variant, best_values(tuned, variant))
+    def plan_further(runs: Sequence[Run]) -> None:
+        plan.update({bench.identify(run)[0]: label(run) for run in runs})
+        store.write_plan(plan)
 
-    advance("tracing", 0)
-    pending = {variant: missing(runs) for variant, runs in tuning.items()}
-    trainers = bench.trace(
-        [run for v, runs in pending.items() for run in runs or missing(chosen(v))]
-    )
-    # Not before every program is traced: a study that cannot run leaves the folder as it was.
-    store.write_config(study.model_dump(mode="json"))
-    store.write_environment(environment)
-    store.write_plan(plan)
-    compiling = ThreadPoolExecutor(COMPILING_THREADS)
-    try:
-        # The first arm trains while those that follow it compile.
-        for trainer in trainers:
-            compiling.submit(trainer.compile)
-        for variant, runs in tuning.items():
-            complete(runs, f"tuning {variant}")
-            final = chosen(variant)
-            plan += [bench.identify(run)[0] for run in final]
-            store.write_plan(plan)
-            complete(final, f"repeating {variant}")
-    finally:
-        compiling.shutdown(wait=False, cancel_futures=True)
+    advance("tracing", *work.counts())
+    # An arm whose tuning is done needs its program as well, if it has reported runs to make.
+    groups = work.groups(every, chosen())
+    with closing(start_executor(study, bench, environment, store)) as where:
+        where.prepare(groups)
+        # Not before every program is traced: a study that cannot run leaves the folder as it was.
+        store.write_config(study.model_dump(mode="json"))
+        store.write_environment(environment)
+        plan_further([] if study.tune and study.tune.extend else chosen())
+        work.complete(every, where)
+        searched = study
+        for _ in range(study.tune.extend if study.tune else 0):
+            searched = extended(searched, [best(arm) for arm in arms if tuned(arm)])
+            if searched is None:
+                break
+            further = []
+            for arm in arms:
+                added = [
+                    run for run in tuning_runs(searched, arm) if bench.identify(run)[0] not in plan
+                ]
+                tuning[arm.title] += added
+                further += added
+            work.planned += len(further)
+            plan_further(further)
+            work.complete(further, where)
+        final = chosen()
+        plan_further(final)
+        work.complete(final, where)
+    return Ending(*work.counts(), work.here, tuple(work.failed.values()))
+
+
+class _Work:
+    """What this process does of a study: what it knows to be finished, failed, or others' now."""
+
+    def __init__(
+        self, study: Study, store: Store, bench: Workbench, advance: Advance, planned: int
+    ):
+        self.finished: dict[str, Result] = {result.id: result for result in store.results()}
+        self.failed: dict[str, Failure] = {}
+        self.here = 0
+        self.planned = planned
+        self._counted: set[str] = set()
+        self._width = study.executor.width
+        self._store = store
+        self._bench = bench
+        self._advance = advance
+
+    def counts(self) -> tuple[int, int]:
+        """How many runs of the study are done, as far as they were asked for, and of how many."""
+        return len(self._counted), self.planned
+
+    def missing(self, runs: Sequence[Run]) -> list[Run]:
+        """Returns the runs that have no result yet."""
+        return [run for run in runs if self._name(run) not in self.finished]
+
+    def groups(self, *phases: Sequence[Run]) -> list[Group]:
+        """Returns the groups of some phases that lack a result."""
+        groups = [group for runs in phases for group in self._bench.groups(runs, self._width)]
+        return [group for group in groups if self.missing(group.runs)]
+
+    def complete(self, runs: Sequence[Run], where: Executor) -> None:
+        """Makes the runs of one phase, or waits for them where another process is at them."""
+        self._count(runs)
+        waiting = self.groups(runs)
+        active: dict[Future[list[Result | Failure]], tuple[Group, list[FileLock]]] = {}
+        try:
+            while waiting or active:
+                while len(active) < where.slots and (claimed := self._claim_one_of(waiting)):
+                    group, _ = claimed
+                    self._advance(_words(group.runs[0]), *self.counts())
+                    active[where.submit(group)] = claimed
+                if not active:
+                    time.sleep(PATIENCE if waiting else 0)
+                    continue
+                done, _ = wait(active, PATIENCE if waiting else None, FIRST_COMPLETED)
+                for future in done:
+                    group, claims = active[future]
+                    self._take(future.result())
+                    del active[future]
+                    for claim in claims:
+                        claim.release()
+                    self._count(group.runs)
+        finally:
+            for _, claims in active.values():
+                for claim in claims:
+                    claim.release()
+
+    def _claim_one_of(self, waiting: list[Group]) -> tuple[Group, list[FileLock]] | None:
+        """Claims a group for this process, and strikes off those that others have finished."""
+        for group in list(waiting):
+            # A claim lasts until the result is there, so that what was claimed has none or is done.
+            claims = self._store.claim(self._name(run) for run in self.missing(group.runs))
+            if claims is None:
+                continue
+            waiting.remove(group)
+            for run in self.missing(group.runs):
+                if result := self._store.result(self._name(run)):
+                    self.finished[result.id] = result
+            if self.missing(group.runs):
+                return group, claims
+            for claim in claims:
+                claim.release()
+            self._count(group.runs)
+        return None
+
+    def _take(self, results: Sequence[Result | Failure]) -> None:
+        for result in results:
+            if result.id in self.finished:  # It filled a place beside one that was missing.
+                continue
+            if isinstance(result, Failure):
+                self.failed[result.id] = result
+                self._store.write_failure(result)
+            else:
+                self.finished[result.id] = result
+                self._store.write(result)
+                self.here += 1
+
+    def _count(self, runs: Sequence[Run]) -> None:
+        done = {self._name(run) for run in runs if self._name(run) in self.finished}
+        if not done <= self._counted:
+            self._counted |= done
+            self._advance(_words(runs[0]), *self.counts())
+
+    def _name(self, run: Run) -> str:
+        return self._bench.identify(run)[0]
+
+
+def _words(run: Run) -> str:
+    return f"{'tuning' if run.phase == 'tune' else 'repeating'} {run.arm.title}"
 
 
 def _refuse_another_study(store: Store, study: Study) -> None:
@@ -214,12 +225,3 @@ def _refuse_another_study(store: Store, study: Study) -> None:
         raise StudyError(
             f"{store.folder} holds the study {there!r}, not {study.study!r}; give another folder."
         )
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Hashes all of a data set that a run depends on."""
-    content = hashlib.blake2b(digest_size=16)
-    names = ("images", "labels", "train", "validation", "test", "mean", "deviation")
-    for array in (getattr(dataset, name) for name in names):
-        content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return content.hexdigest()

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
@@ -75,8 +75,10 @@ class Trial:
     diverged: int
 
 
-def trials(results: Iterable[Result], variant: str) -> list[Trial]:
-    """All points of the search space that a variant was tuned on, best first.
+def trials(results: Iterable[Result], arm: str) -> list[Trial]:
+    """All points of the search space that an arm was tuned on, best first.
+
+    Of several tasks, the means go over all of them.
 
     Best is the highest mean validation accuracy after the last epoch, then the lowest mean
     validation loss, then the smallest values.
@@ -86,7 +88,7 @@ def trials(results: Iterable[Result], variant: str) -> list[Trial]:
     """
     points: dict[str, list[Result]] = {}
     for result in results:
-        if result.phase == "tune" and result.variant == variant:
+        if result.phase == "tune" and result.arm == arm:
             points.setdefault(json.dumps(result.values, sort_keys=True), []).append(result)
     tried = [
         Trial(
@@ -100,47 +102,65 @@ def trials(results: Iterable[Result], variant: str) -> list[Trial]:
     return sorted(tried, key=lambda it: (-it.accuracy.mean, it.loss, _order(it.values)))
 
 
-def best_values(results: Iterable[Result], variant: str) -> dict[str, Any]:
-    """The tuned values with which a variant's final runs are made; empty without tuning runs.
+def best_values(results: Iterable[Result], arm: str) -> dict[str, Any]:
+    """The tuned values with which an arm's final runs are made; empty without tuning runs.
 
-    See `trials` for what is best and what is an error.
+    The results are those of one task, for which the arm is tuned by itself. See
+    `trials` for what is best and what is an error.
     """
-    tried = trials(results, variant)
+    tried = trials(results, arm)
     return tried[0].values if tried else {}
 
 
-def final_runs(results: Sequence[Result], variant: str) -> list[Result]:
-    """The final runs of a variant, by seed.
+def final_runs(results: Sequence[Result], arm: str) -> list[Result]:
+    """The final runs of an arm, by task and seed.
 
     A study that is run again with a wider search space leaves final runs behind whose values no
     longer win: where values differ, those that win now count.
 
     Raises:
-        StoreError: Two runs have the same values and seed.
+        StoreError: Two runs have the same task, values and seed.
     """
-    runs = [it for it in results if it.variant == variant and it.phase == "final"]
-    if any(run.values != runs[0].values for run in runs):
-        best = best_values(results, variant)
-        runs = [run for run in runs if run.values == best]
-    return _by_seed(runs)
+    counted: list[Result] = []
+    for task in dict.fromkeys(it.task for it in results):
+        of_task = [it for it in results if it.task == task]
+        runs = [it for it in of_task if it.arm == arm and it.phase == "final"]
+        if any(run.values != runs[0].values for run in runs):
+            best = best_values(of_task, arm)
+            runs = [run for run in runs if run.values == best]
+        counted += runs
+    return _by_seed(counted)
 
 
-def paired_differences(runs: Iterable[Result], others: Iterable[Result]) -> dict[int, float]:
+def accuracies_on_test(runs: Sequence[Result]) -> dict[int, float]:
+    """Seed -> accuracy on the test split; of several tasks their mean, where all of them are."""
+    return _by_seed_over_tasks(runs, _test_accuracy)
+
+
+def paired_differences(runs: Sequence[Result], others: Sequence[Result]) -> dict[int, float]:
     """Seed -> accuracy on the test split minus the others', for the seeds that both have."""
-    accuracies = {run.seed: _test_accuracy(run) for run in others}
+    theirs = accuracies_on_test(others)
     return {
-        run.seed: _test_accuracy(run) - accuracies[run.seed]
-        for run in runs
-        if run.seed in accuracies
+        seed: it - theirs[seed] for seed, it in accuracies_on_test(runs).items() if seed in theirs
     }
+
+
+def _by_seed_over_tasks(
+    runs: Sequence[Result], metric: Callable[[Result], float]
+) -> dict[int, float]:
+    tasks = len({run.task for run in runs})
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(metric(run))
+    return {seed: fmean(it) for seed, it in by_seed.items() if len(it) == tasks}
 
 
 @dataclass(frozen=True)
 class VariantSummary:
-    """What the runs of one variant say.
+    """What the runs of one arm say, over all tasks.
 
     Attributes:
-        name: The variant's name in the study.
+        name: The arm's name in the study.
         seeds: Number of final runs, diverged ones included.
         diverged: How many of these diverged.
         accuracy: Accuracy on the test split, 0 for a diverged run; None without final runs.
@@ -151,7 +171,8 @@ class VariantSummary:
             reaches the target, median over seeds. A run that diverges or never reaches the target
             counts as infinite. None without final runs or target.
         reached: How many final runs reached the target.
-        values: Tuned values of the final runs; before these exist, the best so far.
+        values: Tuned values of the final runs, as far as they are the same on every task; before
+            these exist, the best so far.
         at_edge: Dotted paths whose value is the smallest or largest that was tried.
         seconds: Mean wall time of the final runs that finished; None without any.
     """
@@ -174,8 +195,9 @@ class Summary:
     """What a study says so far.
 
     Attributes:
-        variants: One summary a variant, in the order of the study.
+        variants: One summary an arm, in the order of the study.
         baseline: The variant that the others are compared with.
+        baselines: Name of each arm -> that of the arm that it is compared with.
         target_accuracy: Validation accuracy that `steps_to_target` waits for; None without one.
         target_given: Whether the study set the target. Otherwise it is 95% of the mean validation
             accuracy that the best variant ends with.
@@ -187,6 +209,7 @@ class Summary:
 
     variants: tuple[VariantSummary, ...]
     baseline: str
+    baselines: dict[str, str]
     target_accuracy: float | None
     target_given: bool
     best: str | None
@@ -199,34 +222,38 @@ class Summary:
 
 def summarize(
     results: Sequence[Result],
-    variants: Sequence[str],
+    arms: Sequence[str],
     baseline: str,
     target_accuracy: float | None = None,
+    baselines: Mapping[str, str] | None = None,
 ) -> Summary:
     """Summarizes the results of a study, be it finished or under way.
 
     Args:
-        results: Tuning and final runs; those of other variants are left out.
-        variants: Names in the order of the study.
+        results: Tuning and final runs; those of other arms are left out.
+        arms: Names in the order of the study.
         baseline: Name of the variant that the others are compared with.
         target_accuracy: See `Summary.target_accuracy`.
+        baselines: See `Summary.baselines`; by default each arm is compared with `baseline`.
 
     Returns:
-        The summary of all variants, those without runs included.
+        The summary of all arms, those without runs included.
 
     Raises:
-        ValueError: The baseline is no variant.
-        StoreError: Two runs have the same variant, values and seed.
+        ValueError: The baseline of an arm is no arm.
+        StoreError: Two runs have the same arm, task, values and seed.
     """
-    if baseline not in variants:
-        raise ValueError(f"baseline {baseline!r} is none of the variants {', '.join(variants)}")
-    final = {name: final_runs(results, name) for name in variants}
+    baselines = dict(baselines or dict.fromkeys(arms, baseline))
+    unknown = [it for it in baselines.values() if it not in arms]
+    if unknown:
+        raise ValueError(f"baseline {unknown[0]!r} is none of the arms {', '.join(arms)}")
+    final = {name: final_runs(results, name) for name in arms}
     given = target_accuracy is not None
     if not given:
         ends = [fmean(_validation_accuracy(run) for run in runs) for runs in final.values() if runs]
         target_accuracy = 0.95 * max(ends, default=0.0) or None
     best = min(
-        (name for name in variants if not all(run.diverged for run in final[name])),
+        (name for name in arms if not all(run.diverged for run in final[name])),
         key=lambda it: (-fmean(map(_test_accuracy, final[it])), fmean(map(_test_loss, final[it]))),
         default=None,
     )
@@ -239,13 +266,13 @@ def summarize(
         _summarize_variant(
             name,
             final[name],
-            final[baseline] if name != baseline else [],
+            final[baselines[name]] if name != baselines[name] else [],
             trials(results, name),
             target_accuracy,
         )
-        for name in variants
+        for name in arms
     )
-    return Summary(summaries, baseline, target_accuracy, given, best, leads)
+    return Summary(summaries, baseline, baselines, target_accuracy, given, best, leads)
 
 
 def _summarize_variant(
@@ -257,13 +284,13 @@ def _summarize_variant(
 ) -> VariantSummary:
     steps = [math.inf if target is None else _steps_to(run, target) for run in final]
     seconds = [run.seconds for run in final if not run.diverged]
-    values = dict(final[0].values) if final else tried[0].values if tried else {}
+    values = _common([run.values for run in final] or [it.values for it in tried[:1]])
     return VariantSummary(
         name=name,
         seeds=len(final),
         diverged=sum(run.diverged for run in final),
-        accuracy=estimate([_test_accuracy(run) for run in final]) if final else None,
-        loss=estimate([_test_loss(run) for run in final]) if final else None,
+        accuracy=_estimate_over_seeds(final, _test_accuracy),
+        loss=_estimate_over_seeds(final, _test_loss),
         difference=_paired(final, baseline),
         steps_to_target=median(steps) if steps and target is not None else None,
         reached=sum(math.isfinite(it) for it in steps),
@@ -277,18 +304,31 @@ def _summarize_variant(
     )
 
 
+def _estimate_over_seeds(
+    runs: Sequence[Result], metric: Callable[[Result], float]
+) -> Estimate | None:
+    samples = list(_by_seed_over_tasks(runs, metric).values())
+    return estimate(samples) if samples else None
+
+
+def _common(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of some records have alike."""
+    first = values[0] if values else {}
+    return {key: it for key, it in first.items() if all(key in o and o[key] == it for o in values)}
+
+
 def _by_seed(runs: Sequence[Result]) -> list[Result]:
-    for seed, count in Counter(run.seed for run in runs).items():
+    for (_, seed), count in Counter((run.task, run.seed) for run in runs).items():
         if count > 1:
             raise StoreError(
-                f"variant {runs[0].variant!r} has {count} {runs[0].phase} runs with seed {seed} "
+                f"{runs[0].arm!r} has {count} {runs[0].phase} runs with seed {seed} "
                 f"and {runs[0].values}, so they come from different configurations. Give each "
                 "configuration a folder of its own, or delete the folder `runs` and run again."
             )
-    return sorted(runs, key=lambda run: run.seed)
+    return sorted(runs, key=lambda run: (run.task, run.seed))
 
 
-def _paired(runs: Iterable[Result], others: Iterable[Result]) -> Estimate | None:
+def _paired(runs: Sequence[Result], others: Sequence[Result]) -> Estimate | None:
     differences = paired_differences(runs, others)
     return estimate(list(differences.values())) if differences else None
 

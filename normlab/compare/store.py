@@ -1,13 +1,14 @@
-"""The folder of a study: its configuration, its environment and one file for each run."""
+"""The folder of a study: its configuration, its environment and the files of each run."""
 
 import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -71,20 +72,56 @@ class Evaluation(_Record):
     accuracy: Metric
 
 
-class Result(_Record):
+class Label(_Record):
+    """Where a run stands in a study; a run may stand elsewhere in a study that has changed since.
+
+    Attributes:
+        arm: The arm's name: the variant, and its levels if the study has factors.
+        levels: Dotted path -> value of each factor.
+        task: The task's name; empty in a study without tasks.
+    """
+
+    arm: str
+    levels: dict[str, JsonValue] = Field(default_factory=dict)
+    task: str = ""
+
+
+class Failure(Label):
+    """One run that came to no end, since something raised an error or its process died.
+
+    Attributes:
+        id: Name of the run in its study, also of its file.
+        phase: As of a result.
+        seed: Likewise.
+        values: Likewise.
+        message: What went wrong.
+    """
+
+    id: str = Field(pattern=r"^\w[\w.-]*$")
+    phase: Literal["tune", "final"]
+    seed: int
+    values: dict[str, JsonValue]
+    message: str
+
+
+class Result(Label):
     """One run that came to its end, be it finished or diverged.
 
     Attributes:
         id: Name of the run in its study, also of its file.
         phase: "tune" for a run that helps choose the tuned values, "final" for a reported one.
         variant: The variant's name in the study.
-        seed: Runs of one phase with the same seed are paired across variants.
+        arm: The arm's name in the study.
+        levels: Dotted path -> value of each factor.
+        task: The task's name; empty in a study without tasks.
+        seed: Runs of one phase with the same seed are paired across arms.
         values: Dotted path in the configuration -> tuned value of this run.
         status: "diverged" when the run was stopped because its loss was no longer finite.
         steps_per_epoch: Optimizer steps in one epoch.
         curve: Metrics by epoch.
         test: Metrics on the test split, for final runs that finished.
-        seconds: Wall time of the run without compilation.
+        seconds: Wall time of the run without compilation; of runs that were trained at a time, of
+            all of them.
         git_revision: Commit of the working folder that the run was started in.
         identity: All that determined the run.
     """
@@ -110,6 +147,10 @@ class Result(_Record):
             raise ValueError("a finished run needs at least one epoch in its curve")
         return self
 
+    def labelled(self, label: Label) -> "Result":
+        """Returns the same result as that of the run that stands at this place of a study."""
+        return self.model_copy(update=dict(label))
+
     @property
     def diverged(self) -> bool:
         """Whether the run was stopped because its loss was no longer finite."""
@@ -129,10 +170,90 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._runs = self.folder / "runs"
+        self._failed = self.folder / "failed"
+        self._claims = self.folder / "claims"
 
     def write(self, result: Result) -> None:
-        """Writes `runs/<id>.json`; numbers that are not finite become null."""
+        """Writes `runs/<id>.json`, after `runs/<id>.jsonl`; not finite numbers become null."""
+        epochs = range(1, 1 + len(result.curve.train_loss))
+        curve = result.curve.model_dump().items()
+        lines = [
+            _line(epoch, result.steps_per_epoch, {name: it[epoch - 1] for name, it in curve})
+            for epoch in epochs
+        ]
+        write_whole(self._curve(result.id), "".join(lines))
         write_whole(self._path(result.id), result.model_dump_json())
+        (self._failed / f"{result.id}.json").unlink(missing_ok=True)
+
+    def write_epoch(
+        self, run: str, epoch: int, steps_per_epoch: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Adds a line to `runs/<id>.jsonl` of a run under way, or begins it with the first epoch.
+
+        Args:
+            run: The run's id.
+            epoch: Epochs done.
+            steps_per_epoch: Optimizer steps in one of them.
+            metrics: The last epoch's, by the names of `Curve`.
+        """
+        if self._path(run).exists():
+            return
+        self._runs.mkdir(parents=True, exist_ok=True)
+        with self._curve(run).open("w" if epoch == 1 else "a", encoding="utf-8") as file:
+            file.write(_line(epoch, steps_per_epoch, metrics))
+
+    def result(self, run: str) -> Result | None:
+        """The result of one run; None if there is none yet.
+
+        Raises:
+            StoreError: Its file is damaged.
+        """
+        path = self._path(run)
+        return _read(path) if path.exists() else None
+
+    def write_failure(self, failure: Failure) -> None:
+        """Writes `failed/<id>.json`, which the result takes the place of once there is one."""
+        write_whole(self._failed / f"{failure.id}.json", failure.model_dump_json(indent=2))
+
+    def failures(self) -> list[Failure]:
+        """The runs that failed and have no result since, in the order of their ids.
+
+        Raises:
+            StoreError: A file is damaged.
+        """
+        paths = sorted(self._failed.glob("*.json"))
+        return [_read_failure(path) for path in paths if not self._path(path.stem).exists()]
+
+    def claim(self, runs: Iterable[str]) -> list[FileLock] | None:
+        """Claims runs for this process until it releases them or ends, however it ends.
+
+        Returns:
+            A lock for each run, or None if another process has claimed one of them.
+        """
+        self._claims.mkdir(parents=True, exist_ok=True)
+        held: list[FileLock] = []
+        for run in runs:
+            lock = FileLock(self._claims / f"{run}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                for other in held:
+                    other.release()
+                return None
+            held.append(lock)
+        return held
+
+    def running(self) -> set[str]:
+        """The ids of the runs that some process has claimed now."""
+        ids = [path.stem for path in self._claims.glob("*.lock")]
+        running = set()
+        for run in ids:
+            claims = self.claim([run]) if not self._path(run).exists() else []
+            if claims is None:
+                running.add(run)
+            for lock in claims or []:
+                lock.release()
+        return running
 
     def results(self) -> list[Result]:
         """All results, in the order of their ids.
@@ -180,12 +301,13 @@ class Store:
             raise StoreError(f"{path} does not describe an environment. {_REPAIR}")
         return environment
 
-    def write_plan(self, runs: Sequence[str]) -> None:
-        """Writes the ids of the runs that make up the study now to `plan.json`."""
-        write_whole(self.folder / "plan.json", json.dumps(list(runs), indent=0))
+    def write_plan(self, runs: Mapping[str, Label]) -> None:
+        """Writes to `plan.json` the runs that make up the study now: id -> where it stands."""
+        content = {run: label.model_dump(mode="json") for run, label in runs.items()}
+        write_whole(self.folder / "plan.json", json.dumps(content, indent=0))
 
-    def plan(self) -> list[str] | None:
-        """The ids of the runs that make up the study; None where all results of the folder do.
+    def plan(self) -> dict[str, Label] | None:
+        """The runs that make up the study, by id; None where all results of the folder do.
 
         A study that is changed and run again leaves runs behind that no longer count.
         """
@@ -193,12 +315,16 @@ class Store:
         if not path.is_file():
             return None
         try:
-            return [str(run) for run in json.loads(path.read_text("utf-8"))]
-        except (ValueError, TypeError) as error:
+            content = json.loads(path.read_text("utf-8"))
+            return {str(run): Label.model_validate(label) for run, label in content.items()}
+        except (ValueError, AttributeError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
     def _path(self, run: str) -> Path:
         return self._runs / f"{run}.json"
+
+    def _curve(self, run: str) -> Path:
+        return self._runs / f"{run}.jsonl"
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
@@ -222,8 +348,31 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder last through a power failure, where folders can be opened."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _line(epoch: int, steps_per_epoch: int, metrics: Mapping[str, float | None]) -> str:
+    finite = {name: _finite_or_none(value) for name, value in metrics.items()}
+    return json.dumps({"epoch": epoch, "step": epoch * steps_per_epoch, **finite}) + "\n"
+
+
+def _read_failure(path: Path) -> Failure:
+    try:
+        return Failure.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise StoreError(f"{path} is damaged. Delete it and run again.") from error
 
 
 def _read(path: Path) -> Result:

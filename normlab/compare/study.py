@@ -1,12 +1,17 @@
 """What a study is: the specs of the floors below, the arms, what is tuned and how often."""
 
+import itertools
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    JsonValue,
+    Tag,
     create_model,
     field_validator,
     model_validator,
@@ -14,11 +19,15 @@ from pydantic import (
 
 from ..data import DataSpec
 from ..errors import UserError
-from ..models import ModelSpec
+from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
+from .arm import Arm, arms, levels
+from .executors.spec import ExecutorSpec, LocalSpec
+from .fingerprint import of_config
 from .paths import flatten, with_values
+from .search import Range, Trials, points
 
 # The parts of a study that determine its runs, the same for all arms.
 PARTS = ("data", "model", "optimizer", "train")
@@ -38,6 +47,39 @@ def is_tunable(path: str) -> bool:
     return head in PARTS and bool(rest) and not path.endswith(".name")
 
 
+def _can_be_a_factor(path: str) -> bool:
+    head, _, rest = path.partition(".")
+    return head in PARTS and bool(rest) and path != "data.name"
+
+
+def _without_equal_levels(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+        raise ValueError(f"each level makes an arm, but {list(values)} repeats one")
+    return values
+
+
+def _factor_paths(given: Any) -> Any:
+    for path in dict.fromkeys(path for combination in levels(given) for path in combination):
+        if not _can_be_a_factor(path):
+            raise ValueError(
+                f"{path!r} cannot be a factor; expected a field of {', '.join(PARTS)}, as in "
+                "data.batch_size; data sets are tasks, as in tasks: {other: {data.name: NAME}}"
+            )
+    return given
+
+
+def _task_paths(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    for task, changes in given.items():
+        for path in changes:
+            head, _, rest = path.partition(".")
+            if head not in PARTS or not rest:
+                raise ValueError(
+                    f"{task} changes {path!r}; expected fields of {', '.join(PARTS)}, as in "
+                    "data.name"
+                )
+    return given
+
+
 def _one_number_or_word(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise ValueError(f"expected a number, a word or true or false, but {value!r} was given")
@@ -54,6 +96,22 @@ Value = Annotated[Any, AfterValidator(_one_number_or_word)]
 Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(_without_repetition)]
 
 
+Searched = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Values, Tag("values")],
+    Discriminator(lambda given: "range" if isinstance(given, Mapping | Range) else "values"),
+]
+# What a factor may be set to: whatever a configuration can say of a field.
+Levels = Annotated[
+    tuple[JsonValue, ...], Field(min_length=1), AfterValidator(_without_equal_levels)
+]
+Combinations = Annotated[tuple[dict[str, JsonValue], ...], AfterValidator(_without_equal_levels)]
+Factors = Annotated[
+    Annotated[dict[str, Levels], Tag("grid")] | Annotated[Combinations, Tag("combinations")],
+    Discriminator(lambda given: "combinations" if isinstance(given, list | tuple) else "grid"),
+    AfterValidator(_factor_paths),
+]
+TaskName = Annotated[str, Field(min_length=1)]
+Tasks = Annotated[dict[TaskName, dict[str, JsonValue]], AfterValidator(_task_paths)]
 VariantName = Annotated[str, Field(min_length=1)]
 # Fewer than the distance between the seeds of tuning and those of the reported runs.
 Seeds = Annotated[int, Field(ge=1, le=10_000)]
@@ -64,51 +122,95 @@ class StudyError(UserError):
 
 
 class TuneSpec(Spec):
-    """The search that every arm gets: a grid over dotted paths, and its number of seeds.
+    """The search that every arm gets over dotted paths, and its number of seeds.
 
-    A configuration writes `tune: {optimizer.learning_rate: [0.01, 0.1], seeds: 2}`. Each arm trains
-    at every point of the grid with every seed, and keeps the point that does best on the validation
+    A configuration writes `tune: {optimizer.learning_rate: [0.01, 0.1], seeds: 2}` for a grid, or
+    `tune: {optimizer.learning_rate: {low: 1e-4, high: 1}, trials: 20}` for random draws. Each arm
+    trains at every point with every seed, and keeps the point that does best on the validation
     split.
 
     Attributes:
         seeds: Runs at each point.
+        trials: Points to draw, the same for every arm; None for the full grid. A path with a list
+            of values is drawn from the list.
+        extend: How often a grid may go on by a value, for all arms alike, on a side where some
+            arm's best value lies.
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Values]  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, Searched]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     seeds: Seeds = 1
+    trials: Trials | None = None
+    extend: Annotated[int, Field(ge=0, le=20)] = 0
 
     @property
-    def grid(self) -> dict[str, tuple[Any, ...]]:
-        """The values to try, by dotted path."""
+    def space(self) -> dict[str, tuple[Any, ...] | Range]:
+        """The values to try or the range to draw from, by dotted path."""
         return dict(self.__pydantic_extra__)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Returns the points of the search: dotted path -> value."""
+        return points(self.space, self.trials)
 
     @model_validator(mode="before")
     @classmethod
     def _dotted(cls, given: Any) -> Any:
         # The override `tune.optimizer.learning_rate=[1]` arrives as a nested record.
-        return flatten(given) if isinstance(given, Mapping) else given
+        return by_path(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _ranges_have_a_budget(self) -> "TuneSpec":
+        ranges = [path for path, values in self.space.items() if isinstance(values, Range)]
+        if ranges and self.trials is None:
+            raise ValueError(f"{', '.join(ranges)}: a range needs trials, as in trials: 20")
+        return self
+
+
+def by_path(tune: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of a search with dots, down to the ranges."""
+    flat: dict[str, Any] = {}
+    for key, value in tune.items():
+        if isinstance(value, Mapping) and not {*value} & {*Range.model_fields}:
+            flat.update(by_path(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 class Study(Spec):
     """A comparison of normalization variants, whole.
 
+    Each path of the configuration is set in one place beside the parts themselves: in `factors`,
+    in `tasks`, in `tune`, or by variants for themselves.
+
     Attributes:
         study: Its name, and the folder of its results below `runs`.
-        modules: Python modules or files that register variants of the user's own.
+        modules: Python modules or files that register variants, models or data of the user's own.
         data: The data set.
         model: The model of all arms.
         optimizer: The optimizer of all arms.
         train: How long and how to train.
-        variants: The arms, by the names they have in the report. An arm may have other fields of
-            model and optimizer, as in `{layer: identity, model: {residual: skip_init}}`; what is
-            tuned is tuned for all.
+        variants: What is compared, by the names they have in the report. A variant may have other
+            fields of model and optimizer, as in `{layer: identity, model: {residual: skip_init}}`;
+            what is tuned is tuned for all.
+        factors: What the variants are crossed with: dotted path -> levels for the full grid, as in
+            `{data.batch_size: [16, 64]}`, or a list of the combinations wanted, as in
+            `[{data.batch_size: 16, train.epochs: 5}, ...]`. An arm is a variant at one combination.
+        tasks: Name -> what is other in this task than in the parts above, by dotted path, as in
+            `{fashion: {data.name: fashion_mnist}}`. Every arm is tuned and repeated on every task.
+            None for the one task that the parts describe.
         tune: What is tuned for each arm; None for nothing.
         seeds: Runs of each arm with its tuned values, on fresh seeds.
-        baseline: The arm that the others are compared with; the first one if not given.
+        baseline: The variant that the others are compared with, at the same levels and on the same
+            task; the first one if not given.
         target_accuracy: Validation accuracy to count the steps to; if not given, 95% of the best
             arm's.
+        margin: Differences of accuracy within plus and minus this are of no practical importance,
+            and an arm shown to lie within is no different; None for no such margin.
+        significance: Level of the tests over all comparisons, and one minus the confidence of
+            the intervals.
+        executor: Where the runs are made, which is no part of what they are.
     """
 
     study: str = Field(pattern=r"^\w[\w.-]*$")
@@ -118,10 +220,15 @@ class Study(Spec):
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
     variants: dict[VariantName, VariantSpec] = Field(min_length=1)
+    factors: Factors = Field(default_factory=dict)
+    tasks: Tasks = Field(default_factory=dict)
     tune: TuneSpec | None = None
     seeds: Seeds = 5
     baseline: str = ""
     target_accuracy: float | None = Field(None, gt=0, le=1)
+    margin: float | None = Field(0.005, gt=0, lt=1)
+    significance: float = Field(0.05, gt=0, lt=1)
+    executor: ExecutorSpec = LocalSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -130,11 +237,31 @@ class Study(Spec):
             return given
         given = dict(given)
         variants, optimizer = given.get("variants"), given.get("optimizer")
+        executor = given.get("executor")
         if isinstance(variants, Mapping) and variants and not given.get("baseline"):
             given["baseline"] = str(next(iter(variants)))
         if isinstance(optimizer, Mapping):
             given["optimizer"] = {"name": "sgd", **optimizer}
+        if isinstance(executor, str):
+            given["executor"] = {"name": executor}
+        elif isinstance(executor, Mapping):
+            given["executor"] = {"name": "local", **executor}
         return given
+
+    @field_validator("factors", mode="before")
+    @classmethod
+    def _dotted_factors(cls, given: Any) -> Any:
+        # The override `factors.data.batch_size=[16]` arrives as a nested record.
+        if isinstance(given, list | tuple):
+            return [flatten(it) if isinstance(it, Mapping) else it for it in given]
+        return flatten(given) if isinstance(given, Mapping) else given
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _dotted_tasks(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: flatten(it) if isinstance(it, Mapping) else it for name, it in given.items()}
 
     @field_validator("baseline")
     @classmethod
@@ -145,34 +272,85 @@ class Study(Spec):
         return given
 
     @model_validator(mode="after")
-    def _tuned_or_overridden(self) -> "Study":
-        tuned = self.tune.grid if self.tune else {}
-        fixed = [
-            f"variants.{name}.{path}"
-            for name, variant in self.variants.items()
-            for path in variant.overrides()
-            if path in tuned
-        ]
-        if fixed:
-            raise ValueError(
-                f"{', '.join(fixed)}: given for an arm, but tuned for every arm; leave out one of "
-                "the two"
-            )
+    def _each_path_in_one_place(self) -> "Study":
+        places: dict[str, dict[str, list[str]]] = {
+            "given for an arm": {},
+            "given for a task": {},
+            "a factor of every arm": {path: [f"factors.{path}"] for path in self._factor_paths()},
+            "tuned for every arm": {path: [] for path in (self.tune.space if self.tune else {})},
+        }
+        for name, variant in self.variants.items():
+            for path in variant.overrides():
+                places["given for an arm"].setdefault(path, []).append(f"variants.{name}.{path}")
+        for name, changes in self.tasks.items():
+            for path in changes:
+                places["given for a task"].setdefault(path, []).append(f"tasks.{name}.{path}")
+        told = []
+        for (one, ours), (other, theirs) in itertools.combinations(places.items(), 2):
+            both = [it for path in ours if path in theirs for it in (*ours[path], *theirs[path])]
+            if both:
+                told.append(f"{', '.join(both)}: {one}, but {other}; leave out one of the two")
+        if told:
+            raise ValueError("; ".join(told))
         return self
 
-    def for_arm(self, variant: str) -> "Study":
-        """Returns the study as an arm sees it, with what that overrides in its place.
+    @property
+    def hash(self) -> str:
+        """What the study asks for, in 16 signs.
+
+        The same for a study from YAML and from Python, in whatever order its keys stand, whether
+        defaults are written out or not, whatever it is called and wherever it runs. Data, layers
+        and models count with their names and fields; what these stand for is part of each run.
+        """
+        return of_config(self.model_dump(mode="json"))
+
+    def _factor_paths(self) -> list[str]:
+        return list(dict.fromkeys(path for it in levels(self.factors) for path in it))
+
+    def arms(self) -> list[Arm]:
+        """Returns the arms: every variant at every combination of levels, on every task."""
+        return arms(self.variants, self.factors, self.tasks)
+
+    def for_arm(self, arm: Arm) -> "Study":
+        """Returns the study as an arm sees it: one task, no factors, its own values in place.
+
+        A task or level that names another model or optimizer starts from the defaults of that one.
 
         Raises:
-            pydantic.ValidationError: If the model or the optimizer has no such field or value.
+            pydantic.ValidationError: If the study has no such field or value.
         """
-        overrides = self.variants[variant].overrides()
-        if not overrides:
-            return self
-        return type(self).model_validate(with_values(self.model_dump(), overrides))
+        return type(self).model_validate(self.with_arm(arm))
+
+    def with_arm(self, arm: Arm) -> dict[str, Any]:
+        """Returns what `for_arm` validates."""
+        changes = {
+            **self.tasks.get(arm.task, {}),
+            **arm.levels,
+            **self.variants[arm.variant].overrides(),
+        }
+        return with_changes(self.model_dump(), changes) | {"factors": {}, "tasks": {}}
+
+
+def with_changes(study: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a study, as nested records, with changes by dotted path in their places.
+
+    Another name of model or optimizer starts from the defaults of that one, since the fields that
+    were set are those of the former.
+    """
+    given = dict(study)
+    for part in ("model", "optimizer"):
+        there, name = given.get(part), changes.get(f"{part}.name")
+        if name is not None and isinstance(there, Mapping) and there.get("name") != name:
+            given[part] = {"name": name}
+    return with_values(given, changes)
 
 
 def study_type() -> type[Study]:
-    """Returns the type that validates studies over the variants registered by now."""
+    """Returns the type that validates studies over the variants and models registered by now."""
     arms: Any = dict[VariantName, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
-    return create_model("Study", __base__=Study, variants=(arms, Field(min_length=1)))
+    return create_model(
+        "Study",
+        __base__=Study,
+        model=(model_spec_type(), ...),
+        variants=(arms, Field(min_length=1)),
+    )

@@ -3,3 +3,4 @@
 from .errors import ConfigError as ConfigError
 from .load import import_modules as import_modules
 from .load import load_study as load_study
+from .load import make_study as make_study

@@ -78,6 +78,9 @@ def _follow(location: Sequence[str | int], schema: Mapping[str, Any]) -> tuple[s
     path, known = "", []
     nodes = [schema]
     for step in location:
+        if any("oneOf" in node and "discriminator" not in node for node in nodes):
+            nodes = [part for node in nodes for part in node.get("oneOf", [node])]
+            continue  # the name of a type in a union that is told apart by a function
         nodes = [part for node in nodes for part in _alternatives(node, schema)]
         tagged = [
             node["discriminator"]["mapping"][step]

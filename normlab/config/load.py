@@ -1,20 +1,32 @@
 """Reading a study: a YAML file, overrides, the user's modules, and every mistake in them."""
 
-import importlib
-import importlib.util
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
 from ..compare.paths import flatten, with_values
-from ..compare.study import TUNABLE_PATHS, Study, is_tunable, study_type
+from ..compare.search import Range
+from ..compare.study import (
+    PARTS,
+    TUNABLE_PATHS,
+    Study,
+    TuneSpec,
+    by_path,
+    is_tunable,
+    study_type,
+    with_changes,
+)
 from ..errors import nearest
+from ..modules import import_module
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
 
@@ -34,29 +46,60 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     source = " ".join([str(path), *overrides])
-    raw = _read(path, overrides, source)
-    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
-        import_modules(raw["modules"], path.parent, source)
+    return check_study(_read(path, overrides, source), path.parent, source)
 
+
+def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[str, Any]) -> Study:
+    """Makes a study of what Python says, and checks all of it.
+
+    Args:
+        given: What a file would say, as a mapping; or the path of a file; or a study.
+        changes: Changes by dotted path, or nested.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    if isinstance(given, str | Path):
+        path = Path(given)
+        raw, folder, source = _read(path, (), str(path)), path.parent, str(path)
+    else:
+        raw = given.model_dump() if isinstance(given, Study) else _plain(given)
+        folder, source = Path(), "normlab.compare"
+    return check_study(with_values(raw, flatten(_plain(changes))), folder, source)
+
+
+def _plain(value: Any) -> Any:
+    """What a file would have: lists for tuples, Python's numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(it) for key, it in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(it) for it in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_study(raw: dict[str, Any], folder: Path, source: str) -> Study:
+    """Checks all of a study.
+
+    Args:
+        raw: What it says, as nested records.
+        folder: Where to look for the modules that it names.
+        source: What to call it in an error.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
+        import_modules(raw["modules"], folder, source)
     model = study_type()
     schema = model.model_json_schema()
     found = _problems(model, schema, raw)
     found |= _override_problems(model, schema, raw, found)
-    # Tuned values are tried in the study as it is resolved and as each arm sees it, unless it has
-    # problems of its own.
-    tune, whole, bases = raw.get("tune"), not found, {"": raw}
-    if whole:
-        study = model.model_validate(raw)
-        arms = [name for name, variant in study.variants.items() if variant.overrides()]
-        bases = {"": study.model_dump()}
-        bases |= {f" (for variants.{name})": study.for_arm(name).model_dump() for name in arms}
-    for arm, base in bases.items():
-        for where, what in _tuning_problems(model, schema, tune, base, whole=whole).items():
-            if not arm or where not in found:
-                found[where] = what + arm
+    found |= _variable_problems(model, schema, raw, found)
     variants, baseline = raw.get("variants"), raw.get("baseline")
     if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
         found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
+    if not found:
+        found = _arm_problems(model, schema, model.model_validate(raw))
     if found:
         lines = [f"{where}: {what}" if where else what for where, what in found.items()]
         raise ConfigError(source, lines)
@@ -79,11 +122,21 @@ def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
         given = OmegaConf.load(path)
         if not isinstance(given, DictConfig):
             raise ConfigError(source, ["expected keys and values, as in study: NAME"])
-        merged = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        merged = _merged(given, overrides)
         raw: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, TypeError) as error:
         raise ConfigError(source, [f"cannot be read as YAML: {error}"]) from error
     return {str(key): value for key, value in raw.items()}
+
+
+def _merged(given: DictConfig, overrides: Sequence[str]) -> Any:
+    """Merges overrides into a study; `executor=ray` takes the place of all it says of that."""
+    named = [re.sub(r"^executor=(\w+)$", r"executor.name=\1", text) for text in overrides]
+    if named != list(overrides):
+        given.pop("executor", None)
+    elif isinstance(given.get("executor"), str):
+        given["executor"] = {"name": given["executor"]}
+    return OmegaConf.merge(given, OmegaConf.from_dotlist(named))
 
 
 def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
@@ -102,24 +155,10 @@ def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
             sys.path.insert(0, place)
     for name in modules:
         try:
-            if str(name).endswith(".py"):
-                _import_file(folder / name if (folder / name).is_file() else Path(name))
-            else:
-                importlib.import_module(str(name))
+            import_module(str(name))
         except Exception as error:  # whatever the user's code raises is told as theirs
             what = f"modules: {name} cannot be imported: {type(error).__name__}: {error}"
             raise ConfigError(source, [what]) from error
-
-
-def _import_file(file: Path) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
 
 
 def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
@@ -154,29 +193,71 @@ def _override_problems(
     return found
 
 
-def _tuning_problems(
-    model: type[Study], schema: dict[str, Any], tune: Any, base: dict[str, Any], *, whole: bool
+def _variable_problems(
+    model: type[Study], schema: dict[str, Any], raw: dict[str, Any], known: dict[str, str]
 ) -> dict[str, str]:
-    """Tries each tuned value in its place.
+    """Tries each tuned value, each level of a factor and what each task changes in its place.
 
     Args:
         model: The type of studies.
         schema: Its JSON schema.
-        tune: The section as it was given.
-        base: The study to try the values in.
-        whole: Whether all that is then wrong is the value's fault, or only what is wrong in its
-            place, since the study has other problems.
+        raw: The study as it was given.
+        known: What is wrong with it anyway.
     """
     found = {}
-    for path, values in flatten(tune if isinstance(tune, dict) else {}).items():
-        if path == "seeds":
+    for section, changes in _variables(raw):
+        if section == "tune" and not all(map(is_tunable, changes)):
+            what = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
+            found |= {f"tune.{path}": what for path in changes}
             continue
-        if not is_tunable(path):
-            found[f"tune.{path}"] = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
-        for value in values if is_tunable(path) and isinstance(values, list) else []:
-            for where, what in _problems(model, schema, with_values(base, {path: value})).items():
-                if where == path or where.startswith((f"{path}.", f"{path}[")):
-                    found[f"tune.{path}"] = what
-                elif whole:
-                    found[f"tune.{path}"] = f"with {value!r}, {where}: {what}"
+        told = _problems(model, schema, with_changes(raw, changes))
+        for at, what in told.items():
+            for path in changes:
+                if (at == path or at.startswith((f"{path}.", f"{path}["))) and at not in known:
+                    found[f"{section}.{path}"] = what
+    return found
+
+
+def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is set in other places than its own: the section, and the values by dotted path."""
+    tune, factors, tasks = raw.get("tune"), raw.get("factors"), raw.get("tasks")
+    for path, values in by_path(tune if isinstance(tune, dict) else {}).items():
+        if path not in TuneSpec.model_fields:
+            if isinstance(values, dict):
+                values = [values[end] for end in ("low", "high") if end in values]
+            yield from (("tune", {path: it}) for it in (values if isinstance(values, list) else []))
+    for path, levels in flatten(factors if isinstance(factors, dict) else {}).items():
+        for level in levels if isinstance(levels, list) else []:
+            yield "factors", {path: level}
+    together = {
+        f"factors[{place}]": combination
+        for place, combination in enumerate(factors if isinstance(factors, list) else [])
+    } | {f"tasks.{task}": it for task, it in (tasks if isinstance(tasks, dict) else {}).items()}
+    for section, changes in together.items():
+        yield section, flatten(changes if isinstance(changes, dict) else {})
+
+
+def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> dict[str, str]:
+    """Tries all arms, each with each tuned value, in a study that has no other problems."""
+    found: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for arm in study.arms():
+        base, name = study.with_arm(arm), f"variants.{arm.title}"
+        plain = arm.title == arm.variant and not study.variants[arm.variant].overrides()
+        of_arm = "" if plain else f" (for {name})"
+        wrong = _problems(model, schema, base)
+        for where, what in wrong.items():
+            found.setdefault(where, what + of_arm)
+        if wrong:
+            continue
+        parts = study.for_arm(arm).model_dump(mode="json", include={*PARTS})
+        other = same.setdefault(json.dumps([arm.variant, parts], sort_keys=True), name)
+        if other != name:
+            found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
+        for path, values in (study.tune.space if study.tune else {}).items():
+            for value in (values.low, values.high) if isinstance(values, Range) else values:
+                told = _problems(model, schema, with_values(base, {path: value}))
+                for where, what in told.items():
+                    what = f"with {value!r}, {where}: {what}" if where != path else what
+                    found.setdefault(f"tune.{path}", what + of_arm)
     return found

@@ -43,7 +43,7 @@ def write_costs(
         "costs": [_record(cost) for cost in costs],
     }
     write_whole(folder / "cost.json", json.dumps(content, indent=1) + "\n")
-    others = [arm for arm in study.variants if arm != study.baseline]
+    others = [arm for arm in dict.fromkeys(cost.arm for cost in costs) if arm != study.baseline]
     colors = {study.baseline: palette[0]}
     colors |= {arm: palette[1:][at % (len(palette) - 1)] for at, arm in enumerate(others)}
     svg = io.StringIO()

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..compare.run import COMPILING_THREADS
+from ..compare.arm import Arm
+from ..compare.executors.local import COMPILING_THREADS
 from ..compare.study import Study, StudyError
 from ..data import DataSpec, describe, load
 from ..data.formats import CLASSES
@@ -80,13 +81,13 @@ def study_cost(
         CostError: The program does not compile, as where memory does not suffice.
     """
 
-    def one(pair: tuple[Target, str]) -> StepCost:
+    def one(pair: tuple[Target, Arm]) -> StepCost:
         target, arm = pair
         cost = _step_cost(study.for_arm(arm), arm, target, examples_per_chip)
-        advance(f"{arm} on {target.name}")
+        advance(f"{arm.title} on {target.name}")
         return cost
 
-    pairs = [(target, arm) for target in targets for arm in study.variants]
+    pairs = [(target, arm) for target in targets for arm in study.arms()]
     with ThreadPoolExecutor(COMPILING_THREADS) as pool:
         return list(pool.map(one, pairs))
 
@@ -107,12 +108,12 @@ def _examples(spec: DataSpec) -> _Examples:
     return _Examples(known.image_shape, CLASSES, known.examples)
 
 
-def _step_cost(study: Study, arm: str, target: Target, examples_per_chip: int | None) -> StepCost:
+def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | None) -> StepCost:
     """Compiles the step of one arm, whose overrides are in the study, for one target."""
     data = _examples(study.data)
     batch = examples_per_chip or study.data.batch_size
     model = study.model.build(
-        study.variants[arm].constructor(), data.classes, study.train.precision
+        study.variants[arm.variant].constructor(), data.classes, study.train.precision
     )
     chips = len(target.devices)
     steps_per_epoch = max(1, data.count // (batch * chips))
@@ -123,9 +124,8 @@ def _step_cost(study: Study, arm: str, target: Target, examples_per_chip: int | 
         return optimizer(study.optimizer, traced, steps, steps_per_epoch)
 
     def initialize(traced: Any) -> TrainState:
-        variables: Any = model.init(
-            jax.random.key(0), jnp.zeros((1, *data.image_shape)), train=True
-        )
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        variables: Any = model.init(keys, jnp.zeros((1, *data.image_shape)), train=True)
         params = variables["params"]
         return TrainState(
             params=params,
@@ -137,7 +137,8 @@ def _step_cost(study: Study, arm: str, target: Target, examples_per_chip: int | 
 
     def step(state: TrainState, traced: Any, images: Any, labels: Any):
         smoothing = study.train.label_smoothing
-        return train_step(model, transformation(traced), smoothing, state, images, labels)
+        optimization = transformation(traced)
+        return train_step(model, optimization, smoothing, state, images, labels, state.key)
 
     place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
     images = _struct((batch * chips, *data.image_shape), study.train.precision, target.split)
@@ -145,18 +146,18 @@ def _step_cost(study: Study, arm: str, target: Target, examples_per_chip: int | 
     try:
         state = jax.eval_shape(initialize, traced)
         entering: list[int] = []
-        layer = VARIANTS[study.variants[arm].layer].layer
+        layer = VARIANTS[study.variants[arm.variant].layer].layer
         with nn.intercept_methods(partial(_measure, entering, layer)):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=target.whole).lower(
                 place(state), place(traced), images, labels
             )
     except ValueError as error:  # a layer that does not fit the model or the batch
-        raise StudyError(f"variants.{arm}: {error}") from error
+        raise StudyError(f"variants.{arm.title}: {error}") from error
     try:
         compiled = lowered.compile(target.compiler_options)
     except jax.errors.JaxRuntimeError as error:
-        raise CostError(f"variants.{arm}, target {target.name!r}: {error}") from error
-    return StepCost(target.name, chips, arm, sum(entering) // chips, read(compiled))
+        raise CostError(f"variants.{arm.title}, target {target.name!r}: {error}") from error
+    return StepCost(target.name, chips, arm.title, sum(entering) // chips, read(compiled))
 
 
 def _struct(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

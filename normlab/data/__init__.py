@@ -2,9 +2,9 @@
 
 from .formats import DataError as DataError
 from .formats import MissingDataError as MissingDataError
-from .sources import DataName as DataName
 from .sources import Dataset as Dataset
 from .sources import DataSpec as DataSpec
 from .sources import Listing as Listing
 from .sources import describe as describe
 from .sources import load as load
+from .sources import register_data as register_data

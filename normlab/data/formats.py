@@ -6,6 +6,7 @@ import math
 import pickle
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +147,36 @@ def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
             f"{path}: holds the arrays {', '.join(found) or '(none)'}; expected "
             f"{', '.join(NPZ_NAMES[0])} or {', '.join(NPZ_NAMES[1])}."
         )
-    train_images = _npz_images(f"{path}, {names[0]}", arrays[0])
-    test_images = _npz_images(f"{path}, {names[2]}", arrays[2])
+    return check_arrays(str(path), names, arrays)
+
+
+def check_arrays(
+    source: str, names: Sequence[str], arrays: Sequence[np.ndarray]
+) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """Brings a set of one's own to the form of the published ones, as `read_npz` says.
+
+    Args:
+        source: Where it comes from, for messages.
+        names: What each array is called there.
+        arrays: Images and labels to train on, images and labels to test on.
+
+    Raises:
+        DataError: the arrays are not of that kind or do not fit together.
+    """
+    train_images = _own_images(f"{source}, {names[0]}", arrays[0])
+    test_images = _own_images(f"{source}, {names[2]}", arrays[2])
     for what, train, test in (
         ("shape", train_images.shape[1:], test_images.shape[1:]),
         ("type", train_images.dtype, test_images.dtype),
     ):
         if train != test:
-            raise DataError(f"{path}: {what} {test} of the test images, expected {train} as train.")
+            raise DataError(
+                f"{source}: {what} {test} of the test images, expected {train} as train."
+            )
     # More classes than examples is no classification: most likely these are not labels.
-    train_labels = _npz_labels(path, names[1], arrays[1], train_images, classes=len(train_images))
+    train_labels = _own_labels(source, names[1], arrays[1], train_images, classes=len(train_images))
     classes = int(train_labels.max()) + 1
-    test_labels = _npz_labels(path, names[3], arrays[3], test_images, classes=classes)
+    test_labels = _own_labels(source, names[3], arrays[3], test_images, classes=classes)
     return (train_images, train_labels), (test_images, test_labels)
 
 
@@ -211,7 +230,7 @@ def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
 
 
 def _check_labels(
-    path: Path, labels: np.ndarray, *, examples: int, images: Path, classes: int
+    path: Path | str, labels: np.ndarray, *, examples: int, images: Path | str, classes: int
 ) -> None:
     if len(labels) != examples:
         raise DataError(
@@ -293,7 +312,7 @@ def _pickled_pixels(path: Path, recipe: Any) -> UInt8[np.ndarray, "n 3072"]:
     return np.frombuffer(raw, np.uint8).reshape(expected, order=order)
 
 
-def _npz_images(where: str, images: np.ndarray) -> Images:
+def _own_images(where: str, images: np.ndarray) -> Images:
     if np.issubdtype(images.dtype, np.floating):
         with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
             images = images.astype(np.float32)
@@ -311,15 +330,16 @@ def _npz_images(where: str, images: np.ndarray) -> Images:
     return images[..., np.newaxis] if images.ndim == 3 else images
 
 
-def _npz_labels(
-    path: Path, name: str, labels: np.ndarray, images: np.ndarray, *, classes: int
+def _own_labels(
+    source: str, name: str, labels: np.ndarray, images: np.ndarray, *, classes: int
 ) -> Labels:
+    where = f"{source}, {name}"
     if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has them for CIFAR-10
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{path}, {name}: labels of type {labels.dtype} and shape {labels.shape}, expected "
+            f"{where}: labels of type {labels.dtype} and shape {labels.shape}, expected "
             "whole numbers of shape (N,)."
         )
-    _check_labels(path, labels, examples=len(images), images=path, classes=classes)
+    _check_labels(where, labels, examples=len(images), images=source, classes=classes)
     return labels.astype(np.int32)

@@ -1,20 +1,23 @@
 """The named data sets: where they are found, how they are split."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
+from ..errors import nearest
+from ..registration import refuse_taken
 from ..spec import Spec
 from . import formats
 from .formats import DataError, Images, Labels, MissingDataError
 
-DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "npz"]
 Indices = Int32[np.ndarray, "_"]
 Part = tuple[Images, Labels]
 Parts = tuple[
@@ -23,13 +26,64 @@ Parts = tuple[
 
 DIGITS_TEST_SHARE = 0.2
 
+_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "npz")
+
+# Loaders of the user's own sets, by name.
+LOADERS: dict[str, Callable[[], Any]] = {}
+
+
+def register_data(name: str, loader: Any = None) -> Any:
+    """Adds a data set to those that a study can name, as a call or as a decorator.
+
+    Usage::
+
+        @normlab.register_data("mine")
+        def load_mine():
+            return train_images, train_labels, test_images, test_labels
+
+    A configuration can then say `data: {name: mine}` once it names the module, as in
+    `modules: [my_data]`. The arrays are those of an npz file: images uint8 or floating of shape
+    (N, H, W), (N, H, W, C) or (N, features), labels whole numbers from 0.
+
+    Args:
+        name: How configurations call it.
+        loader: A function without arguments that returns the four arrays.
+
+    Returns:
+        The loader, or a decorator that returns it.
+
+    Raises:
+        ValueError: If the name is taken or the loader needs arguments.
+    """
+    if loader is None:
+        return partial(register_data, name)
+    if name in _NAMES:
+        raise ValueError(f"register_data: the name {name!r} is normlab's own; choose another.")
+    refuse_taken("register_data", name, LOADERS.get(name), loader)
+    try:
+        inspect.signature(loader).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"register_data({name!r}): {loader!r} is not a function that can be called without "
+            f"arguments: {error}."
+        ) from error
+    LOADERS[name] = loader
+    return loader
+
+
+def _known(name: str) -> str:
+    if name not in (*_NAMES, *LOADERS):
+        raise ValueError(f"{name!r} is not known{nearest(name, (*_NAMES, *LOADERS))}")
+    return name
+
 
 class DataSpec(Spec):
     """Which data set a study uses.
 
     Attributes:
         name: The data set. `digits` comes with scikit-learn; `mnist`, `fashion_mnist` and
-            `cifar10` are read from their official files; `npz` is a file of one's own.
+            `cifar10` are read from their official files; `npz` is a file of one's own; others are
+            those that `normlab.register_data` has added.
         folder: Where the files are: the folder of this set, or one that holds a folder with the
             set's name. For `npz` the path of the file. Without it, a set is looked for in the
             folder of its name below the one that the variable NORMLAB_DATA names, and
@@ -37,13 +91,28 @@ class DataSpec(Spec):
         batch_size: Examples in each training step.
         validation: Share of the training split that is held out for tuning.
         train_examples: Train on only so many of the examples that are left for training.
+        train_share: Train on only this share of them.
     """
 
-    name: DataName = "digits"
+    name: Annotated[
+        str,
+        AfterValidator(_known),
+        Field(json_schema_extra=lambda schema: schema.update(enum=[*_NAMES, *LOADERS])),
+    ] = "digits"
     folder: Annotated[str, Field(min_length=1)] | None = None
     batch_size: PositiveInt = 64
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: PositiveInt | None = None
+    train_share: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_number_of_examples(self) -> "DataSpec":
+        if self.train_examples is not None and self.train_share < 1:
+            raise ValueError(
+                f"train_examples={self.train_examples} and train_share={self.train_share} both say "
+                "how many examples to train on; leave out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folder_fits_name(self) -> "DataSpec":
@@ -53,6 +122,11 @@ class DataSpec(Spec):
             raise ValueError(
                 f"digits comes with scikit-learn and reads no folder, but folder={self.folder}; "
                 "leave it out or name another data set"
+            )
+        if self.name in LOADERS and self.folder is not None:
+            raise ValueError(
+                f"{self.name} comes from a function and reads no folder, but "
+                f"folder={self.folder}; leave it out"
             )
         return self
 
@@ -141,6 +215,7 @@ def load(spec: DataSpec) -> Dataset:
                 "that many, or leave data.train_examples out for all."
             )
         _, train = _stratified(labels, train, spec.train_examples / len(train))
+    _, train = _stratified(labels, train, spec.train_share)
     if spec.batch_size > len(train):
         raise DataError(
             f"data.batch_size={spec.batch_size}, but {spec.name} has {len(train)} examples to "
@@ -156,13 +231,13 @@ def load(spec: DataSpec) -> Dataset:
         test=test,
         mean=mean,
         deviation=deviation,
-        classes=int(labels[official].max()) + 1 if spec.name == "npz" else formats.CLASSES,
+        classes=int(labels[official].max()) + 1 if _is_own(spec.name) else formats.CLASSES,
     )
 
 
 def describe() -> tuple[Listing, ...]:
     """Says of each named data set whether and where it is found, without reading it."""
-    return tuple(_listing(name) for name in get_args(DataName))
+    return tuple(_listing(name) for name in (*_NAMES, *LOADERS))
 
 
 @dataclass(frozen=True)
@@ -262,11 +337,19 @@ _PUBLISHED = {
         ),
     ),
 }
+_OWN_ARRAYS = (
+    "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), labels whole "
+    "numbers from 0"
+)
 _NPZ_REMEDY = (
     "Write a file with numpy.savez(FILE, train_images=..., train_labels=..., test_images=..., "
-    "test_labels=...), images uint8 or floating of shape (N, H, W), (N, H, W, C) or "
-    "(N, features), labels whole numbers from 0, and name it with data.folder=FILE."
+    f"test_labels=...), {_OWN_ARRAYS}, and name it with data.folder=FILE."
 )
+
+
+def _is_own(name: str) -> bool:
+    """Whether a set is one of the user's own."""
+    return name == "npz" or name in LOADERS
 
 
 def _remedy(name: str) -> str:
@@ -310,6 +393,8 @@ def _find(name: str, folder: str | None) -> tuple[_Layout, list[Path]]:
 def _read(spec: DataSpec) -> Parts:
     if spec.name == "digits":
         return _read_digits()
+    if spec.name in LOADERS:
+        return _read_own(spec.name)
     try:
         if spec.name == "npz":
             assert spec.folder is not None  # DataSpec sees to it
@@ -324,6 +409,24 @@ def _read(spec: DataSpec) -> Parts:
     except DataError as error:
         remedy = _NPZ_REMEDY if spec.name == "npz" else f"Get it again: {_remedy(spec.name)}"
         raise DataError(f"{error}\n{remedy}") from error
+
+
+def _read_own(name: str) -> Parts:
+    told = f"register_data({name!r})"
+    try:
+        arrays = tuple(LOADERS[name]())
+    except Exception as error:  # whatever the user's code raises is told as theirs
+        raise DataError(f"{told}: its loader failed: {type(error).__name__}: {error}") from error
+    names = formats.NPZ_NAMES[0]
+    if len(arrays) != len(names):
+        raise DataError(
+            f"{told}: its loader returned {len(arrays)} values; expected {', '.join(names)}."
+        )
+    try:
+        train, test = formats.check_arrays(told, names, [np.asarray(array) for array in arrays])
+    except DataError as error:
+        raise DataError(f"{error}\nA loader returns {_OWN_ARRAYS}.") from error
+    return [train], test
 
 
 def _read_digits() -> Parts:
@@ -374,6 +477,9 @@ def _listing(name: str) -> Listing:
         return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
     if name == "npz":
         return Listing(name, None, None, None, _NPZ_REMEDY)
+    if name in LOADERS:
+        place = f"registered by {LOADERS[name].__module__}"
+        return Listing(name, place, None, None, "Nothing to do.")
     try:
         _, paths = _find(name, None)
     except MissingDataError:

@@ -1,10 +1,11 @@
 """What the models share: normalized weights, and how norm and activation follow a linear map."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from flax import linen as nn
 from jaxtyping import Array
+from pydantic import Field
 
 from .. import linen
 from ..functional import ACTIVATIONS, NONLINEARITY_GAINS, Activation
@@ -12,6 +13,7 @@ from ..functional import ACTIVATIONS, NONLINEARITY_GAINS, Activation
 NormPosition = Literal["before", "after"]
 Weights = Literal["plain", "standardized", "scaled_standardized", "weight_norm", "spectral_norm"]
 Norm = Callable[..., nn.Module]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def apply_linear(
@@ -74,6 +76,11 @@ def normalize_and_activate(
     if position == "before":
         return activate(normalize(x, norm, train=train))
     return normalize(activate(x), norm, train=train)
+
+
+def drop(x: Array, share: float, *, train: bool) -> Array:
+    """Leaves out a share of the features in training; those that stay are scaled up to match."""
+    return nn.Dropout(share, deterministic=not train, name="dropout")(x)
 
 
 def _includes_activation(norm: Any) -> bool:

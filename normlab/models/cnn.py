@@ -13,8 +13,10 @@ from .block import (
     Activation,
     Norm,
     NormPosition,
+    Share,
     Weights,
     apply_linear,
+    drop,
     needs_bias,
     normalize_and_activate,
 )
@@ -46,6 +48,7 @@ class CNN(nn.Module):
         weights: How the convolutions' weights are normalized, by the wrappers of normlab:
             "standardized", "scaled_standardized", "weight_norm", "spectral_norm", or "plain" for
             not at all. The head's are not.
+        dropout: Share of the features before the head that is left out in training.
         dtype: Dtype of the computation; logits are float32.
     """
 
@@ -59,6 +62,7 @@ class CNN(nn.Module):
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     weights: Weights = "plain"
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -89,6 +93,7 @@ class CNN(nn.Module):
             x = apply_linear(conv, x, self.weights, before, train=train)
             x = normalize_and_activate(x, norm, self.activation, self.norm_position, train=train)
         x = x.reshape(x.shape[0], -1) if self.head == "flatten" else jnp.mean(x, axis=(1, 2))
+        x = drop(x, self.dropout, train=train)
         head = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer, name="head")
         return head(x).astype(jnp.float32)
 
@@ -105,6 +110,7 @@ class CNNSpec(Spec):
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     weights: Weights = "plain"
+    dropout: Share = 0.0
 
     @model_validator(mode="after")
     def _a_stride_for_each(self) -> "CNNSpec":

@@ -13,8 +13,10 @@ from .block import (
     Activation,
     Norm,
     NormPosition,
+    Share,
     Weights,
     apply_linear,
+    drop,
     needs_bias,
     normalize_and_activate,
 )
@@ -32,6 +34,7 @@ class MLP(nn.Module):
         weights: How the hidden layers' weights are normalized, by the wrappers of normlab:
             "standardized", "scaled_standardized", "weight_norm", "spectral_norm", or "plain" for
             not at all. The head's are not.
+        dropout: Share of the features before the head that is left out in training.
         dtype: Dtype of the computation; logits are float32.
     """
 
@@ -41,6 +44,7 @@ class MLP(nn.Module):
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     weights: Weights = "plain"
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -59,6 +63,7 @@ class MLP(nn.Module):
             before = self.activation if i else None
             x = apply_linear(dense, x, self.weights, before, train=train)
             x = normalize_and_activate(x, norm, self.activation, self.norm_position, train=train)
+        x = drop(x, self.dropout, train=train)
         return nn.Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
@@ -70,6 +75,7 @@ class MLPSpec(Spec):
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     weights: Weights = "plain"
+    dropout: Share = 0.0
 
     def build(self, norm: Norm, classes: int, dtype: Any) -> MLP:
         """Returns the model with the given norm."""

@@ -14,8 +14,10 @@ from .block import (
     Activation,
     Norm,
     NormPosition,
+    Share,
     Weights,
     apply_linear,
+    drop,
     needs_bias,
     normalize,
     normalize_and_activate,
@@ -72,6 +74,7 @@ class ResNet(nn.Module):
         weights: How the convolutions' weights are normalized, by the wrappers of normlab:
             "standardized", "scaled_standardized", "weight_norm", "spectral_norm", or "plain" for
             not at all. The head's are not.
+        dropout: Share of the features before the head that is left out in training.
         dtype: Dtype of the computation; logits are float32.
     """
 
@@ -82,6 +85,7 @@ class ResNet(nn.Module):
     norm_position: NormPosition = "before"
     residual: Residual = "plain"
     weights: Weights = "plain"
+    dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -114,7 +118,7 @@ class ResNet(nn.Module):
                 shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, more)))
                 x = self._shift(y + shortcut, f"activation_{place}_1")
                 x = ACTIVATIONS[self.activation](x)
-        x = self._shift(jnp.mean(x, axis=(1, 2)), "head")
+        x = drop(self._shift(jnp.mean(x, axis=(1, 2)), "head"), self.dropout, train=train)
         initializer = nn.initializers.zeros if fixup else nn.initializers.lecun_normal()
         head = nn.Dense(self.classes, dtype=self.dtype, kernel_init=initializer, name="head")
         return head(x).astype(jnp.float32)
@@ -169,6 +173,7 @@ class ResNetSpec(Spec):
     norm_position: NormPosition = "before"
     residual: Residual = "plain"
     weights: Weights = "plain"
+    dropout: Share = 0.0
 
     @model_validator(mode="after")
     def _fixup_sizes_the_weights(self) -> "ResNetSpec":

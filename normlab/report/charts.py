@@ -10,6 +10,7 @@ import altair as alt
 
 from ..compare.statistics import (
     Estimate,
+    accuracies_on_test,
     estimate,
     final_runs,
     paired_differences,
@@ -117,11 +118,13 @@ def _together(datasets: Mapping[str, Rows], *layers: alt.Chart, height: int = 26
 
 def _test_accuracy(study: Study) -> Figure:
     samples = {
-        it.name: {
-            run.seed: run.test.accuracy
-            for run in final_runs(study.results, it.name)
-            if run.test and run.test.accuracy is not None
-        }
+        it.name: accuracies_on_test(
+            [
+                run
+                for run in final_runs(study.results, it.name)
+                if run.test and run.test.accuracy is not None
+            ]
+        )
         for it in study.summary.variants
     }
     estimates = {it.name: it.accuracy for it in study.summary.variants if it.accuracy}
@@ -144,7 +147,7 @@ def _differences(study: Study) -> Figure | None:
     samples = {
         it.name: paired_differences(
             [run for run in final_runs(study.results, it.name) if not run.diverged],
-            final_runs(study.results, baseline),
+            final_runs(study.results, study.summary.baselines[it.name]),
         )
         for it in study.summary.variants
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..compare.arm import arms, baseline_arms
 from ..compare.statistics import Summary, summarize
 from ..compare.store import Result, Store
 
@@ -42,7 +43,7 @@ class Study:
         parts = [self.config[key]["name"] for key in ("data", "model", "optimizer")]
         counts = {
             "epoch": self.config["train"]["epochs"],
-            "variant": len(self.summary.variants),
+            "variant": len(self.config["variants"]),
             "seed": self.config["seeds"],
         }
         parts += [f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items()]
@@ -62,22 +63,45 @@ def read_study(folder: str | Path) -> Study:
     """
     store = Store(folder)
     config, environment, stored = store.config(), store.environment(), store.results()
-    variants = list(config["variants"])
-    tuned = {path: it for path, it in (config.get("tune") or {}).items() if path != "seeds"}
+    planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
+    baselines = baseline_arms(planned_arms, config["baseline"])
+    tune = dict(config.get("tune") or {})
+    tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
+    extend = tune.pop("extend", 0)
     plan = store.plan()
-    results = tuple(
-        it for it in stored if (plan is None or it.id in plan) and it.variant in variants
-    )
-    points = math.prod(len(values) for values in tuned.values())
+    if plan is not None:
+        of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
+    else:
+        of_plan = stored
+    results = tuple(it for it in of_plan if it.arm in baselines)
+    # Of a range, what was drawn from it so far; of a grid that goes on, what was added to it too.
+    tuned: dict[str, list[Any]] = {
+        path: list(
+            dict.fromkeys(
+                [*([] if isinstance(values, dict) else values)]
+                + [it.values[path] for it in results if path in it.values]
+            )
+        )
+        if isinstance(values, dict) or extend
+        else values
+        for path, values in tune.items()
+    }
+    points = trials or math.prod(len(values) for values in tuned.values())
     return Study(
         config=config,
         environment=environment,
         results=results,
         left_out=len(stored) - len(results),
-        summary=summarize(results, variants, config["baseline"], config.get("target_accuracy")),
+        summary=summarize(
+            results,
+            list(baselines),
+            config["baseline"],
+            config.get("target_accuracy"),
+            baselines,
+        ),
         tuned=tuned,
         planned={
-            "tune": len(variants) * points * config["tune"]["seeds"] if tuned else 0,
-            "final": len(variants) * config["seeds"],
+            "tune": len(planned_arms) * points * tune_seeds if tuned else 0,
+            "final": len(planned_arms) * config["seeds"],
         },
     )

@@ -3,21 +3,23 @@
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..data import Dataset
+from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
 from ..spec import Spec
-from .optim import AdamSpec, SGDSpec, optimizer
+from .optim import AdamSpec, SGDSpec, optimizer, weights_only
 from .state import TrainState
 from .step import Metrics, measure, no_metrics, train_step
 
@@ -29,11 +31,18 @@ class TrainSpec(Spec):
         epochs: Passes over the training examples.
         label_smoothing: Share of each label that is spread over all classes.
         precision: Dtype of the computation; parameters, statistics and loss are float32.
+        initialization_scale: What the initial weights of dense layers and convolutions are
+            multiplied by.
+        augment: How training images are changed at random: `"none"`; `"flip"` for mirror images of
+            half of them; `"crop_flip"` for a crop of each as well, moved by up to 4 pixels each
+            way, with zeros, in the units of the files, coming in.
     """
 
     epochs: PositiveInt = 10
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
+    initialization_scale: PositiveFloat = 1.0
+    augment: Augmentation = "none"
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Outcome:
         test_loss: Mean over the test split; None if it diverged or was not asked for.
         test_accuracy: Likewise.
         seconds: Wall time, compilation excluded; of several runs at a time, each takes longer.
-        state: The state at the end.
+        state: The state at the end; of a run among several, None.
     """
 
     epochs: list[EpochMetrics]
@@ -64,7 +73,7 @@ class Outcome:
     test_loss: float | None
     test_accuracy: float | None
     seconds: float
-    state: TrainState
+    state: TrainState | None
 
 
 class DeviceData(NamedTuple):
@@ -135,6 +144,9 @@ def place(dataset: Dataset, batch_size: int) -> Placed:
 class Trainer:
     """The compiled programs of one model on one data set, for all seeds and learning rates.
 
+    A program trains one run, or several at a time (`width`): their arrays are stacked, and the
+    call of an epoch is one for all. Another width may round differently.
+
     There are three programs: initialization, an epoch of training, and evaluation. They are traced
     when the trainer is built, so that a model that does not fit its input is found out at once, and
     compiled by `compile`, or by the first run. An epoch is shuffled, cut into batches and
@@ -147,6 +159,7 @@ class Trainer:
             `run`.
         train_spec: How long and how to train.
         batch_size: Examples in a step.
+        width: Runs that the programs train at a time.
     """
 
     def __init__(
@@ -156,20 +169,33 @@ class Trainer:
         optimizer_spec: SGDSpec | AdamSpec,
         train_spec: TrainSpec,
         batch_size: int,
+        width: int = 1,
     ):
         self.model = model
+        self.width = width
         self.steps_per_epoch = len(placed.data.train) // batch_size
         self._placed = placed
         self._optimizer_spec = optimizer_spec
         self._train_spec = train_spec
         self._batch_size = batch_size
 
-        traced = self._traced({})
-        initialize = jax.jit(self._initialize).lower(jnp.uint32(0), traced)
+        if train_spec.augment != "none" and placed.data.images.shape[1:3] == (1, 1):
+            raise ValueError(
+                f"train.augment={train_spec.augment} moves pixels, but the data set has features "
+                "and no images; leave it out."
+            )
+        functions = (self._initialize, self._epoch, self._evaluate)
+        seed, traced = jnp.uint32(0), self._traced({})
+        if width > 1:
+            seed, traced = _stacked([(seed, traced)] * width)
+            axes = ((0, 0), (0, 0, None), (0, 0, None, None))
+            functions = [jax.vmap(*it) for it in zip(functions, axes, strict=True)]
+        initialization, one_epoch, evaluation = functions
+        initialize = jax.jit(initialization).lower(seed, traced)
         state = initialize.out_info
-        epoch = jax.jit(self._epoch, donate_argnums=0).lower(state, traced, placed.data)
+        epoch = jax.jit(one_epoch, donate_argnums=0).lower(state, traced, placed.data)
         variables = (state.params, state.batch_stats)
-        evaluate = jax.jit(self._evaluate).lower(*variables, placed.data, placed.test)
+        evaluate = jax.jit(evaluation).lower(*variables, placed.data, placed.test)
         self._lowered = (initialize, epoch, evaluate)
         self._compiling = threading.Lock()
         self._compiled: tuple[Any, Any, Any] | None = None
@@ -186,8 +212,17 @@ class Trainer:
                 self._compiled = *programs, evaluate.compile()
             return self._compiled
 
+    def memory_of_a_run(self) -> int:
+        """Returns the bytes that an epoch of one run takes beside the data set, by its program."""
+        _, epoch, _ = self.compile()
+        analysis = epoch.memory_analysis()
+        shared = sum(array.nbytes for array in self._placed.data)
+        # The state is an argument that the result takes the place of.
+        taken = analysis.argument_size_in_bytes - shared + analysis.temp_size_in_bytes
+        return max(1, taken // self.width)
+
     def initialize(self, seed: int, values: dict[str, float] | None = None) -> TrainState:
-        """Returns the state that a run starts from.
+        """Returns the state that a run starts from, where one run is trained at a time.
 
         Args:
             seed: Decides the initial weights and the order of examples.
@@ -213,25 +248,71 @@ class Trainer:
             test: Whether to evaluate on the test split at the end.
             after_epoch: Called with the number of epochs done and the metrics of the last one.
         """
-        _, compiled_epoch, _ = self.compile()
-        start = time.perf_counter()
-        traced = self._traced(values or {})
-        state = self.initialize(seed, values)
-        epochs: list[EpochMetrics] = []
-        diverged = False
-        while len(epochs) < self._train_spec.epochs and not diverged:
-            state, train_sums = compiled_epoch(state, traced, self._placed.data)
-            train_loss, train_accuracy = _means(train_sums)
-            validation_loss, validation_accuracy = self._means_on(state, self._placed.validation)
-            epochs.append(
-                EpochMetrics(train_loss, train_accuracy, validation_loss, validation_accuracy)
-            )
-            diverged = not (math.isfinite(train_loss) and math.isfinite(validation_loss))
+
+        def after(_: int, epoch: int, metrics: EpochMetrics) -> None:
             if after_epoch is not None:
-                after_epoch(len(epochs), epochs[-1])
-        tested = test and not diverged
-        loss, accuracy = self._means_on(state, self._placed.test) if tested else (None, None)
-        return Outcome(epochs, diverged, loss, accuracy, time.perf_counter() - start, state)
+                after_epoch(epoch, metrics)
+
+        (outcome,) = self.run_together([seed], [values or {}], test=test, after_epoch=after)
+        return outcome
+
+    def run_together(
+        self,
+        seeds: Sequence[int],
+        values: Sequence[dict[str, float]],
+        *,
+        test: bool = False,
+        after_epoch: Callable[[int, int, EpochMetrics], None] | None = None,
+    ) -> list[Outcome]:
+        """Trains up to `width` runs at a time, each as `run` would but for rounding.
+
+        A run that diverges has no further epochs, and the others go on. Where there are fewer runs
+        than `width`, the last one is trained several times and counted once.
+
+        Args:
+            seeds: Of each run.
+            values: Likewise.
+            test: Whether to evaluate on the test split at the end.
+            after_epoch: Called with the place of a run among these, its number of epochs done and
+                the metrics of the last one.
+        """
+        compiled_initialize, compiled_epoch, _ = self.compile()
+        start = time.perf_counter()
+        count = len(seeds)
+        inputs = [
+            (jnp.uint32(seed), self._traced(given))
+            for seed, given in zip(seeds, values, strict=True)
+        ]
+        inputs += [inputs[-1]] * (self.width - count)
+        seed, traced = _stacked(inputs) if self.width > 1 else inputs[0]
+        state = compiled_initialize(seed, traced)
+        epochs: list[list[EpochMetrics]] = [[] for _ in range(count)]
+        left = list(range(count))
+        for epoch in range(1, self._train_spec.epochs + 1):
+            state, train_sums = compiled_epoch(state, traced, self._placed.data)
+            means = zip(
+                _means(train_sums), self._means_on(state, self._placed.validation), strict=True
+            )
+            metrics = [EpochMetrics(*train, *validation) for train, validation in means]
+            for place in left:
+                epochs[place].append(metrics[place])
+                if after_epoch is not None:
+                    after_epoch(place, epoch, metrics[place])
+            left = [place for place in left if _is_finite(metrics[place])]
+            if not left:
+                break
+        tested = self._means_on(state, self._placed.test) if test and left else []
+        seconds = time.perf_counter() - start
+        return [
+            Outcome(
+                epochs[place],
+                place not in left,
+                *(tested[place] if tested and place in left else (None, None)),
+                seconds,
+                state if self.width == 1 else None,
+            )
+            for place in range(count)
+        ]
 
     def _traced(self, values: dict[str, float]) -> dict[str, Array]:
         numbers = self._optimizer_spec.traced()
@@ -244,8 +325,15 @@ class Trainer:
     def _initialize(self, seed, traced) -> TrainState:
         initial_key, order_key = jax.random.split(jax.random.key(seed))
         images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
-        variables: Any = self.model.init(initial_key, images, train=True)
+        keys = {"params": initial_key, "dropout": initial_key}
+        variables: Any = self.model.init(keys, images, train=True)
         params = variables["params"]
+        scale = self._train_spec.initialization_scale
+        params = jax.tree.map(
+            lambda leaf, is_weight: scale * leaf if is_weight else leaf,
+            params,
+            weights_only(params),
+        )
         return TrainState(
             params=params,
             batch_stats=variables.get("batch_stats", {}),
@@ -257,17 +345,23 @@ class Trainer:
     def _epoch(self, state, traced, data) -> tuple[TrainState, Metrics]:
         transformation = self._optimizer(traced)
         order_key, key = jax.random.split(state.key)
+        # A third part of the key, the same for all variants: for what is drawn in each step.
+        draws_key = jax.random.fold_in(state.key, 2)
         batches = shuffled_batches(order_key, data.train, self._batch_size)
 
         def step(carry, batch):
             state, sums = carry
+            step_key = jax.random.fold_in(draws_key, state.step)
+            augment_key, dropout_key = jax.random.split(step_key)
+            images = augment(augment_key, data.images[batch], self._train_spec.augment)
             state, metrics = train_step(
                 self.model,
                 transformation,
                 self._train_spec.label_smoothing,
                 state,
-                self._images(data, batch),
+                self._standardized(data, images),
                 data.labels[batch],
+                dropout_key,
             )
             return (state, jax.tree.map(jnp.add, sums, metrics)), None
 
@@ -279,23 +373,35 @@ class Trainer:
 
         def add(index, sums):
             batch = split.batches[index]
-            logits: Any = self.model.apply(variables, self._images(data, batch), train=False)
+            images = self._standardized(data, data.images[batch])
+            logits: Any = self.model.apply(variables, images, train=False)
             metrics = measure(logits, data.labels[batch], split.mask[index])
             return jax.tree.map(jnp.add, sums, metrics)
 
         return lax.fori_loop(0, split.filled, add, no_metrics())
 
-    def _images(self, data: DeviceData, batch: Array) -> Array:
-        images = data.images[batch]
+    def _standardized(self, data: DeviceData, images: Array) -> Array:
         return standardize(images, data.mean, data.deviation, self._train_spec.precision)
 
-    def _means_on(self, state: TrainState, split: Split) -> tuple[float, float]:
+    def _means_on(self, state: TrainState, split: Split) -> list[tuple[float, float]]:
         *_, compiled_evaluate = self.compile()
         variables = (state.params, state.batch_stats)
         return _means(compiled_evaluate(*variables, self._placed.data, split))
 
 
-def _means(sums: Metrics) -> tuple[float, float]:
-    """Fetches the sums and returns mean loss and accuracy."""
-    examples, loss, correct = (float(value) for value in jax.device_get(sums))
-    return loss / examples, correct / examples
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Stacks the arrays of several runs along a first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _means(sums: Metrics) -> list[tuple[float, float]]:
+    """Fetches the sums and returns mean loss and accuracy of each run."""
+    fetched = (np.atleast_1d(values).tolist() for values in jax.device_get(sums))
+    return [
+        (loss / examples, correct / examples)
+        for examples, loss, correct in zip(*fetched, strict=True)
+    ]
+
+
+def _is_finite(metrics: EpochMetrics) -> bool:
+    return math.isfinite(metrics.train_loss) and math.isfinite(metrics.validation_loss)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .state import TrainState
 
@@ -54,6 +54,7 @@ def train_step(
     state: TrainState,
     images: Float[Array, "batch ..."],
     labels: Int[Array, " batch"],
+    dropout_key: PRNGKeyArray,
 ) -> tuple[TrainState, Metrics]:
     """Takes one step of gradient descent on the mean cross-entropy of a batch.
 
@@ -64,6 +65,7 @@ def train_step(
         state: The state before.
         images: The batch.
         labels: Its classes.
+        dropout_key: Decides what the model draws, as which features it leaves out.
 
     Returns:
         The state after, and the metrics of the batch as it was before.
@@ -76,7 +78,13 @@ def train_step(
             images,
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
         )
+        if logits.ndim != 2:
+            raise ValueError(
+                f"{type(model).__name__} returns logits of shape {logits.shape}; expected (batch, "
+                "classes)."
+            )
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
         loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         return loss, (measure(logits, labels), updated.get("batch_stats", {}))

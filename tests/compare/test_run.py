@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 
 from normlab.compare.environment import environment
-from normlab.compare.grid import FIRST_TUNING_SEED, Run, final_runs, tuning_runs
-from normlab.compare.run import Workbench, run_study
+from normlab.compare.grid import (
+    FIRST_TUNING_SEED,
+    extended,
+    final_runs,
+    single_run,
+    tuning_runs,
+)
+from normlab.compare.run import run_study
 from normlab.compare.statistics import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
+from normlab.compare.workbench import Workbench
 from normlab.models import resnet
 from normlab.report import read_study
 from normlab.variants import VARIANTS
@@ -35,11 +42,20 @@ def study(**changes):
     return study_type().model_validate({**CONFIG, **changes})
 
 
+def arm(made, variant):
+    """The arm of a variant in a study without factors and tasks."""
+    return next(it for it in made.arms() if it.variant == variant)
+
+
 def run(folder, changed=None):
-    """Runs the study; returns the store and how many runs were counted."""
-    store, steps = Store(folder), []
-    run_study(changed or study(), store, environment("test"), lambda _, runs: steps.append(runs))
-    return store, sum(steps)
+    """Runs the study; returns the store and how many runs it has."""
+    store, told = Store(folder), []
+    ending = run_study(
+        changed or study(), store, environment("test"), lambda *it: told.append(it[1:])
+    )
+    assert told[-1] == (ending.done, ending.planned) == (ending.planned, ending.planned)
+    assert not ending.failures
+    return store, ending.done
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +67,12 @@ def finished(tmp_path_factory):
 def test_every_arm_gets_the_same_trials_and_then_fresh_seeds():
     made = study()
     for variant in made.variants:
-        tuning = tuning_runs(made, variant)
+        tuning = tuning_runs(made, arm(made, variant))
         assert [(r.values["optimizer.learning_rate"], r.seed) for r in tuning] == [
             (rate, FIRST_TUNING_SEED + seed) for rate in (0.001, 0.1) for seed in (0, 1)
         ]
         assert [r.study.optimizer.learning_rate for r in tuning] == [0.001, 0.001, 0.1, 0.1]
-        final = final_runs(made, variant, {"optimizer.learning_rate": 0.1})
+        final = final_runs(made, arm(made, variant), {"optimizer.learning_rate": 0.1})
         assert [r.seed for r in final] == [0, 1, 2]
         assert not {r.seed for r in final} & {r.seed for r in tuning}
 
@@ -65,7 +81,7 @@ def test_the_grid_is_full_over_several_paths():
     made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "data.batch_size": [16, 32, 64]})
     points = [
         (r.study.optimizer.learning_rate, r.study.data.batch_size)
-        for r in tuning_runs(made, "none")
+        for r in tuning_runs(made, arm(made, "none"))
     ]
     assert points == [(rate, size) for rate in (0.1, 0.2) for size in (16, 32, 64)]
 
@@ -182,8 +198,8 @@ def test_another_studys_folder_is_refused(finished):
 def test_runs_of_one_arm_share_one_program_and_tuned_sizes_get_their_own():
     bench = Workbench(environment("test"))
     made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "train.epochs": [1, 2]})
-    runs = tuning_runs(made, "none")
-    assert len({id(bench._trainer(r)) for r in runs}) == 2
+    runs = tuning_runs(made, arm(made, "none"))
+    assert len({id(bench.trainer(r, 1)) for r in runs}) == 2
 
 
 FREE = {
@@ -211,9 +227,9 @@ def free(**changes):
 def test_what_an_arm_overrides_is_part_of_its_runs():
     bench = Workbench(environment("test"))
     made = free(tune={"optimizer.momentum": [0.5]})
-    runs = {name: tuning_runs(made, name)[0] for name in FREE}
-    (again,) = final_runs(made, "free", {"optimizer.momentum": 0.5})[:1]
-    for run in (runs["free"], again, Run(made, "final", "free", 0, {})):
+    runs = {name: tuning_runs(made, arm(made, name))[0] for name in FREE}
+    (again,) = final_runs(made, arm(made, "free"), {"optimizer.momentum": 0.5})[:1]
+    for run in (runs["free"], again, single_run(made, arm(made, "free"), 0)):
         assert run.study.model.residual == "skip_init"
         assert run.study.optimizer.adaptive_gradient_clip == 0.1
     assert again.study.optimizer.momentum == 0.5
@@ -225,9 +241,9 @@ def test_what_an_arm_overrides_is_part_of_its_runs():
         "skip_init",
     ]
     assert identities["free"]["optimizer"]["adaptive_gradient_clip"] == 0.1
-    assert identities["free"]["variant"]["model"] == FREE["free"]["model"]
+    assert identities["free"]["variant"] == {**identities["plain"]["variant"], "name": "free"}
     changed = free(variants=FREE | {"free": {"layer": "identity"}})
-    ids = {bench.identify(final_runs(it, "free", {})[0])[0] for it in (made, changed)}
+    ids = {bench.identify(final_runs(it, arm(it, "free"), {})[0])[0] for it in (made, changed)}
     assert len(ids) == 2
     assert len({bench._program(run) for run in runs.values()}) == len(FREE)
 
@@ -270,18 +286,147 @@ def test_a_vision_transformer_learns_digits(tmp_path):
 
 def test_identity_names_all_that_matters():
     bench = Workbench(environment("test"))
-    made = study(tune=None)
+    made, narrow = study(tune=None), study(tune=None, model={"name": "mlp", "hidden": [8]})
     changes = {
-        "seed": final_runs(made, "none", {})[1],
-        "variant": final_runs(made, "batch", {})[0],
-        "optimizer": final_runs(made, "none", {"optimizer.learning_rate": 0.3})[0],
-        "model": final_runs(study(tune=None, model={"name": "mlp", "hidden": [8]}), "none", {})[0],
+        "seed": final_runs(made, arm(made, "none"), {})[1],
+        "variant": final_runs(made, arm(made, "batch"), {})[0],
+        "optimizer": final_runs(made, arm(made, "none"), {"optimizer.learning_rate": 0.3})[0],
+        "model": final_runs(narrow, arm(narrow, "none"), {})[0],
     }
-    base, identity = bench.identify(final_runs(made, "none", {})[0])
+    base, identity = bench.identify(final_runs(made, arm(made, "none"), {})[0])
     assert identity["packages"]["jax"]
     assert identity["data_fingerprint"]
     names = {what: bench.identify(changed)[0] for what, changed in changes.items()}
     assert len({base, *names.values()}) == 5
     # More seeds, another name or other arms leave a run what it is.
     others = study(study="renamed", tune=None, seeds=9, variants={"none": {"layer": "identity"}})
-    assert bench.identify(final_runs(others, "none", {})[0])[0] == base
+    assert bench.identify(final_runs(others, arm(others, "none"), {})[0])[0] == base
+
+
+def names(made):
+    """The names of the final runs of each arm, by its title, if nothing is tuned."""
+    bench = Workbench(environment("test"))
+    return {
+        it.title: [bench.identify(run)[0] for run in final_runs(made, it, {})] for it in made.arms()
+    }
+
+
+def test_a_run_is_the_same_whichever_way_the_study_asks_for_it():
+    plain = study(tune=None, data=CONFIG["data"] | {"batch_size": 16}, train={"epochs": 3})
+    factor = study(tune=None, factors={"data": {"batch_size": [8, 16]}, "train.epochs": [3]})
+    listed = study(tune=None, factors=[{"train.epochs": 3, "data.batch_size": 16}])
+    task = study(tune=None, tasks={"small": {"train": {"epochs": 3}, "data.batch_size": 16}})
+    expected = names(plain)["batch"]
+    assert names(factor)["batch, batch_size=16, epochs=3"] == expected
+    assert names(listed)["batch, epochs=3, batch_size=16"] == expected
+    assert names(task)["batch on small"] == expected
+    # Other arms, levels, seeds and names, another order of keys, and fields given for one variant.
+    variants = {
+        "batch": {"momentum": 0.9, "layer": "batch_norm", "optimizer": {"learning_rate": 0.1}},
+        "layer": {"layer": "layer_norm"},
+    }
+    other = study(
+        study="other",
+        tune=None,
+        factors={"train.epochs": [2, 3], "data.batch_size": [16, 32, 64]},
+        variants=variants,
+        seeds=4,
+        margin=0.01,
+    )
+    assert names(other)["batch, epochs=3, batch_size=16"][:3] == expected
+    # What differs in what is trained differs in its name.
+    every = [name for of_arm in names(factor).values() for name in of_arm]
+    assert len(set(every)) == len(every) == 2 * 2 * 3
+    # A tuned value is what the study understands, however it was written.
+    tuned = [study(tune={"optimizer.learning_rate": [it]}) for it in (1, 1.0)]
+    bench = Workbench(environment("test"))
+    assert len({bench.identify(tuning_runs(it, arm(it, "none"))[0])[0] for it in tuned}) == 1
+
+
+def test_a_study_that_gets_a_factor_an_arm_and_seeds_runs_only_what_is_new(tmp_path):
+    small = {"tune": None, "train": {"epochs": 1}}
+    _, first = run(tmp_path, study(**small, seeds=1))
+    assert first == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    grown = study(
+        **small,
+        seeds=2,
+        factors={"data.batch_size": [32, 160]},
+        variants=CONFIG["variants"] | {"layer": {"layer": "layer_norm"}},
+    )
+    store, _ = run(tmp_path, grown)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(store.results()) == 3 * 2 * 2
+    report = read_study(tmp_path)
+    assert report.left_out == 0
+    assert [it.name for it in report.summary.variants] == [it.name for it in grown.arms()]
+    assert [it.seeds for it in report.summary.variants] == [2] * 6
+    # The run that was there counts for the arm that it now belongs to.
+    of_batch = [it for it in report.results if it.arm == "batch, batch_size=32"]
+    assert [(it.seed, it.levels, it.steps_per_epoch) for it in of_batch] == [
+        (0, {"data.batch_size": 32}, 10),
+        (1, {"data.batch_size": 32}, 10),
+    ]
+    # An arm is compared with the baseline at its own levels.
+    accuracy = {(it.arm, it.seed): it.test.accuracy for it in report.results}
+    for size in (32, 160):
+        mine = report.summary[f"layer, batch_size={size}"].difference
+        expected = np.mean(
+            [
+                accuracy[f"layer, batch_size={size}", seed]
+                - accuracy[f"none, batch_size={size}", seed]
+                for seed in (0, 1)
+            ]
+        )
+        assert mine.mean == pytest.approx(expected)
+
+
+def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp_path):
+    tasks = {"few": {}, "fewer": {"data.train_examples": 64, "train.epochs": 1}}
+    made = study(tasks=tasks, tune={"optimizer.learning_rate": [0.001, 0.1]}, seeds=2)
+    store, counted = run(tmp_path, made)
+    results = store.results()
+    assert counted == len(results) == 2 * 2 * (2 + 2)
+    assert {(it.task, it.steps_per_epoch, len(it.curve.train_loss)) for it in results} == {
+        ("few", 10, 2),
+        ("fewer", 2, 1),
+    }
+    for task in tasks:
+        of_task = [it for it in results if it.task == task]
+        for name in ("none", "batch"):
+            final = [it for it in of_task if it.arm == name and it.phase == "final"]
+            assert {json.dumps(it.values) for it in final} == {
+                json.dumps(best_values(of_task, name))
+            }
+    report = read_study(tmp_path)
+    assert {phase: report.done(phase) for phase in ("tune", "final")} == report.planned
+    for name in ("none", "batch"):
+        final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
+        assert report.summary[name].accuracy.mean == pytest.approx(np.mean(final))
+        assert report.summary[name].accuracy.count == 2
+
+
+def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(tmp_path):
+    # Rates so small that more is always better.
+    made = study(tune={"optimizer.learning_rate": [1e-5, 1e-4], "extend": 2}, seeds=1)
+    store, _ = run(tmp_path, made)
+    results = store.results()
+    for variant in ("none", "batch"):
+        tried = [
+            it.values["optimizer.learning_rate"]
+            for it in results
+            if (it.variant, it.phase) == (variant, "tune")
+        ]
+        assert sorted(tried) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+    report = read_study(tmp_path)
+    assert report.done("tune") == report.planned["tune"] == 2 * 4
+    run(tmp_path, made)
+    assert len(store.results()) == len(results)
+
+
+def test_a_grid_does_not_go_on_to_what_the_study_refuses():
+    made = study(tune={"optimizer.momentum": [0.8, 0.9], "extend": 1})
+    assert extended(made, [{"optimizer.momentum": 0.9}]) is None
+    wider = extended(made, [{"optimizer.momentum": 0.8}])
+    assert wider.tune.space == {"optimizer.momentum": (0.8, 0.9, 0.7)}
+    assert made.tune.space == {"optimizer.momentum": (0.8, 0.9)}

@@ -28,6 +28,7 @@ def run(phase, variant, seed, accuracy=0.9, loss=0.3, *, rate=0.1, diverged=Fals
         "id": f"{phase}-{variant}-{seed}-{random.getrandbits(64)}",
         "phase": phase,
         "variant": variant,
+        "arm": variant,
         "seed": seed,
         "values": {RATE: rate},
         "status": "diverged" if diverged else "finished",
@@ -334,5 +335,5 @@ def test_variants_that_are_not_asked_for_are_left_out():
 
 
 def test_an_unknown_baseline_is_an_error():
-    with pytest.raises(ValueError, match="baseline 'c' is none of the variants a, b"):
+    with pytest.raises(ValueError, match="baseline 'c' is none of the arms a, b"):
         summarize([], ["a", "b"], "c")

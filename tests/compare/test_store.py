@@ -32,6 +32,7 @@ def result(name="final-batch-0", loss=0.5, **changes):
         "id": name,
         "phase": "final",
         "variant": "batch",
+        "arm": "batch",
         "seed": 0,
         "values": {"optimizer.learning_rate": 0.1},
         "status": "finished",
@@ -116,7 +117,7 @@ for kill in range(30):
             store.write(result(f"run-{place % 7}", curve=curve, seed=place))
             place += 1
         os._exit(0)
-    end = time.monotonic() + draw.uniform(0.01, 0.08)
+    end = time.monotonic() + draw.uniform(0.02, 0.2)
     while time.monotonic() < end:
         seen |= {it.id for it in store.results()}
     os.kill(child, signal.SIGKILL)

@@ -8,6 +8,9 @@ import yaml
 
 import normlab
 from normlab.config import ConfigError, load_study
+from normlab.data import load
+from normlab.data.sources import LOADERS
+from normlab.models import MODELS
 from normlab.variants import VARIANTS
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -25,7 +28,7 @@ def test_quickstart_says_what_it_means():
     assert study.data.name == "digits"
     assert study.model.hidden == (128, 128)
     assert study.optimizer.traced() == {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
-    assert study.tune.grid == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
+    assert study.tune.space == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
     assert study.tune.seeds == 2
     assert study.baseline == "none"
     layer = study.variants["ghost16"].constructor()(name="norm_0")
@@ -45,7 +48,7 @@ def test_overrides_replace_and_add():
     )
     assert study.train.epochs == 3
     assert study.variants["batch"].constructor()().epsilon == 1e-3
-    assert study.tune.grid == {
+    assert study.tune.space == {
         "optimizer.learning_rate": (0.5,),
         "optimizer.momentum": (0.8, 0.9),
     }
@@ -154,12 +157,12 @@ def overriding(tmp_path):
 
 def test_an_arm_can_have_other_fields_of_model_and_optimizer(overriding):
     study = load_study(overriding, ["model.depth=20", "variants.free.optimizer.momentum=0.5"])
-    free, batch = study.for_arm("free"), study.for_arm("batch")
-    assert batch == study
+    batch, free, _ = map(study.for_arm, study.arms())
+    assert batch.model_dump() == study.model_dump()
     assert (free.model.depth, free.model.residual) == (20, "skip_init")
     assert free.model.weights == "scaled_standardized"
     assert (free.optimizer.adaptive_gradient_clip, free.optimizer.momentum) == (0.01, 0.5)
-    assert free.for_arm("free") == free
+    assert free.for_arm(study.arms()[1]) == free
     # What the arms share does not move.
     assert (study.model.residual, study.optimizer.adaptive_gradient_clip) == ("plain", None)
     assert study.variants["free"].constructor()() == study.variants["fixup"].constructor()()
@@ -171,7 +174,8 @@ def test_the_resolved_form_of_such_a_study_is_the_same_study(overriding):
     resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
     again = load_study(resolved)
     assert again.model_dump() == study.model_dump()
-    assert again.for_arm("free").model == study.for_arm("free").model
+    models = [[it.for_arm(arm).model for arm in it.arms()] for it in (again, study)]
+    assert models[0] == models[1]
 
 
 def test_what_an_arm_overrides_is_checked_in_its_place(overriding):
@@ -338,6 +342,76 @@ def test_a_users_own_layer_joins_by_name_or_file(own_layer, module):
     ]
 
 
+@pytest.fixture
+def own_model_and_data(tmp_path):
+    """A module of a user's own that registers a model and data, beside a configuration."""
+    (tmp_path / "own_parts.py").write_text(
+        textwrap.dedent(
+            """
+            from collections.abc import Callable
+            import normlab
+            import numpy as np
+            from flax import linen as nn
+
+            @normlab.register_model("own_model")
+            class OwnModel(nn.Module):
+                norm: Callable
+                classes: int
+                width: int = 4
+
+                @nn.compact
+                def __call__(self, x, *, train):
+                    x = nn.Dense(self.width)(x.reshape(len(x), -1))
+                    x = self.norm()(x, use_running_average=not train)
+                    return nn.Dense(self.classes)(x)
+
+            @normlab.register_data("own_data")
+            def own_data():
+                labels = np.arange(60) % 2
+                features = np.random.default_rng(0).normal(size=(60, 3)) + labels[:, None]
+                return features[:40], labels[:40], features[40:], labels[40:]
+            """
+        )
+    )
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "study: own\nmodules: [own_parts.py]\ndata: {name: own_data, batch_size: 8}\n"
+        "model: {name: own_model, width: 3}\nvariants: {rms: {layer: rms_norm}}\n"
+    )
+    yield config
+    MODELS.pop("own_model", None)
+    LOADERS.pop("own_data", None)
+
+
+def test_a_users_own_model_and_data_join_by_module(own_model_and_data):
+    study = load_study(own_model_and_data, ["factors.model.width=[3, 5]"])
+    assert [study.for_arm(arm).model.width for arm in study.arms()] == [3, 5]
+    dataset = load(study.data)
+    assert (dataset.image_shape, dataset.classes) == ((1, 1, 3), 2)
+    assert load_study(own_model_and_data).model_dump()["model"] == {"name": "own_model", "width": 3}
+
+
+def test_what_is_wrong_with_a_users_own_model_and_data_is_told_at_once(own_model_and_data):
+    assert problems(
+        own_model_and_data,
+        "model.widht=3",
+        "data.name=own_dat",
+        "tune.model.width=[2, x]",
+    ) == [
+        "data.name: 'own_dat' is not known; did you mean 'own_data'?",
+        "model.widht: unknown key; did you mean 'width'?",
+        "tune.model.width: should be a valid integer, unable to parse string as an integer, but "
+        "'x' was given",
+    ]
+    (told,) = problems(own_model_and_data, "data.folder=here")
+    assert (
+        told
+        == "data: own_data comes from a function and reads no folder, but folder=here; leave it out"
+    )
+    (told,) = problems(own_model_and_data, "model.name=own_modl")
+    assert told == "model: unknown name 'own_modl'; did you mean 'own_model'?"
+
+
 def test_a_users_module_that_fails_is_told_by_name(own_layer):
     (own_layer.parent / "broken_layers.py").write_text("1 / 0\n")
     (told,) = problems(own_layer, "modules=[broken_layers.py]")
@@ -346,3 +420,183 @@ def test_a_users_module_that_fails_is_told_by_name(own_layer):
     )
     (told,) = problems(own_layer, "modules=[no_such_layers]")
     assert "no_such_layers cannot be imported: ModuleNotFoundError" in told
+
+
+@pytest.fixture
+def crossed(tmp_path):
+    """A study with factors and tasks."""
+    file = tmp_path / "crossed.yaml"
+    file.write_text(
+        "study: crossed\nmodel: {name: mlp, hidden: [8]}\noptimizer: {learning_rate: 0.2}\n"
+        "variants: {none: {layer: identity}, batch: {layer: batch_norm, model: {weights: plain}}}\n"
+        "factors: {data.batch_size: [16, 32], optimizer.name: [sgd, adam]}\n"
+        "tasks: {digits: {}, fashion: {data: {name: fashion_mnist}, train.epochs: 3}}\n"
+        "tune: {optimizer.weight_decay: [0, 0.1]}\n"
+    )
+    return file
+
+
+def test_arms_are_variants_at_all_levels_on_all_tasks_in_a_fixed_order(crossed):
+    study = load_study(crossed)
+    arms = study.arms()
+    assert [arm.title for arm in arms] == [
+        f"{variant}, batch_size={size}, name={name} on {task}"
+        for task in ("digits", "fashion")
+        for size in (16, 32)
+        for name in ("sgd", "adam")
+        for variant in ("none", "batch")
+    ]
+    for arm in arms:
+        resolved = study.for_arm(arm)
+        assert resolved.data.batch_size == arm.levels["data.batch_size"]
+        assert resolved.optimizer.name == arm.levels["optimizer.name"]
+        # What was set for the one optimizer is not what was meant for the other.
+        rates = {"sgd": 0.2, "adam": 0.001}
+        assert resolved.optimizer.learning_rate == rates[resolved.optimizer.name]
+        assert (resolved.data.name, resolved.train.epochs) == (
+            ("fashion_mnist", 3) if arm.task == "fashion" else ("digits", 10)
+        )
+        assert not resolved.factors
+        assert not resolved.tasks
+
+
+LISTED = [
+    {"data.batch_size": 16, "train": {"epochs": 2}},
+    {"model.hidden": [4, 4]},
+    {"model.name": "cnn"},
+]
+
+
+def listing(file, combinations):
+    """The study of the file, on one task, with a list of combinations instead of a grid."""
+    given = yaml.safe_load(file.read_text()) | {"factors": combinations, "tasks": {}}
+    file.write_text(yaml.safe_dump(given, sort_keys=False))
+    return file
+
+
+def test_combinations_of_levels_can_be_listed_and_names_are_as_short_as_they_are_clear(crossed):
+    study = load_study(listing(crossed, LISTED))
+    arms = [arm for arm in study.arms() if arm.variant == "batch"]
+    assert [arm.title for arm in arms] == [
+        "batch, batch_size=16, epochs=2",
+        "batch, hidden=[4, 4]",
+        "batch, name=cnn",
+    ]
+    assert [study.for_arm(arm).model.name for arm in arms] == ["mlp", "mlp", "cnn"]
+    assert study.for_arm(arms[1]).model.hidden == (4, 4)
+
+
+def test_the_resolved_form_of_a_study_with_factors_has_the_same_arms(crossed):
+    study = load_study(crossed)
+    resolved = crossed.with_name("resolved.yaml")
+    resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    again = load_study(resolved)
+    assert again.model_dump() == study.model_dump()
+    assert again.arms() == study.arms()
+
+
+def test_problems_of_factors_and_tasks_are_told_at_once_by_path(crossed):
+    told = problems(
+        crossed,
+        "factors.data.batch_sise=[3]",
+        "factors.data.batch_size=[16, 0]",
+        "tasks.fashion.train.epochs=none",
+        "tasks.fashion.data.name=fashion_mnst",
+        "tasks.other.modell.name=cnn",
+        "margin=-1",
+        "significance=2",
+    )
+    assert sorted(told) == sorted(
+        [
+            "factors.data.batch_sise: unknown key; did you mean 'batch_size'?",
+            "factors.data.batch_size: should be greater than 0, but 0 was given",
+            "tasks.fashion.train.epochs: should be a valid integer, unable to parse string as an "
+            "integer, but 'none' was given",
+            "tasks.fashion.data.name: 'fashion_mnst' is not known; did you mean 'fashion_mnist'?",
+            "tasks: other changes 'modell.name'; expected fields of data, model, optimizer, train, "
+            "as in data.name",
+            "margin: should be greater than 0, but -1 was given",
+            "significance: should be less than 1, but 2 was given",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["variants.batch.model.activation=tanh", "factors.model.activation=[relu, tanh]"],
+            "variants.batch.model.activation, factors.model.activation: given for an arm, but a "
+            "factor of every arm; leave out one of the two",
+        ),
+        (
+            ["factors.train.epochs=[1, 2]"],
+            "tasks.fashion.train.epochs, factors.train.epochs: given for a task, but a factor of "
+            "every arm; leave out one of the two",
+        ),
+        (
+            ["tune.data.batch_size=[16, 32]"],
+            "factors.data.batch_size: a factor of every arm, but tuned for every arm; leave out "
+            "one of the two",
+        ),
+        (["factors.data.batch_size=[16, 16]"], "factors.data.batch_size: each level makes an arm"),
+        (["factors.data.batch_size=16"], "factors.data.batch_size: should be a list"),
+        (["factors.data.name=[digits, mnist]"], "factors: 'data.name' cannot be a factor"),
+        (
+            ["optimizer.nesterov=true", "tune.optimizer.momentum=[0.5]"],
+            "tune.optimizer.momentum: unknown key; expected one of learning_rate",
+        ),
+    ],
+)
+def test_what_factors_and_tasks_cannot_be_is_told(crossed, overrides, told):
+    found = problems(crossed, *overrides)
+    assert any(line.startswith(told) for line in found), found
+
+
+def test_combinations_are_checked_one_by_one_and_may_not_come_to_the_same(crossed):
+    wrong = [
+        {"data.batch_size": 0},
+        {"data.batch_sise": 1},
+        {"model.name": "cnn", "model.chanels": 3},
+    ]
+    assert problems(listing(crossed, wrong)) == [
+        "factors[0].data.batch_size: should be greater than 0, but 0 was given",
+        "factors[1].data.batch_sise: unknown key; did you mean 'batch_size'?",
+        "factors[2].model.chanels: unknown key; did you mean 'channels'?",
+    ]
+    same = [{"data.batch_size": 16}, {"data.batch_size": 16, "train.label_smoothing": 0.0}]
+    (told,) = problems(listing(crossed, same))
+    assert told == (
+        "variants.none, batch_size=16 and variants.none, batch_size=16, label_smoothing=0.0 are "
+        "the same arm; leave out one of them"
+    )
+
+
+def test_random_search_is_understood_and_its_problems_are_told(crossed):
+    drawn = [
+        "tune.optimizer.learning_rate.low=1e-4",
+        "tune.optimizer.learning_rate.high=1.0",
+        "tune.trials=7",
+    ]
+    study = load_study(crossed, ["tasks.fashion.optimizer.warmup_epochs=1", *drawn])
+    points = study.tune.points()
+    assert len(points) == 7
+    assert all(1e-4 <= it["optimizer.learning_rate"] <= 1 for it in points)
+    assert {it["optimizer.weight_decay"] for it in points} <= {0, 0.1}
+    resolved = crossed.with_name("resolved.yaml")
+    resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    assert load_study(resolved).tune.points() == points
+    told = problems(
+        crossed,
+        "tune.optimizer.learning_rate={low: -1, high: 1, scale: linear}",
+        "tune.optimizer.momentm={low: 0.1, high: 1}",
+        "tune.optimizer.warmup_epochs={low: 1, hihg: 4}",
+    )
+    assert told == [
+        "tune.optimizer.warmup_epochs.high: is missing",
+        "tune.optimizer.warmup_epochs.hihg: unknown key; did you mean 'high'?",
+        "tune.optimizer.learning_rate: should be greater than 0, but -1 was given",
+        "tune.optimizer.momentm: unknown key; did you mean 'momentum'?",
+    ]
+    (line,) = problems(crossed, *drawn[:2])
+    assert line.startswith("tune: optimizer.learning_rate: a range needs trials")

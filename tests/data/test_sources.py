@@ -13,7 +13,9 @@ import pytest
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
+import normlab
 from normlab.data import DataError, Dataset, DataSpec, MissingDataError, describe, load, sources
+from normlab.data.sources import LOADERS
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,14 @@ def test_test_split_does_not_depend_on_the_validation_share(digits):
     assert_sound(other)
 
 
+def test_a_share_of_the_training_examples_is_that_number_of_them():
+    share, number = load(DataSpec(train_share=0.2)), load(DataSpec(train_examples=230))
+    np.testing.assert_array_equal(share.train, number.train)
+    assert len(share.train) == 230
+    with pytest.raises(ValueError, match=r"train_examples=100 and train_share=0\.5 both say"):
+        DataSpec(train_examples=100, train_share=0.5)
+
+
 @pytest.mark.parametrize("train_examples", [64, 100, 1149, 1150])
 def test_fewer_training_examples_leave_the_other_splits_alone(digits, train_examples):
     fewer = load(DataSpec(train_examples=train_examples))
@@ -133,7 +143,8 @@ def test_stratified_split_takes_the_share_of_the_whole_and_of_each_class(n, shar
     [
         ({"name": "npz"}, "npz needs the path of its file, folder=FILE.npz"),
         ({"name": "digits", "folder": "x"}, "reads no folder, but folder=x; leave it out"),
-        ({"name": "imagenet"}, "'digits', 'mnist', 'fashion_mnist', 'cifar10' or 'npz'"),
+        ({"name": "imagenet"}, "of digits, mnist, fashion_mnist, cifar10, npz"),
+        ({"name": "mnst"}, "did you mean 'mnist'"),
         ({"batch_size": 0}, "greater than 0"),
         ({"validation": 0.0}, "greater than 0"),
         ({"validation": 0.9}, "less than 0.9"),
@@ -386,3 +397,78 @@ def test_listing_needs_neither_jax_nor_scikit_learn():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert ran.stdout.strip() == "[]"
+
+
+# Registered
+
+
+@pytest.fixture
+def registered():
+    """Registers a loader under the name "own", for one test."""
+
+    def register(loader):
+        normlab.register_data("own", loader)
+        return DataSpec(name="own", batch_size=8)
+
+    yield register
+    LOADERS.pop("own", None)
+
+
+def features(n=40, classes=3):
+    labels = np.arange(n) % classes
+    return np.random.default_rng(0).normal(size=(n, 4)) + 10 * labels[:, None], labels
+
+
+def test_a_registered_set_is_that_of_an_npz_file_with_the_same_arrays(registered, tmp_path):
+    train, test = features(), features(9)
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=train[0],
+        train_labels=train[1],
+        test_images=test[0],
+        test_labels=test[1],
+    )
+    ours = load(registered(lambda: (*train, *test)))
+    theirs = load(DataSpec(name="npz", folder=str(tmp_path / "own.npz"), batch_size=8))
+    for field in ("images", "labels", "train", "validation", "test", "mean", "deviation"):
+        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
+    assert (ours.name, ours.classes) == ("own", 3)
+    np.testing.assert_array_equal(ours.images[ours.test].reshape(9, 4), np.float32(test[0]))
+
+
+def test_a_registered_set_is_listed_with_where_it_comes_from(registered):
+    registered(features)
+    assert describe()[-1].name == "own"
+    assert describe()[-1].place == f"registered by {features.__module__}"
+
+
+def fails():
+    raise KeyError("column")
+
+
+@pytest.mark.parametrize(
+    ("loader", "told"),
+    [
+        (fails, "its loader failed: KeyError: 'column'"),
+        (lambda: features(), "its loader returned 2 values; expected train_images, train_labels"),
+        (lambda: (*features(), *features(8, 4)), "test_labels: label 3 at example 3"),
+        (lambda: (*features(), features(8)[0], np.ones(8)), "labels of type float64"),
+        (lambda: (*features(), np.ones((8, 5)), features(8)[1]), r"shape \(1, 1, 5\) of the test"),
+        (lambda: (*features(), np.full((8, 4), np.nan), features(8)[1]), "32 values are not fin"),
+    ],
+)
+def test_what_a_loader_returns_wrongly_is_told_as_its_own(registered, loader, told):
+    with pytest.raises(DataError, match=told) as raised:
+        load(registered(loader))
+    assert "register_data('own')" in str(raised.value)
+
+
+def test_registration_refuses_names_that_are_taken_and_what_needs_arguments(registered):
+    registered(features)
+    registered(features)
+    with pytest.raises(ValueError, match=r"'own' is taken by .*features; choose another"):
+        registered(fails)
+    with pytest.raises(ValueError, match="'mnist' is normlab's own; choose another"):
+        normlab.register_data("mnist", features)
+    with pytest.raises(ValueError, match="can be called without"):
+        normlab.register_data("other", lambda folder: None)

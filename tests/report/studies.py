@@ -133,6 +133,7 @@ def _draw_run(
         id=f"{phase}-{place}-{seed}-{point}",
         phase=phase,
         variant=name,
+        arm=name,
         seed=seed,
         values=dict(values),
         status="diverged" if diverged else "finished",

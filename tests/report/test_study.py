@@ -5,7 +5,7 @@ import json
 import pytest
 from report.studies import QUICKSTART, RATES, draw_study
 
-from normlab.compare.store import NoStudyError, Store, StoreError
+from normlab.compare.store import Label, NoStudyError, Store, StoreError
 from normlab.report import read_study
 
 TWO = {name: QUICKSTART[name] for name in ("none", "batch")}
@@ -29,11 +29,12 @@ def test_a_study_without_tuning_plans_none(tmp_path):
 def test_only_the_runs_of_the_plan_count(tmp_path):
     draw_study(tmp_path, TWO, seeds=2)
     store = Store(tmp_path)
-    every = [it.id for it in store.results()]
+    every = {it.id: Label(arm=it.arm) for it in store.results()}
     assert read_study(tmp_path).left_out == 0
-    store.write_plan(every[3:])
+    kept = list(every)[3:]
+    store.write_plan({run: every[run] for run in kept})
     study = read_study(tmp_path)
-    assert [it.id for it in study.results] == every[3:]
+    assert [it.id for it in study.results] == kept
     assert study.left_out == 3
 
 

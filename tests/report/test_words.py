@@ -30,7 +30,7 @@ def variant(name, accuracy, difference=None, **changes):
 
 
 def study(*variants, leads, best="a"):
-    return Summary(variants, "base", 0.9, True, best, leads)
+    return Summary(variants, "base", {}, 0.9, True, best, leads)
 
 
 def difference(mean, low, high, count=8):

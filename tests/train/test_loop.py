@@ -1,5 +1,6 @@
 """Whole runs: exact metrics, determinism, pairing, one program for all rates and seeds."""
 
+from dataclasses import astuple
 from functools import partial
 
 import jax
@@ -40,7 +41,9 @@ def images_of(dataset, indices):
     return standardize(*map(jnp.asarray, arrays))
 
 
-def trainer(norm=normlab.BatchNorm, optimizer=None, train=None, batch_size=8, dataset=None):
+def trainer(
+    norm=normlab.BatchNorm, optimizer=None, train=None, batch_size=8, dataset=None, width=1
+):
     dataset = dataset or small_dataset()
     model = MLP(hidden=(16,), classes=dataset.classes, norm=norm)
     return Trainer(
@@ -49,6 +52,7 @@ def trainer(norm=normlab.BatchNorm, optimizer=None, train=None, batch_size=8, da
         optimizer or SGDSpec(learning_rate=0.05),
         train or TrainSpec(epochs=3),
         batch_size,
+        width,
     )
 
 
@@ -196,3 +200,65 @@ def test_digits_are_learned():
     made = trainer(batch_size=64, dataset=load(DataSpec()), train=TrainSpec(epochs=5))
     outcome = made.run(0, test=True)
     assert outcome.test_accuracy > 0.93
+
+
+def test_the_scale_of_initialization_multiplies_the_weights_and_nothing_else():
+    plain = trainer().initialize(0).params
+    scaled = trainer(train=TrainSpec(epochs=3, initialization_scale=2.0)).initialize(0).params
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(scaled), strict=True
+    ):
+        factor = 2.0 if path[-1].key == "kernel" else 1.0
+        np.testing.assert_array_equal(after, factor * before)
+    assert float(jnp.abs(plain["dense_0"]["kernel"]).max()) > 0
+
+
+RATES = [{"learning_rate": rate} for rate in (0.05, 0.1, 0.2)]
+
+
+@pytest.fixture(scope="module")
+def three_at_a_time():
+    return trainer(width=3)
+
+
+def metrics_of(outcome):
+    tested = (outcome.test_loss, outcome.test_accuracy)
+    return np.array([*(value for epoch in outcome.epochs for value in astuple(epoch)), *tested])
+
+
+def test_several_runs_at_a_time_are_the_single_runs_but_for_rounding(
+    batch_norm_trainer, three_at_a_time
+):
+    together = three_at_a_time.run_together([1, 2, 3], RATES, test=True)
+    for seed, rate, outcome in zip((1, 2, 3), RATES, together, strict=True):
+        alone = batch_norm_trainer.run(seed, rate, test=True)
+        assert len(outcome.epochs) == 3
+        np.testing.assert_allclose(metrics_of(outcome), metrics_of(alone), rtol=1e-4)
+
+
+def test_a_place_that_is_left_over_is_filled_and_changes_no_bit(three_at_a_time):
+    whole = three_at_a_time.run_together([1, 2, 3], RATES, test=True)
+    (alone,) = three_at_a_time.run_together([1], RATES[:1], test=True)
+    assert metrics_of(alone).tolist() == metrics_of(whole[0]).tolist()
+
+
+def test_a_run_that_diverges_among_others_stops_counting_and_the_others_go_on():
+    made = trainer(normlab.Identity, train=TrainSpec(epochs=6), width=3)
+    rates = [{"learning_rate": rate} for rate in (0.05, 1e30, 0.1)]
+    seen = []
+    together = made.run_together(
+        [1, 2, 3], rates, test=True, after_epoch=lambda place, epoch, _: seen.append((place, epoch))
+    )
+    assert [outcome.diverged for outcome in together] == [False, True, False]
+    assert [len(outcome.epochs) for outcome in together] == [6, 1, 6]
+    assert together[1].test_loss is None
+    assert np.isfinite([metrics_of(together[place]) for place in (0, 2)]).all()
+    assert [epoch for place, epoch in seen if place == 1] == [1]
+    assert [epoch for place, epoch in seen if place == 2] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_memory_of_a_run_grows_with_the_model_and_not_with_the_width(three_at_a_time):
+    one = trainer().memory_of_a_run()
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(trainer().initialize(0).params))
+    assert one > 2 * parameters  # weights and velocities, and what a step needs
+    assert 0.5 * one < three_at_a_time.memory_of_a_run() < 2 * one

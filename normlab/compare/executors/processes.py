@@ -1,0 +1,161 @@
+"""Runs in processes of this machine; one that dies is replaced, and its runs begin again."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import jax
+
+from ...errors import UserError
+from ..store import Failure, Result
+from ..study import StudyError
+from ..workbench import Group, Workbench
+from .interface import ATTEMPTS, Executor
+from .worker import Setting, check, orders, work
+
+# A process that was forked could not use JAX.
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Seat:
+    """The place of one worker, whoever holds it."""
+
+    number: int
+    process: BaseProcess | None = None
+    connection: Any = None
+    program: Any = field(default=None)
+
+
+class ProcessExecutor(Executor):
+    """Trains in worker processes.
+
+    The processes are not bound to cores: the compiler cuts its work by the number of cores that it
+    may use, and other cuts round differently.
+
+    Args:
+        bench: Names the runs.
+        setting: What the workers must know.
+        workers: How many; None for one for each GPU, or for each core.
+
+    Raises:
+        StudyError: On a TPU, which belongs to one process.
+    """
+
+    def __init__(self, bench: Workbench, setting: Setting, workers: int | None):
+        if jax.default_backend() == "tpu":
+            raise StudyError("executor: a TPU belongs to one process; give executor=local")
+        self._bench = bench
+        self._setting = setting
+        self._gpus = jax.local_device_count() if jax.default_backend() == "gpu" else 0
+        self._seats = [_Seat(number) for number in range(workers or self._gpus or _cores())]
+        self._idle: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
+        for seat in self._seats:
+            self._idle.put(seat)
+        # Ctrl-C goes to all processes of a terminal. Workers inherit that it is not for them.
+        self._threads = ThreadPoolExecutor(len(self._seats), initializer=_block_interrupts)
+        self._closing = threading.Lock()
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        """The number of workers."""
+        return len(self._seats)
+
+    def prepare(self, groups: Sequence[Group]) -> None:
+        """Compiles nothing: the workers do, as they need it."""
+        self._bench.trace(groups)
+
+    def submit(self, group: Group) -> Future[list[Result | Failure]]:
+        """Trains in the next worker that is free."""
+        return self._threads.submit(self._train, group)
+
+    def close(self) -> None:
+        """Kills the workers."""
+        with self._closing:
+            self._closed = True
+            for seat in self._seats:
+                if seat.process is not None:
+                    seat.process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for seat in self._seats:
+            if seat.process is not None:
+                seat.process.join()
+
+    def _train(self, group: Group) -> list[Result | Failure]:
+        seat = self._idle.get()
+        try:
+            for _ in range(ATTEMPTS):
+                self._fill(seat)
+                try:
+                    seat.connection.send((orders(group), group.width))
+                    answer = seat.connection.recv()
+                except (EOFError, OSError):  # the process is dead
+                    continue
+                if isinstance(answer, UserError):
+                    raise answer
+                check(group, answer, self._bench)
+                return answer
+            assert seat.process is not None
+            seat.process.join()
+            died = f"its process died {ATTEMPTS} times, at last with exit code"
+            return self._bench.failures(group, f"{died} {seat.process.exitcode}")
+        finally:
+            self._idle.put(seat)
+
+    def _fill(self, seat: _Seat) -> None:
+        """Starts a process where there is none that lives."""
+        with self._closing:
+            if self._closed:
+                raise StudyError("the study was stopped")
+            if seat.process is not None and seat.process.is_alive():
+                return
+            seat.connection, theirs = _SPAWN.Pipe()
+            gpu = seat.number % self._gpus if self._gpus else None
+            seat.process = _SPAWN.Process(
+                target=_serve, args=(theirs, self._setting, gpu), daemon=True
+            )
+            seat.process.start()
+            theirs.close()
+
+
+def _serve(connection: Connection, setting: Setting, gpu: int | None) -> None:
+    """Trains what comes, until nothing comes any more."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(gpu)] * (gpu + 1)
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[gpu]
+    while True:
+        try:
+            ordered, width = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(work(setting, ordered, width))
+        except UserError as error:
+            connection.send(UserError(str(error)))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _block_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

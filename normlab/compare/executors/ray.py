@@ -1,0 +1,95 @@
+"""Runs in the processes of a Ray cluster, which may be many machines."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ...errors import UserError
+from ...process import settings
+from ..store import Failure, Result
+from ..study import StudyError
+from ..workbench import Group, Workbench
+from .interface import ATTEMPTS, Executor
+from .worker import Setting, check, orders, work
+
+# What the numbers of a worker depend on, or how fast it starts.
+_PASSED_ON = ("XLA_FLAGS", "JAX_PLATFORMS", "NORMLAB_DATA")
+
+
+class RayExecutor(Executor):
+    """Trains in tasks of a Ray cluster, which Ray begins again where a process or a node dies.
+
+    Args:
+        bench: Names the runs.
+        setting: What the workers must know.
+        address: The cluster's address.
+        workers: Runs at a time; None for one for each GPU of the cluster, or for each CPU core.
+
+    Raises:
+        StudyError: If Ray is not installed, or no cluster is there.
+    """
+
+    def __init__(self, bench: Workbench, setting: Setting, address: str, workers: int | None):
+        try:
+            import ray
+        except ImportError as error:
+            raise StudyError(
+                "executor: ray is not installed; pip install 'normlab[ray]'"
+            ) from error
+        self._ray: Any = ray
+        self._bench = bench
+        variables = settings() | {it: os.environ[it] for it in _PASSED_ON if it in os.environ}
+        # What a worker imports before it is told anything is the function that it runs.
+        variables["PYTHONPATH"] = os.pathsep.join(it for it in setting.path if it)
+        try:
+            ray.init(
+                address,
+                runtime_env={"env_vars": variables},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ray.exceptions.RpcError) as error:
+            raise StudyError(
+                f"executor.address={address}: no Ray cluster is there; start one with `ray start "
+                f"--head`, or give executor.address=local. {error}"
+            ) from error
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        self._slots = workers or gpus or int(resources["CPU"])
+        self._setting = ray.put(setting)
+        self._task: Any = ray.remote(
+            num_cpus=1, num_gpus=1 if gpus else 0, max_retries=ATTEMPTS - 1
+        )(work)
+        self._waiting = ThreadPoolExecutor(self._slots)
+
+    @property
+    def slots(self) -> int:
+        """The number of workers, as far as the cluster had them at the start."""
+        return self._slots
+
+    def prepare(self, groups: Sequence[Group]) -> None:
+        """Compiles nothing: the workers do, as they need it."""
+        self._bench.trace(groups)
+
+    def submit(self, group: Group) -> Future[list[Result | Failure]]:
+        """Trains on some node of the cluster."""
+        return self._waiting.submit(self._train, group)
+
+    def close(self) -> None:
+        """Leaves the cluster, which ends the tasks."""
+        self._ray.shutdown()
+        self._waiting.shutdown(wait=False, cancel_futures=True)
+
+    def _train(self, group: Group) -> list[Result | Failure]:
+        errors = self._ray.exceptions
+        try:
+            results = self._ray.get(self._task.remote(self._setting, orders(group), group.width))
+        except errors.RayTaskError as error:
+            raise UserError(str(error.cause)) from error
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+            message = f"its process died {ATTEMPTS} times: {error}"
+            return self._bench.failures(group, message)
+        check(group, results, self._bench)
+        return results

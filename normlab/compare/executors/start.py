@@ -1,0 +1,32 @@
+"""Starting the executor that a study asks for."""
+
+from typing import Any
+
+from ..store import Store
+from ..study import Study
+from ..workbench import Workbench
+from .interface import Executor
+from .local import LocalExecutor
+from .processes import ProcessExecutor
+from .ray import RayExecutor
+from .spec import LocalSpec, ProcessesSpec
+from .worker import setting
+
+
+def start_executor(
+    study: Study, bench: Workbench, environment: dict[str, Any], store: Store
+) -> Executor:
+    """Starts the executor that a study asks for.
+
+    Args:
+        study: Whose runs it is to make.
+        bench: Data and programs of this process.
+        environment: What the runs are recorded to be made with.
+        store: The study's folder.
+    """
+    spec = study.executor
+    if isinstance(spec, LocalSpec):
+        return LocalExecutor(bench, store)
+    if isinstance(spec, ProcessesSpec):
+        return ProcessExecutor(bench, setting(study, environment, store), spec.workers)
+    return RayExecutor(bench, setting(study, environment, None), spec.address, spec.workers)

@@ -1,0 +1,106 @@
+"""What a process that makes runs for another one does: it gets the study as data."""
+
+import functools
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...errors import UserError
+from ...modules import import_module
+from ..arm import Arm
+from ..environment import describe_device
+from ..grid import make_run
+from ..store import Failure, Result, Store
+from ..study import Study, StudyError, study_type
+from ..workbench import Group, Workbench
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a worker must know to make any run of a study.
+
+    Attributes:
+        study: The study as JSON.
+        environment: As JSON, what the runs are recorded to be made with.
+        path: Where Python looks for modules.
+        folder: The study's folder, for the curves; None where workers may not see it.
+    """
+
+    study: str
+    environment: str
+    path: tuple[str, ...]
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One run of a study, as data."""
+
+    phase: Literal["tune", "final"]
+    arm: Arm
+    seed: int
+    values: dict[str, Any]
+
+
+def setting(study: Study, environment: dict[str, Any], store: Store | None) -> Setting:
+    """Describes a study to workers."""
+    folder = str(store.folder.resolve()) if store is not None else None
+    return Setting(study.model_dump_json(), json.dumps(environment), tuple(sys.path), folder)
+
+
+def orders(group: Group) -> list[Order]:
+    """Describes the runs of a group."""
+    return [Order(run.phase, run.arm, run.seed, run.values) for run in group.runs]
+
+
+def work(setting: Setting, ordered: Sequence[Order], width: int) -> list[Result | Failure]:
+    """Trains a group in this process.
+
+    Raises:
+        UserError: If this process cannot make the runs of the study as they are to be recorded.
+    """
+    study, bench, store = _opened(setting)
+    runs = [make_run(study, it.phase, it.arm, it.seed, it.values) for it in ordered]
+    return bench.attempt(Group(tuple(runs), width), store)
+
+
+def check(group: Group, results: Sequence[Result | Failure], bench: Workbench) -> None:
+    """Makes sure that a worker made the runs that it was asked for.
+
+    Raises:
+        StudyError: If it has other code or data than this process.
+    """
+    for run, result in zip(group.runs, results, strict=True):
+        if result.id != bench.identify(run)[0]:
+            mine, theirs = bench.identify(run)[1], getattr(result, "identity", {})
+            other = [key for key in mine if mine[key] != theirs.get(key)]
+            raise StudyError(
+                f"a worker made {result.id} instead of {bench.identify(run)[0]}: it differs in "
+                f"{', '.join(other) or 'code or data'}. Give all workers the same code and data."
+            )
+
+
+@functools.cache
+def _opened(setting: Setting) -> tuple[Study, Workbench, Store | None]:
+    sys.path[:] = dict.fromkeys([*setting.path, *sys.path])
+    importlib.invalidate_caches()
+    raw, environment = json.loads(setting.study), json.loads(setting.environment)
+    try:
+        for name in raw["modules"]:
+            import_module(name)
+        study = study_type().model_validate(raw)
+    except Exception as error:  # Whatever the user's code raises is told as theirs.
+        raise UserError(
+            "a worker does not know all that the study names; list your modules in `modules`, and "
+            f"let workers find them: {type(error).__name__}: {error}"
+        ) from error
+    if environment["device"] != describe_device():
+        raise UserError(
+            f"a worker computes on {describe_device()}, but the study was started on "
+            f"{environment['device']}, where numbers may round differently; start it on a machine "
+            "like those of the workers"
+        )
+    return study, Workbench(environment), Store(setting.folder) if setting.folder else None

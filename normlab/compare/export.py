@@ -1,0 +1,147 @@
+"""Results as tables for other programs: a row a run, or a row an epoch; without JAX."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ..errors import UserError
+from .store import Failure, Result, Store
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def run_table(folder: str | Path) -> pl.DataFrame:
+    """Returns one row a run of a study: where it stands, its values, its last metrics, its status.
+
+    Raises:
+        NoStudyError: The folder holds no study.
+        StoreError: A file is damaged.
+    """
+    results, failures = _runs(Store(folder))
+    rows = [_row(it) for it in [*results, *failures]]
+    return _frame(rows)
+
+
+def curve_table(folder: str | Path) -> pl.DataFrame:
+    """Returns one row an epoch of each run of a study.
+
+    Raises:
+        NoStudyError: The folder holds no study.
+        StoreError: A file is damaged.
+    """
+    rows = []
+    for it in _runs(Store(folder))[0]:
+        curve = it.curve.model_dump()
+        for epoch in range(len(it.curve.train_loss)):
+            where = {"epoch": epoch + 1, "step": (epoch + 1) * it.steps_per_epoch}
+            rows.append(_place(it) | where | {name: curve[name][epoch] for name in curve})
+    return _frame(rows)
+
+
+def write_curves(folder: str | Path) -> None:
+    """Writes the learning curves of all runs of a study to `metrics.parquet`."""
+    path = Path(folder) / "metrics.parquet"
+    temporary = path.with_name(f".{path.name}.tmp")
+    curve_table(folder).write_parquet(temporary)
+    temporary.replace(path)
+
+
+def to_latex(table: pl.DataFrame) -> str:
+    """Returns a table as LaTeX, for the package booktabs."""
+    rows = [[_latex(name) for name in table.columns]]
+    rows += [[_latex("" if it is None else it) for it in row] for row in table.iter_rows()]
+    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
+
+
+def write_tensorboard(folder: str | Path, to: Path) -> None:
+    """Writes the learning curves of each run as TensorBoard's events, in a folder of its own.
+
+    Raises:
+        UserError: tensorboardX is not installed.
+        NoStudyError: The folder holds no study.
+        StoreError: A file is damaged.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--format tensorboard: tensorboardX is not installed; pip install "
+            "'normlab[tensorboard]'"
+        ) from error
+    for it in _runs(Store(folder))[0]:
+        with SummaryWriter(str(to / it.id), write_to_disk=True) as events:
+            for name, curve in it.curve.model_dump().items():
+                for epoch, value in enumerate(curve, start=1):
+                    if value is not None:
+                        events.add_scalar(name, value, epoch * it.steps_per_epoch)
+
+
+def _runs(store: Store) -> tuple[list[Result], list[Failure]]:
+    """The runs that belong to the study, each where it stands in it now."""
+    store.config()  # refuses what is no study
+    plan = store.plan()
+    results, failures = store.results(), store.failures()
+    if plan is None:
+        return results, failures
+    return (
+        [it.labelled(plan[it.id]) for it in results if it.id in plan],
+        [it for it in failures if it.id in plan],
+    )
+
+
+def _place(run: Result | Failure) -> dict[str, Any]:
+    """Where a run stands, and the values chosen for it, by their paths."""
+    return {
+        "id": run.id,
+        "phase": run.phase,
+        "arm": run.arm,
+        "task": run.task,
+        "seed": run.seed,
+        **run.levels,
+        **run.values,
+    }
+
+
+def _row(run: Result | Failure) -> dict[str, Any]:
+    if isinstance(run, Failure):
+        return _place(run) | {"status": "failed"}
+    last = {name: (curve or [None])[-1] for name, curve in run.curve.model_dump().items()}
+    tested = {
+        "test_loss": run.test.loss if run.test else None,
+        "test_accuracy": run.test.accuracy if run.test else None,
+    }
+    epochs = {"epochs": len(run.curve.train_loss), "seconds": run.seconds}
+    return _place(run) | last | tested | epochs | {"status": run.status}
+
+
+def _frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """Puts rows together whose columns may be missing, or hold numbers here and words there."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pl.DataFrame([_column(name, values) for name, values in columns.items()])
+
+
+def _column(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        values = [value if value is None else float(value) for value in values]
+    elif len(kinds) > 1 or kinds & {list, dict}:
+        values = [value if value is None else json.dumps(value) for value in values]
+    return pl.Series(name, values)
+
+
+def _latex(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "".join(_LATEX.get(sign, sign) for sign in text)

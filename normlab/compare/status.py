@@ -1,0 +1,119 @@
+"""How far a study is, as its folder tells while it runs or lies still; without JAX."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import fmean
+
+from .arm import Arm, arms
+from .store import Failure, Label, Result, Store
+
+
+@dataclass(frozen=True)
+class Count:
+    """Runs of an arm, or of all arms.
+
+    Attributes:
+        planned: Runs of the study, as far as its search is known by now.
+        done: Those with a result.
+        diverged: Those of these that diverged.
+        failed: Those whose last attempt failed.
+        running: Those that some process is at.
+    """
+
+    planned: int = 0
+    done: int = 0
+    diverged: int = 0
+    failed: int = 0
+    running: int = 0
+
+    @property
+    def left(self) -> int:
+        """Those without a result."""
+        return self.planned - self.done
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(*(getattr(self, it.name) + getattr(other, it.name) for it in fields(self)))
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study is.
+
+    Attributes:
+        arms: Title -> runs of the arm.
+        seconds_left: Wall time that is left, by what the finished runs of each arm took and by how
+            many are running now; None before the first result.
+        failures: The runs whose last attempt failed.
+        command: The command that the study was started with.
+    """
+
+    arms: dict[str, Count]
+    seconds_left: float | None
+    failures: list[Failure] = field(default_factory=list)
+    command: str = ""
+
+    @property
+    def total(self) -> Count:
+        """All arms together."""
+        return sum(self.arms.values(), Count())
+
+
+def read_status(folder: str | Path) -> Status:
+    """Reads how far a study is.
+
+    Raises:
+        NoStudyError: The folder holds no study.
+        StoreError: A file is damaged.
+    """
+    store = Store(folder)
+    config, environment = store.config(), store.environment()
+    planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
+    titles = {_key(arm): arm.title for arm in planned_arms}
+    # Before others may claim or finish more, so that no run is counted as both.
+    running = store.running()
+    results = {it.id: it for it in store.results()}
+    failures = store.failures()
+    plan = store.plan() or {it.id: it for it in results.values()}
+    counts, seconds = {}, {}
+    for key, title in titles.items():
+        mine = {run for run, label in plan.items() if _key(label) == key}
+        tuning = sum(run.startswith("tune-") for run in mine)
+        done = [results[run] for run in mine if run in results]
+        counts[title] = Count(
+            planned=tuning + config["seeds"],
+            done=len(done),
+            diverged=sum(it.diverged for it in done),
+            failed=sum(it.id in mine and it.id not in running for it in failures),
+            running=len(running & mine - results.keys()),
+        )
+        seconds[title] = _mean_seconds(done)
+    known = _mean_seconds(results.values())
+    left = None
+    if known is not None:
+        each = {title: known if own is None else own for title, own in seconds.items()}
+        at_a_time = max(1, sum(it.running for it in counts.values()))
+        left = sum(it.left * each[title] for title, it in counts.items()) / at_a_time
+    return Status(
+        counts, left, [it for it in failures if it.id in plan], str(environment.get("command", ""))
+    )
+
+
+def _key(where: Arm | Label) -> tuple[str, str]:
+    return (where.name if isinstance(where, Arm) else where.arm, where.task)
+
+
+def _mean_seconds(results: Iterable[Result]) -> float | None:
+    seconds = [it.seconds for it in results]
+    return fmean(seconds) if seconds else None
+
+
+def failures_in_words(failures: Sequence[Failure]) -> list[str]:
+    """Tells which runs failed and why, in a line each; nothing where none did."""
+    if not failures:
+        return []
+    told = [f"{len(failures)} runs failed; the study, started again, tries them again:"]
+    for it in failures:
+        title = f"{it.arm} on {it.task}" if it.task else it.arm
+        told.append(f"  {it.id} ({title}): {it.message.splitlines()[0]}")
+    return told

@@ -1,0 +1,257 @@
+"""The data sets and compiled programs of a study, and its runs as these make them."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from ..data import Dataset, DataSpec, load
+from ..train import EpochMetrics, Outcome, Placed, Trainer, place
+from .grid import Run, identifier
+from .store import Curve, Evaluation, Failure, Label, Result, Store
+from .study import StudyError
+
+# The share of an accelerator's memory that runs trained at a time may fill.
+MEMORY_SHARE = 0.8
+
+
+class _StoppedError(BaseException):
+    """A run was given up because the study stops; not an error of the run."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one program that are trained at a time.
+
+    Attributes:
+        runs: These.
+        width: How many the program trains; the places left over are filled up.
+    """
+
+    runs: tuple[Run, ...]
+    width: int
+
+
+class Workbench:
+    """Data sets and compiled programs, each made once and kept for all runs that share it.
+
+    Args:
+        environment: Versions and device, part of the identity of every run.
+    """
+
+    def __init__(self, environment: dict[str, Any]):
+        self._versions = {key: environment[key] for key in ("packages", "device")}
+        self._git_revision = environment["git_revision"]
+        self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
+        self._trainers: dict[Any, Trainer] = {}
+        self._identified: dict[int, tuple[Run, tuple[str, dict[str, Any]]]] = {}
+        self._making = threading.RLock()
+        self._stopping = threading.Event()
+        self.seconds_of_step: float | None = None
+        """What a step of the first run took, as soon as that is known."""
+
+    def identify(self, run: Run) -> tuple[str, dict[str, Any]]:
+        """Returns the name of a run and all that determines its result."""
+        # Asked often, and it takes a millisecond. A run that is kept keeps its place in memory.
+        if id(run) not in self._identified:
+            *_, fingerprint = self._dataset(run.study.data)
+            identity = run.identity({**self._versions, "data_fingerprint": fingerprint})
+            self._identified[id(run)] = run, (identifier(run, identity), identity)
+        return self._identified[id(run)][1]
+
+    def groups(self, runs: Sequence[Run], width: int | None) -> list[Group]:
+        """Puts runs that share a program together, in their order.
+
+        Which runs are trained at a time, and how many, follows from the study and the device and
+        not from what is left of it, since another width or place may round differently.
+
+        Args:
+            runs: All runs of one phase of a study.
+            width: Runs in a group; None for one on a CPU, which has nothing to gain from more, and
+                for as many as fit on an accelerator.
+        """
+        together: dict[Any, list[Run]] = {}
+        for run in runs:
+            together.setdefault(self._program(run), []).append(run)
+        groups = []
+        for of_program in together.values():
+            size = width or self._fitting(of_program)
+            groups += [
+                Group(tuple(of_program[start : start + size]), size)
+                for start in range(0, len(of_program), size)
+            ]
+        return groups
+
+    def trace(self, groups: Sequence[Group]) -> list[Trainer]:
+        """Returns the trainers of some groups, each once, with their programs traced.
+
+        Raises:
+            StudyError: If a layer does not fit the model or the batch.
+        """
+        trainers: dict[int, Trainer] = {}
+        for group in groups:
+            try:
+                trainer = self.trainer(group.runs[0], group.width)
+            except StudyError:
+                raise
+            except Exception:  # An error inside a layer: its runs will fail with it, and say so.
+                continue
+            trainers[id(trainer)] = trainer
+        return list(trainers.values())
+
+    def attempt(self, group: Group, store: Store | None) -> list[Result | Failure]:
+        """Trains a group and returns its results, or what came in their way.
+
+        Args:
+            group: What to train.
+            store: Takes the curves as training goes; None for no curves before the end.
+        """
+
+        def log(run: Run, epoch: int, metrics: EpochMetrics) -> None:
+            if self._stopping.is_set():
+                raise _StoppedError
+            if store is not None:
+                steps = self.trainer(run, group.width).steps_per_epoch
+                store.write_epoch(self.identify(run)[0], epoch, steps, asdict(metrics))
+
+        try:
+            return [*self.execute(group, log)]
+        except Exception as error:  # A user's layer may raise anything, a device have no memory.
+            return self.failures(group, f"{type(error).__name__}: {error}")
+
+    def stop(self) -> None:
+        """Has every attempt under way, in whatever thread, given up with its epoch."""
+        self._stopping.set()
+
+    def failures(self, group: Group, message: str) -> list[Result | Failure]:
+        """Returns that all runs of a group failed."""
+        return [
+            Failure(
+                id=self.identify(run)[0],
+                phase=run.phase,
+                **dict(label(run)),
+                seed=run.seed,
+                values=dict(run.values),
+                message=message,
+            )
+            for run in group.runs
+        ]
+
+    def execute(
+        self,
+        group: Group,
+        after_epoch: Callable[[Run, int, EpochMetrics], None] | None = None,
+    ) -> list[Result]:
+        """Trains a group and returns its results.
+
+        Args:
+            group: What to train.
+            after_epoch: Called with a run, its number of epochs done and the metrics of the last.
+        """
+        runs = group.runs
+        trainer = self.trainer(runs[0], group.width)
+
+        def after(place: int, epoch: int, metrics: EpochMetrics) -> None:
+            if after_epoch is not None:
+                after_epoch(runs[place], epoch, metrics)
+
+        outcomes = trainer.run_together(
+            [run.seed for run in runs],
+            [run.study.optimizer.traced() for run in runs],
+            test=runs[0].phase == "final",
+            after_epoch=after,
+        )
+        if self.seconds_of_step is None:
+            steps = max(len(it.epochs) for it in outcomes) * trainer.steps_per_epoch
+            self.seconds_of_step = outcomes[0].seconds / steps
+        return [self._result(*it, trainer) for it in zip(runs, outcomes, strict=True)]
+
+    def trainer(self, run: Run, width: int) -> Trainer:
+        """Returns the trainer of a run, which is made once for all runs that can share it.
+
+        Raises:
+            StudyError: If a layer does not fit the model or the batch.
+        """
+        program = (self._program(run), width)
+        with self._making:  # Tracing holds Python's lock anyway.
+            if program not in self._trainers:
+                study = run.study
+                placed, dataset, _ = self._dataset(study.data)
+                norm = study.variants[run.arm.variant].constructor()
+                model = study.model.build(norm, dataset.classes, study.train.precision)
+                try:
+                    self._trainers[program] = Trainer(
+                        model, placed, study.optimizer, study.train, study.data.batch_size, width
+                    )
+                except ValueError as error:  # a layer that does not fit the model or the batch
+                    raise StudyError(f"variants.{run.arm.title}: {error}") from error
+            return self._trainers[program]
+
+    def _result(self, run: Run, outcome: Outcome, trainer: Trainer) -> Result:
+        name, identity = self.identify(run)
+        epochs = [asdict(epoch) for epoch in outcome.epochs]
+        test = None
+        if outcome.test_loss is not None:
+            test = Evaluation(loss=outcome.test_loss, accuracy=outcome.test_accuracy)
+        return Result(
+            id=name,
+            phase=run.phase,
+            variant=run.arm.variant,
+            **dict(label(run)),
+            seed=run.seed,
+            values=dict(run.values),
+            status="diverged" if outcome.diverged else "finished",
+            steps_per_epoch=trainer.steps_per_epoch,
+            curve=Curve(**{key: [epoch[key] for epoch in epochs] for key in Curve.model_fields}),
+            test=test,
+            seconds=outcome.seconds,
+            git_revision=self._git_revision,
+            identity=identity,
+        )
+
+    def _fitting(self, runs: Sequence[Run]) -> int:
+        """How many of some runs of one program fit into the device's memory at a time."""
+        statistics = jax.local_devices()[0].memory_stats()
+        if jax.default_backend() == "cpu" or not statistics:
+            return 1
+        placed, *_ = self._dataset(runs[0].study.data)
+        data = sum(array.nbytes for array in placed.data)
+        free = MEMORY_SHARE * statistics["bytes_limit"] - data
+        try:
+            needed = self.trainer(runs[0], 1).memory_of_a_run()
+        except StudyError:
+            raise
+        except Exception:  # As in `trace`.
+            return 1
+        return max(1, min(len(runs), int(free // needed)))
+
+    def _program(self, run: Run) -> Any:
+        """What runs must share to share compiled programs."""
+        study = run.study
+        arm = study.variants[run.arm.variant].model_dump_json(exclude_unset=True)
+        return (study.data, study.model, study.optimizer.untraced(), study.train, arm)
+
+    def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
+        with self._making:
+            if spec not in self._data:
+                dataset = load(spec)
+                placed = place(dataset, spec.batch_size)
+                self._data[spec] = placed, dataset, _fingerprint(dataset)
+            return self._data[spec]
+
+
+def label(run: Run) -> Label:
+    """Where a run stands in its study."""
+    return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Hashes all of a data set that a run depends on."""
+    content = hashlib.blake2b(digest_size=16)
+    names = ("images", "labels", "train", "validation", "test", "mean", "deviation")
+    for array in (getattr(dataset, name) for name in names):
+        content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return content.hexdigest()

@@ -1,0 +1,96 @@
+"""Comparing from Python: a study in, its results out."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .compare.environment import environment
+from .compare.export import write_curves
+from .compare.run import Ending, run_study
+from .compare.status import failures_in_words
+from .compare.store import Store
+from .compare.study import Study
+from .config import make_study
+from .progress import StudyProgress
+from .report import write_report
+from .results import Results
+
+
+def compare(
+    study: Mapping[str, Any] | str | Path | Study, *, out: str | Path | None = None, **changes: Any
+) -> Results:
+    """Tunes every variant of a study, repeats the best, and writes a page about it.
+
+    Usage::
+
+        results = normlab.compare("configs/quickstart.yaml", train={"epochs": 3}, seeds=4)
+        results.verdicts["batch"]
+
+    It is the command `normlab compare`: a study that was stopped goes on where it stood, and one
+    that is done is read. What the command sets for its process, as compiled programs that are kept,
+    a program of your own has after `eval "$(normlab settings)"`.
+
+    Args:
+        study: What a configuration says, as a mapping; or the path of one; or a checked study.
+        out: Where results go; by default to `runs/STUDY`.
+        **changes: Changes to the study, as `seeds=4`, `train={"epochs": 3}` or
+            `**{"train.epochs": 3}`.
+
+    Returns:
+        The results.
+
+    Raises:
+        ConfigError: The study has mistakes; it lists all of them.
+        StudyError: The folder is another study's, or a layer does not fit model or batch.
+        DataError: The data set is not there or damaged.
+    """
+    checked = make_study(study, changes)
+    folder = Path(out or Path("runs") / checked.study)
+    console = Console(markup=False, highlight=False)
+    command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
+    run(checked, folder, console, command)
+    return Results(folder)
+
+
+def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
+    """Runs a study, tells how far it is, and writes its curves and its page.
+
+    Args:
+        study: The study.
+        folder: Where results go.
+        console: Where progress is told.
+        command: The command that does the same, for the page and for who stops it.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, which is told with how to go on.
+    """
+    if study.executor.name == "processes":
+        # This process makes no runs, and leaves the memory of a GPU to those that do.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    store = Store(folder)
+    arms = len(study.arms())
+    tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
+    runs = arms * (tuning + study.seeds)
+    console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
+    with StudyProgress(console) as progress:
+        try:
+            ending = run_study(study, store, environment(command), progress.advance)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(
+                f"Stopped; {progress.done} of {progress.total} runs are done and kept. To go on:\n"
+                f"  {command}",
+                soft_wrap=True,
+            )
+            raise
+    console.print(f"{ending.done} of {ending.planned} runs are done; {ending.here} made just now.")
+    for line in failures_in_words(ending.failures):
+        console.print(line, soft_wrap=True)
+    if ending.done:
+        write_curves(store.folder)
+        console.print(f"Page: {write_report(store.folder)}", soft_wrap=True)
+    return ending

@@ -1,0 +1,1 @@
+"""What numbers of repeated runs allow to conclude: arrays in, estimates and verdicts out."""

@@ -1,0 +1,152 @@
+"""From Python: a study in, its results out, the same as by the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import normlab
+from normlab.compare.store import Store
+from normlab.compare.study import study_type
+from normlab.config import ConfigError, load_study, make_study
+from normlab.report import read_study
+
+STUDY = {
+    "study": "small",
+    "data": {"name": "digits", "train_examples": 64, "batch_size": 16},
+    "model": {"name": "mlp", "hidden": (8,)},
+    "train": {"epochs": 2},
+    "variants": {"none": {"layer": "identity"}, "batch": {"layer": "batch_norm"}},
+    "tune": {"optimizer.learning_rate": [0.01, 0.1]},
+    "seeds": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return normlab.compare(STUDY, out=tmp_path_factory.mktemp("small") / "of_it")
+
+
+def test_a_study_from_python_is_run_whole_and_its_results_are_those_of_its_folder(results):
+    report = read_study(results.folder)
+    assert len(report.results) == 2 * (2 + 3)
+    assert results.summary == report.summary
+    assert results.config == Store(results.folder).config()
+    assert set(results.verdicts) == {"batch"}
+    assert results.headline.startswith(("batch", "none", "No", "none and", "batch and"))
+    assert results.report == results.folder / "report.html"
+    assert results.headline in results.report.read_text().replace("&#39;", "'")
+
+
+def test_frames_have_a_row_a_run_and_a_row_an_epoch(results):
+    stored = {it.id: it for it in Store(results.folder).results()}
+    assert set(results.runs["id"]) == set(stored)
+    for row in results.runs.iter_rows(named=True):
+        it = stored[row["id"]]
+        assert row["test_accuracy"] == (it.test.accuracy if it.test else None)
+        assert (row["arm"], row["seed"], row["phase"]) == (it.arm, it.seed, it.phase)
+        assert row["optimizer.learning_rate"] == it.values["optimizer.learning_rate"]
+    assert len(results.curves) == 2 * len(stored)
+    for row in results.curves.iter_rows(named=True):
+        curve = stored[row["id"]].curve
+        assert row["validation_accuracy"] == curve.validation_accuracy[row["epoch"] - 1]
+
+
+def test_results_show_themselves_as_table_and_verdicts(results):
+    for shown in (repr(results), results._repr_html_()):
+        for words in (results.headline.split()[0], "accuracy", "batch", "none"):
+            assert words in shown
+    assert results._repr_html_().startswith("<pre>")
+
+
+def test_done_again_it_runs_nothing_and_comes_to_the_same(results):
+    before = {path: path.stat().st_mtime_ns for path in results.folder.glob("runs/*.json")}
+    again = normlab.compare(STUDY, out=results.folder)
+    assert {path: path.stat().st_mtime_ns for path in results.folder.glob("runs/*.json")} == before
+    assert again.runs.equals(results.runs)
+
+
+def test_results_are_read_without_jax(results):
+    program = (
+        "import sys, normlab\n"
+        f"results = normlab.read_results({str(results.folder)!r})\n"
+        "print(results.hash, len(results.runs), results.verdicts['batch'])\n"
+        "print(len(results.curves), results.report)\n"
+        "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert shown.startswith(f"{results.hash} 10 {results.verdicts['batch']}")
+
+
+def test_the_same_study_from_yaml_and_python_has_the_same_hash_and_another_has_another(tmp_path):
+    file = tmp_path / "study.yaml"
+    plain = {**STUDY, "model": {"hidden": [8], "name": "mlp"}}
+    file.write_text(yaml.safe_dump({**plain, "study": "other"}, sort_keys=True))
+    expected = make_study(STUDY, {}).hash
+    same = [
+        load_study(file),
+        load_study(file, ["executor=processes"]),
+        make_study(file, {}),
+        make_study(str(file), {"study": "third"}),
+        make_study(dict(reversed(STUDY.items())), {"baseline": "none"}),
+        make_study({**STUDY, "optimizer": {"momentum": 0.9}, "margin": 0.005}, {}),
+        make_study({**STUDY, "seeds": 9}, {"seeds": 3}),
+        make_study(load_study(file), {}),
+    ]
+    assert {it.hash for it in same} == {expected}
+    for changes in (
+        {"seeds": 4},
+        {"train": {"epochs": 3}},
+        {"train.epochs": 3},
+        {"variants.batch.momentum": 0.5},
+        {"tune.optimizer.learning_rate": [0.1]},
+        {"factors": {"data.batch_size": [8, 16]}},
+        {"margin": None},
+    ):
+        assert make_study(STUDY, changes).hash != expected
+    assert study_type().model_validate(STUDY).hash == expected
+
+
+def test_a_study_read_back_from_its_folder_has_the_same_hash(results):
+    assert (
+        results.hash
+        == make_study(STUDY, {}).hash
+        == load_study(results.folder / "config.yaml").hash
+    )
+
+
+def test_mistakes_are_told_all_at_once_with_the_nearest_name():
+    with pytest.raises(ConfigError) as caught:
+        normlab.compare(STUDY, sedes=3, train={"epochs": 0}, model={"name": "mpl"})
+    assert str(caught.value).startswith("normlab.compare: 3 problems")
+    assert any("did you mean 'seeds'?" in line for line in caught.value.problems)
+    assert any("did you mean 'mlp'?" in line for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import normlab.compare.store", "from normlab.compare import store", "import normlab.cli"],
+)
+def test_the_function_is_there_whatever_was_imported_before(before):
+    program = (
+        f"import normlab\n{before}\n"
+        "try:\n    normlab.compare({})\n"
+        "except normlab.errors.UserError as error:\n    print(error)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert shown.startswith("normlab.compare: ")
+    assert "study: is missing" in shown
+
+
+def test_the_folder_by_default_is_that_of_the_command(monkeypatch, tmp_path, results):
+    monkeypatch.chdir(tmp_path)
+    made = normlab.compare(STUDY, study="by_default", tune=None, seeds=1, train={"epochs": 1})
+    assert made.folder == Path("runs/by_default")
+    assert len(made.runs) == 2
+    assert (tmp_path / "runs/by_default/report.html").is_file()
