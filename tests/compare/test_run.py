@@ -18,7 +18,7 @@ from normlab.compare.grid import (
     tuning_runs,
 )
 from normlab.compare.run import Workbench, run_study
-from normlab.compare.statistics import best_values
+from normlab.compare.selection import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.models import resnet
