@@ -55,16 +55,17 @@ def _table(summary: Summary, *, intervals: bool) -> Table:
     if any(it.time_to_target for it in ranked):
         columns["steps"] = [words.steps(it) for it in ranked]
     for path, name in short_names(path for it in ranked for path in it.values).items():
-        columns[name.replace("_", " ")] = [
+        columns[name.replace("_", "\n")] = [
             words.tuned_value(it.values[path]) if path in it.values else "" for it in ranked
         ]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    # Names may break anywhere, headings between their words, and numbers nowhere.
-    table.add_column("arm", overflow="fold", min_width=min(8, max(len(it.name) for it in ranked)))
+    # Only names break: Rich would shorten the widest column first, which numbers must not be.
+    least = min(8, max(len(it.name) for it in ranked))
+    table.add_column("arm", overflow="fold", min_width=least)
     for title, cells in columns.items():
-        least = max(map(len, [*title.split(), *cells]))
+        width = max(map(len, [*title.splitlines(), *cells]))
         justify = "left" if title == "verdict" else "right"
-        table.add_column(Text(title), justify=justify, overflow="fold", min_width=least)
+        table.add_column(Text(title), justify=justify, no_wrap=True, min_width=width)
     ends = set(itertools.accumulate(map(len, contests)))
     for row, arm in enumerate(ranked):
         cells = [arm.name, *(column[row] for column in columns.values())]
