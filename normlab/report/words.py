@@ -143,6 +143,7 @@ def _no_winner(summary: Summary) -> str:
 
 
 def _headline(summary: Summary, contest: Contest) -> str:
+    # Within a contest the levels are the same, so the variant tells which arm it is.
     assert contest.best is not None
     best = summary[contest.best]
     assert best.accuracy is not None
@@ -152,14 +153,15 @@ def _headline(summary: Summary, contest: Contest) -> str:
             f"{percent(best.accuracy.value)} mean test accuracy over {len(summary.tasks)} tasks"
         )
     if not contest.leads:
-        return f"{best.name} reached {reached}; there is nothing to compare it with yet."
+        return f"{best.variant} reached {reached}; there is nothing to compare it with yet."
     first = "came first" if _rivals(contest) else "won"
     other = summary.baselines[best.name]
     role = "the baseline"
     if other not in contest.leads:
         other, role = _runner_up(contest), "the runner-up"
     above = hundredfold(contest.leads[other].difference.value)
-    return f"{best.name} {first} with {reached}, {above} points above {other}, {role}."
+    lead = f"{above} points above {summary[other].variant}, {role}"
+    return f"{best.variant} {first} with {reached}, {lead}."
 
 
 def _rivals(contest: Contest) -> list[str]:
@@ -184,7 +186,7 @@ def _belief(summary: Summary, contest: Contest) -> str:
             f"data; that takes {needed}."
         )
     better, equal, open_ = (
-        [name for name, it in contest.leads.items() if it.verdict in verdicts]
+        [summary[name].variant for name, it in contest.leads.items() if it.verdict in verdicts]
         for verdicts in (["better"], ["equivalent"], ["worse", "undecided"])
     )
     said = []

@@ -216,8 +216,8 @@ def test_with_factors_each_combination_of_levels_has_its_winner(at_64, headline,
     assert found.belief == belief
     assert found.facts == ()
     assert found.levels["batch_size=16"] == (
-        "a, batch_size=16 won with 94.20% test accuracy, 3.20 points above base, batch_size=16, "
-        "the baseline. Believe that it beats base, batch_size=16."
+        "a won with 94.20% test accuracy, 3.20 points above base, the baseline. "
+        "Believe that it beats base."
     )
 
 
