@@ -273,8 +273,6 @@ def _remarks(summary: Summary) -> Iterable[str]:
             f"the smallest p-value of the exact sign-flip test is {smallest:.2g} then. "
             f"Take at least {fewest}."
         )
-    if any(it.verdict == "undecided" for it in comparisons):
-        yield from _pairs_for_spread(comparisons)
     if len(comparisons) > 1:
         confidence = f"{100 * (1 - summary.significance):g}%"
         yield (
@@ -294,20 +292,6 @@ def _remarks(summary: Summary) -> Iterable[str]:
             )
     for task, of_task in (summary.tasks or {"": summary}).items():
         yield from _edges(of_task, f" on {task}" if task else "")
-
-
-def _pairs_for_spread(comparisons: Sequence[Comparison]) -> Iterable[str]:
-    """How many pairs the undecided comparisons take, where the spread is known."""
-    needed = {
-        it.arm: it.needed_for_spread
-        for it in comparisons
-        if it.verdict == "undecided"
-        and it.needed_for_spread is not None
-        and math.isfinite(it.needed_for_spread)
-    }
-    if needed:
-        told = listed(f"{arm} {count:,.0f}" for arm, count in needed.items())
-        yield f"Pairs that would show differences of the observed size and spread: {told}."
 
 
 def _places(arm: ArmSummary) -> str:
