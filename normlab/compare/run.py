@@ -13,7 +13,7 @@ from .arm import Arm
 from .executors.interface import Executor
 from .executors.start import start_executor
 from .grid import Run, extended, final_runs, tuning_runs
-from .statistics import best_values
+from .selection import best_values
 from .store import Failure, NoStudyError, Result, Store
 from .study import Study, StudyError
 from .workbench import Group, Workbench, label

@@ -8,14 +8,9 @@ from typing import Any
 
 import altair as alt
 
-from ..compare.statistics import (
-    Estimate,
-    accuracies_on_test,
-    estimate,
-    final_runs,
-    paired_differences,
-    trials,
-)
+from ..compare.selection import final_runs
+from ..compare.summary import ArmSummary
+from ..inference.estimates import Estimate, estimate
 from .study import Study
 from .style import colors
 from .words import (
@@ -75,7 +70,7 @@ def figures(study: Study) -> list[Figure]:
     if study.done("final"):
         made += [_test_accuracy(study), _differences(study)]
         made += [_validation_accuracy(study), _training_loss(study)]
-    if study.done("tune"):
+    if any(arm.trials for arm in study.summary.arms):
         made += [_tuning(study, path) for path in study.tuned]
     return [figure for figure in made if figure]
 
@@ -117,17 +112,8 @@ def _together(datasets: Mapping[str, Rows], *layers: alt.Chart, height: int = 26
 
 
 def _test_accuracy(study: Study) -> Figure:
-    samples = {
-        it.name: accuracies_on_test(
-            [
-                run
-                for run in final_runs(study.results, it.name)
-                if run.test and run.test.accuracy is not None
-            ]
-        )
-        for it in study.summary.variants
-    }
-    estimates = {it.name: it.accuracy for it in study.summary.variants if it.accuracy}
+    samples = {it.name: _of_finished(it) for it in study.summary.arms}
+    estimates = {it.name: it.accuracy for it in study.summary.arms if it.accuracy}
     datasets = _by_row_data(study, "accuracy", estimates, samples, percent)
     return Figure(
         "test-accuracy",
@@ -141,16 +127,17 @@ def _test_accuracy(study: Study) -> Figure:
 
 def _differences(study: Study) -> Figure | None:
     baseline = study.summary.baseline
-    estimates = {it.name: it.difference for it in study.summary.variants if it.difference}
+    estimates = {it.name: it.comparison.difference for it in study.summary.arms if it.comparison}
     if not estimates:
         return None
-    samples = {
-        it.name: paired_differences(
-            [run for run in final_runs(study.results, it.name) if not run.diverged],
-            final_runs(study.results, study.summary.baselines[it.name]),
-        )
-        for it in study.summary.variants
-    }
+    samples: dict[str, dict[int, float]] = {}
+    for it in study.summary.arms:
+        theirs = study.summary[study.summary.baselines[it.name]].by_seed
+        samples[it.name] = {
+            seed: accuracy - theirs[seed]
+            for seed, accuracy in _of_finished(it).items()
+            if seed in theirs
+        }
     datasets = _by_row_data(study, "difference", estimates, samples, points)
     datasets["zero"] = [{}]
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0))
@@ -165,6 +152,12 @@ def _differences(study: Study) -> Figure | None:
     )
 
 
+def _of_finished(arm: ArmSummary) -> dict[int, float]:
+    """Seed -> accuracy of an arm, for the seeds that diverged on no task."""
+    diverged = {seed for _, seed in arm.diverged}
+    return {seed: it for seed, it in arm.by_seed.items() if seed not in diverged}
+
+
 def _by_row_data(
     study: Study,
     prefix: str,
@@ -177,7 +170,7 @@ def _by_row_data(
     The mean of a variant with diverged runs lies far off and is left to the table, so that the
     others keep their scale.
     """
-    diverged = {name: study.summary[name].diverged for name in estimates}
+    diverged = {name: len(study.summary[name].diverged) for name in estimates}
     return {
         f"{prefix}-runs": [
             {"variant": name, "seed": seed, "value": 100 * value, "words": words(value)}
@@ -187,10 +180,10 @@ def _by_row_data(
         f"{prefix}-means": [
             {
                 "variant": name,
-                "value": 100 * it.mean,
-                "low": 100 * min(it.interval or (it.mean,)),
-                "high": 100 * max(it.interval or (it.mean,)),
-                "words": f"{words(it.mean)} {interval(it, words)}",
+                "value": 100 * it.value,
+                "low": 100 * min(it.interval or (it.value,)),
+                "high": 100 * max(it.interval or (it.value,)),
+                "words": f"{words(it.value)} {interval(it, words)}",
                 "seeds": it.count,
             }
             for name, it in estimates.items()
@@ -199,7 +192,7 @@ def _by_row_data(
         f"{prefix}-notes": [
             {
                 "variant": name,
-                "words": f"{diverged[name]} of {study.summary[name].seeds} diverged",
+                "words": f"{diverged[name]} of {study.summary[name].runs} diverged",
             }
             for name in estimates
             if diverged[name]
@@ -216,7 +209,7 @@ def _by_row(
     *behind: alt.Chart,
 ) -> Layers:
     """One row a variant, best on top: its samples by seed, their mean and interval."""
-    ranked = sorted(estimates, key=lambda name: -estimates[name].mean)
+    ranked = sorted(estimates, key=lambda name: -estimates[name].value)
     row = alt.Y("variant:N", sort=ranked, title=None, axis=alt.Axis(labelLimit=160))
     by_seed = alt.YOffset("seed:O", scale=alt.Scale(paddingOuter=1))
     axis = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
@@ -296,7 +289,7 @@ def _curve_rows(
 ) -> list[dict[str, Any]]:
     """Mean and interval by variant and epoch, of what `into` makes of the metric."""
     rows: list[dict[str, Any]] = []
-    for variant in study.summary.variants:
+    for variant in study.summary.arms:
         curves = [getattr(run.curve, metric) for run in final_runs(study.results, variant.name)]
         epochs = max(map(len, curves), default=0)
         step = math.ceil(epochs / MOST_POINTS) or 1
@@ -304,13 +297,13 @@ def _curve_rows(
             samples = [it[epoch - 1] for it in curves if len(it) >= epoch]
             samples = [into(it) for it in samples if it is not None]
             if samples:
-                mean = estimate(samples)
-                low, high = mean.interval or (mean.mean, mean.mean)
+                mean = estimate([samples])
+                low, high = mean.interval or (mean.value, mean.value)
                 rows.append(
                     {
                         "variant": variant.name,
                         "epoch": epoch,
-                        "value": _rounded(back(mean.mean)),
+                        "value": _rounded(back(mean.value)),
                         "low": _rounded(back(low)),
                         "high": _rounded(back(high)),
                         "seeds": mean.count,
@@ -352,9 +345,9 @@ def _tuning(study: Study, path: str) -> Figure:
     numeric = all(isinstance(it, int | float) and not isinstance(it, bool) for it in values)
     tried: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
-    for variant in study.summary.variants:
+    for variant in study.summary.arms:
         seen: set[Any] = set()
-        for trial in trials(study.results, variant.name):
+        for trial in variant.trials:
             value = trial.values[path]
             # Trials come best first: of several with this value the first has the rest at best.
             if value in seen:
@@ -371,7 +364,7 @@ def _tuning(study: Study, path: str) -> Figure:
                 failed.append(row | {"diverged": trial.diverged, "stack": stack})
             else:
                 chosen = value == variant.values.get(path)
-                row |= {"accuracy": _rounded(100 * trial.accuracy.mean), "chosen": chosen}
+                row |= {"accuracy": _rounded(100 * trial.accuracy.value), "chosen": chosen}
                 tried.append(row)
     kind, scale, axis = "O", alt.Scale(), alt.Axis(labelAngle=0, grid=False)
     if numeric:

@@ -58,7 +58,7 @@ def _html(study: Study, made: list[Figure]) -> str:
     return environment.get_template("page.html").render(
         study=study,
         summary=study.summary,
-        ranked=sorted(study.summary.variants, key=words.rank),
+        ranked=sorted(study.summary.arms, key=words.rank),
         conclusion=words.conclude(study.summary),
         words=words,
         colors=colors(study),

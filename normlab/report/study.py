@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.arm import arms, baseline_arms
-from ..compare.statistics import Summary, summarize
+from ..compare.arm import arms
+from ..compare.search import Range
 from ..compare.store import Result, Store
+from ..compare.summary import Summary, summarize
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_study(folder: str | Path) -> Study:
     store = Store(folder)
     config, environment, stored = store.config(), store.environment(), store.results()
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
-    baselines = baseline_arms(planned_arms, config["baseline"])
+    names = {arm.name for arm in planned_arms}
     tune = dict(config.get("tune") or {})
     tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
     extend = tune.pop("extend", 0)
@@ -73,7 +74,7 @@ def read_study(folder: str | Path) -> Study:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
     else:
         of_plan = stored
-    results = tuple(it for it in of_plan if it.arm in baselines)
+    results = tuple(it for it in of_plan if it.arm in names)
     # Of a range, what was drawn from it so far; of a grid that goes on, what was added to it too.
     tuned: dict[str, list[Any]] = {
         path: list(
@@ -94,10 +95,16 @@ def read_study(folder: str | Path) -> Study:
         left_out=len(stored) - len(results),
         summary=summarize(
             results,
-            list(baselines),
+            planned_arms,
             config["baseline"],
-            config.get("target_accuracy"),
-            baselines,
+            target_accuracy=config.get("target_accuracy"),
+            margin=config.get("margin"),
+            significance=config.get("significance", 0.05),
+            ranges={
+                path: Range.model_validate(values)
+                for path, values in tune.items()
+                if isinstance(values, dict)
+            },
         ),
         tuned=tuned,
         planned={

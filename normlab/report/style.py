@@ -16,9 +16,9 @@ COLORS = (
 
 def colors(study: Study) -> dict[str, str]:
     """Variant -> the colour it has everywhere."""
-    others = [it.name for it in study.summary.variants if it.name != study.summary.baseline]
+    others = [it.name for it in study.summary.arms if it.name != study.summary.baseline]
     chosen = {name: COLORS[place % len(COLORS)] for place, name in enumerate(others)}
-    return {it.name: chosen.get(it.name, BASELINE_COLOR) for it in study.summary.variants}
+    return {it.name: chosen.get(it.name, BASELINE_COLOR) for it in study.summary.arms}
 
 
 def style(ink: str, quiet: str, grid: str, background: str) -> dict[str, Any]:

@@ -66,11 +66,11 @@ def test_every_study_gets_a_page(tmp_path, case):
 def test_the_page_says_who_won_by_how_much_and_whether_to_believe_it(quickstart):
     text = " ".join(Parsed(quickstart / "report.html").text.split())
     summary = read_study(quickstart).summary
-    lead = summary["ghost16"].difference
+    lead = summary["ghost16"].comparison.difference
     assert text.index("ghost16 came first with 98.19% test accuracy") < 200
-    assert f"+{100 * lead.mean:.2f} points" in text
+    assert f"+{100 * lead.value:.2f} points" in text
     assert "above none, the baseline ✓ believe it" in text
-    assert "above batch, the runner-up ✗ not shown" in text
+    assert "above batch, the runner-up ? not sure yet" in text
     assert "normlab compare configs/quickstart.yaml" in text
     assert "optimizer.learning_rate: - 0.003" in text
     assert "flax 0.12.8" in text
@@ -158,10 +158,10 @@ def test_the_numbers_are_written_as_json_that_every_reader_takes(tmp_path):
     write_report(draw_study(tmp_path, **{"epochs": 6, **CASES["some runs diverged"]}))
     told = json.loads((tmp_path / "summary.json").read_text("utf-8"), parse_constant=refuse)
     summary = read_study(tmp_path).summary
-    assert told["summary"]["best"] == summary.best
-    for said, meant in zip(told["summary"]["variants"], summary.variants, strict=True):
-        assert said["accuracy"]["mean"] == meant.accuracy.mean
-        assert (said["loss"]["mean"] is None) == bool(meant.diverged)
+    assert told["summary"]["contests"][0]["best"] == summary.best
+    for said, meant in zip(told["summary"]["arms"], summary.arms, strict=True):
+        assert said["accuracy"]["value"] == meant.accuracy.value
+        assert (said["loss"]["value"] is None) == bool(meant.diverged)
 
 
 def test_arms_with_a_model_of_their_own_are_named(tmp_path):
