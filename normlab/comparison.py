@@ -21,7 +21,11 @@ from .results import Results
 
 
 def compare(
-    study: Mapping[str, Any] | str | Path | Study, *, out: str | Path | None = None, **changes: Any
+    study: Mapping[str, Any] | str | Path | Study,
+    /,
+    *,
+    out: str | Path | None = None,
+    **changes: Any,
 ) -> Results:
     """Tunes every variant of a study, repeats the best, and writes a page about it.
 
