@@ -48,7 +48,7 @@ class StudyProgress:
         self._task = self._bar.add_task("starting", total=None) if self._bar else None
         self._found: int | None = None
         self._began = self._told = time.monotonic()
-        self._told_what = ""
+        self._named: set[str] = set()
 
     def __enter__(self) -> "StudyProgress":
         if self._bar:
@@ -88,7 +88,8 @@ class StudyProgress:
 
     def _tell(self, what: str) -> None:
         now = time.monotonic()
-        if what == self._told_what and now - self._told < LINE_EVERY and self.done < self.total:
+        going_on = what in self._named and self.done < self.total
+        if going_on and now - self._told < LINE_EVERY:
             return
         made = self.done - (self._found or 0)
         words = f"{what}: {self.done} of {self.total} runs" if self.total else what
@@ -97,7 +98,8 @@ class StudyProgress:
             left = duration((self.total - self.done) / rate)
             words += f", {rate:.2g} a second, about {left} left"
         self._console.print(words)
-        self._told, self._told_what = now, what
+        self._told = now
+        self._named.add(what)
 
 
 class _Rate(ProgressColumn):

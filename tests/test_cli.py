@@ -1,29 +1,16 @@
 """The command line as real processes: what it prints, how it fails, how it is interrupted."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import yaml
+from command import normlab, started, table, wait_for_results
 
 from normlab import cli
 from normlab.catalog import WRAPPERS, field_entries
 from normlab.variants import COSTS, VARIANTS, settable_fields
 
-NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
-# No data folder: what a command says of data sets must not depend on who runs the tests.
-ENVIRONMENT = {
-    **os.environ,
-    "COLUMNS": "100",
-    "XLA_FLAGS": "",
-    "TERM": "dumb",
-    "NORMLAB_DATA": "",
-}
 STUDY = {
     "study": "small",
     "data": {"name": "digits", "batch_size": 32, "train_examples": 320},
@@ -40,20 +27,6 @@ def config(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
     return path
-
-
-def normlab(*arguments, folder, code=0):
-    done = subprocess.run(
-        [*NORMLAB, *map(str, arguments)],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def test_a_study_from_the_command_line_to_the_page(config):
@@ -82,7 +55,7 @@ def test_a_study_from_the_command_line_to_the_page(config):
 
 def test_help_of_every_command_is_there(tmp_path):
     overview = normlab("--help", folder=tmp_path).stdout
-    for command in ("train", "compare", "report", "list", "data"):
+    for command in ("train", "compare", "report", "status", "export", "list", "data"):
         assert command in overview
     assert "CONFIG" in normlab("compare", "--help", folder=tmp_path).stdout
 
@@ -177,6 +150,10 @@ def test_the_meaning_of_every_field_is_told():
         (["compare", "small.yaml", "--out", "small.yaml"], "small.yaml"),
         (["train", "small.yaml", "--variant", "bach"], "did you mean 'batch'"),
         (["report", "nowhere"], "nowhere holds no study"),
+        (["status", "nowhere"], "nowhere holds no study"),
+        (["export", "nowhere"], "nowhere holds no study"),
+        (["export", "nowhere", "--format", "parquet"], "--format parquet needs --to PATH"),
+        (["compare", "small.yaml", "executor=rai"], "executor"),
         (["list", "--modules", "nowhere.py"], "nowhere.py cannot be imported"),
         (["list", "bach_norm"], "'bach_norm' is no variant; did you mean 'batch_norm'?"),
     ],
@@ -187,45 +164,22 @@ def test_a_users_mistake_is_told_without_a_traceback(config, monkeypatch, argume
     assert not (config.parent / "runs").exists()
 
 
-def started(config, *overrides):
-    return subprocess.Popen(
-        [*NORMLAB, "compare", config.name, *overrides],
-        cwd=config.parent,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_results(process, folder, count):
-    while len(list(folder.glob("runs/*/runs/*.json"))) < count:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-
-
-def table(folder):
-    """What the study came to, without the seconds that it took."""
-    runs = sorted(Path(folder).glob("runs/small/runs/*.json"))
-    contents = [json.loads(run.read_text()) for run in runs]
-    return [{**content, "seconds": None} for content in contents]
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_keeps_its_runs_and_goes_on_to_the_same_end(config, tmp_path, how):
     overrides = ["seeds=12", "train.epochs=60"]
-    process = started(config, *overrides)
-    wait_for_results(process, config.parent, 3)
+    results = config.parent / "runs/small"
+    process = started("compare", config.name, *overrides, folder=config.parent)
+    wait_for_results(process, results, 3)
     process.send_signal(how)
     printed = process.communicate(timeout=60)[0]
-    kept = table(config.parent)
+    kept = table(results)
     assert 3 <= len(kept) < 28
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "runs are done and kept. To go on:" in printed
         assert "Traceback" not in printed
     normlab("compare", config.name, *overrides, folder=config.parent)
-    whole = table(config.parent)
+    whole = table(results)
     assert len(whole) == 28
     assert [run for run in whole if run["id"] in {k["id"] for k in kept}] == kept
     if how == signal.SIGKILL:
@@ -233,4 +187,4 @@ def test_an_interrupted_study_keeps_its_runs_and_goes_on_to_the_same_end(config,
         undisturbed.mkdir()
         (undisturbed / config.name).write_text(config.read_text())
         normlab("compare", config.name, *overrides, folder=undisturbed)
-        assert table(undisturbed) == whole
+        assert table(undisturbed / "runs/small") == whole

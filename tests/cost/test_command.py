@@ -1,16 +1,13 @@
 """`normlab cost` as a process: its table, its files, and its errors."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
+from command import ENVIRONMENT, NORMLAB, normlab
 
-NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
-ENVIRONMENT = {**os.environ, "COLUMNS": "80", "XLA_FLAGS": "", "TERM": "dumb", "NORMLAB_DATA": ""}
 STUDY = {
     "study": "small",
     "data": {"name": "cifar10", "batch_size": 16},
@@ -30,17 +27,7 @@ def config(tmp_path):
 
 
 def cost(*arguments, folder, code=0):
-    done = subprocess.run(
-        [*NORMLAB, "cost", *map(str, arguments)],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    return normlab("cost", *arguments, folder=folder, code=code, COLUMNS="80")
 
 
 def test_a_table_a_chart_and_figures_that_do_not_vary(config):
@@ -86,6 +73,7 @@ def test_a_mistake_is_one_message(config, arguments, told):
 def test_two_at_a_time_compile_for_a_tpu_and_say_nothing_else(config):
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra `tpu-cost`")
     environment = {name: it for name, it in ENVIRONMENT.items() if name != "JAX_PLATFORMS"}
+    environment["COLUMNS"] = "80"
     both = [
         subprocess.Popen(
             [*NORMLAB, "cost", config.name, "--target", "tpu:v5e:2x2", "--out", folder],

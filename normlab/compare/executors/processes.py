@@ -86,6 +86,9 @@ class ProcessExecutor(Executor):
                 if seat.process is not None:
                     seat.process.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for seat in self._seats:
+            if seat.process is not None:
+                seat.process.join()
 
     def _train(self, group: Group) -> list[Result | Failure]:
         seat = self._idle.get()

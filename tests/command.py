@@ -1,0 +1,59 @@
+"""Starting `normlab` as a real process, for whatever tests it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
+# No data folder: what a command says of data sets must not depend on who runs the tests.
+ENVIRONMENT = {
+    **os.environ,
+    "COLUMNS": "100",
+    "XLA_FLAGS": "",
+    "TERM": "dumb",
+    "NORMLAB_DATA": "",
+}
+
+
+def normlab(*arguments, folder, code=0, **environment):
+    """Runs a command to its end, which must be the one expected."""
+    done = subprocess.run(
+        [*NORMLAB, *map(str, arguments)],
+        cwd=folder,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def started(*arguments, folder, start_new_session=False):
+    """Starts a command, whose output and errors are read together."""
+    return subprocess.Popen(
+        [*NORMLAB, *map(str, arguments)],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
+    )
+
+
+def wait_for_results(process, folder, count):
+    """Waits until a study's folder holds so many results."""
+    while len(list(Path(folder).glob("runs/*.json"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def table(folder):
+    """What the study in a folder came to, without the seconds that it took."""
+    contents = [json.loads(run.read_text()) for run in sorted(Path(folder).glob("runs/*.json"))]
+    return [{**content, "seconds": None} for content in contents]
