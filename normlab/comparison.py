@@ -96,5 +96,5 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         console.print(line, soft_wrap=True)
     if ending.done:
         write_curves(store.folder)
-        console.print(f"Page: {write_report(store.folder)}", soft_wrap=True)
+        write_report(store.folder)
     return ending
