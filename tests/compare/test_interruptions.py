@@ -85,6 +85,7 @@ def test_twenty_kills_at_random_times_change_no_bit_of_the_table(config, tmp_pat
     tests = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", KILLS, config, tmp_path, str(RUNS)],
+        cwd=tmp_path,
         env=ENVIRONMENT
         | {
             "PYTHONPATH": f"{tests}:{tests.parent}",
@@ -131,6 +132,7 @@ def test_worker_processes_end_with_the_study_and_it_goes_on_to_the_same_end(conf
     overrides = ["executor=processes", "executor.workers=2", "--out", "parts"]
     process = started("compare", config.name, *overrides, folder=folder, start_new_session=True)
     wait_for_results(process, folder / "parts", 3)
+    process.send_signal(signal.SIGSTOP)  # Its claims stay, whatever time it takes to look at them.
     workers = children(process)
     assert len(workers) >= 2
     now = normlab("status", "parts", folder=folder).stdout
@@ -143,6 +145,7 @@ def test_worker_processes_end_with_the_study_and_it_goes_on_to_the_same_end(conf
         os.killpg(process.pid, how)
     else:
         process.send_signal(how)
+    process.send_signal(signal.SIGCONT)
     printed = process.communicate(timeout=60)[0]
     assert all(map(gone, workers))
     if how == signal.SIGINT:

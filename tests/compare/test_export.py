@@ -1,0 +1,210 @@
+"""Tables for other programs: what they hold is what the results say."""
+
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from normlab.compare.export import curve_table, run_table, to_latex, write_curves, write_tensorboard
+from normlab.compare.status import Count, read_status
+from normlab.compare.store import Curve, Evaluation, Failure, Label, NoStudyError, Result, Store
+
+CONFIG = {
+    "study": "small",
+    "baseline": "none",
+    "variants": {"none": {"layer": "identity"}, "b&_%": {"layer": "batch_norm"}},
+    "factors": {"data.batch_size": [16], "model.activation": ["relu"]},
+    "tune": {"optimizer.learning_rate": [0.1, 1.0]},
+    "seeds": 2,
+}
+LEVELS = {"data.batch_size": 16, "model.activation": "relu"}
+
+
+def place(variant, phase="final", seed=0, rate=0.1):
+    return {
+        "id": f"{phase}-{variant.strip('&_%')}-{seed}-{rate}",
+        "phase": phase,
+        "arm": f"{variant}, batch_size=16, activation=relu",
+        "levels": LEVELS,
+        "seed": seed,
+        "values": {"optimizer.learning_rate": rate},
+    }
+
+
+def result(variant, losses=(2.0, 0.5), status="finished", **where):
+    standing = place(variant, **where)
+    tested = status == "finished" and standing["phase"] == "final"
+    accuracies = [0.25 * (epoch + 1) for epoch in range(len(losses))]
+    return Result(
+        **standing,
+        variant=variant,
+        status=status,
+        steps_per_epoch=10,
+        curve=Curve(
+            train_loss=losses,
+            train_accuracy=accuracies,
+            validation_loss=losses,
+            validation_accuracy=accuracies,
+        ),
+        test=Evaluation(loss=0.75, accuracy=0.5) if tested else None,
+        seconds=4.0,
+        identity={},
+    )
+
+
+RESULTS = [
+    result("none", phase="tune", rate=1.0, losses=(float("nan"),), status="diverged"),
+    result("none", phase="tune"),
+    result("none"),
+    result("b&_%", phase="tune"),
+]
+FAILURE = Failure(**place("b&_%", phase="tune", rate=1.0), message="out of memory")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A study of which four runs are done, one failed and three are left."""
+    store = Store(tmp_path / "study")
+    store.write_config(CONFIG)
+    store.write_environment({"packages": {}, "command": "normlab compare small.yaml"})
+    runs = [*RESULTS, FAILURE]
+    store.write_plan({it.id: Label(arm=it.arm, levels=it.levels, task=it.task) for it in runs})
+    for it in RESULTS:
+        store.write(it)
+    store.write(result("none", seed=7))  # left behind by an earlier configuration
+    store.write_failure(FAILURE)
+    return store.folder
+
+
+def test_one_row_a_run_with_levels_values_metrics_and_status(folder):
+    rows = {row["id"]: row for row in run_table(folder).iter_rows(named=True)}
+    assert set(rows) == {it.id for it in [*RESULTS, FAILURE]}
+    assert rows["final-none-0-0.1"] == {
+        "id": "final-none-0-0.1",
+        "phase": "final",
+        "arm": "none, batch_size=16, activation=relu",
+        "task": "",
+        "seed": 0,
+        "data.batch_size": 16,
+        "model.activation": "relu",
+        "optimizer.learning_rate": 0.1,
+        "train_loss": 0.5,
+        "train_accuracy": 0.5,
+        "validation_loss": 0.5,
+        "validation_accuracy": 0.5,
+        "test_loss": 0.75,
+        "test_accuracy": 0.5,
+        "epochs": 2,
+        "seconds": 4.0,
+        "status": "finished",
+    }
+    diverged, failed = rows["tune-none-0-1.0"], rows[FAILURE.id]
+    assert (diverged["status"], diverged["train_loss"], diverged["epochs"]) == ("diverged", None, 1)
+    assert (failed["status"], failed["test_accuracy"], failed["epochs"]) == ("failed", None, None)
+
+
+def test_values_of_several_kinds_share_a_column(folder):
+    for seed, value in enumerate([1, "word", None, [8, 8]]):
+        it = result("none").model_copy(update={"id": f"final-{seed}", "values": {"mixed": value}})
+        Store(folder).write(it)
+    (folder / "plan.json").unlink()
+    written = run_table(folder).filter(pl.col("id").str.contains("^final-.$"))
+    assert written["mixed"].to_list() == ["1", '"word"', None, "[8, 8]"]
+
+
+def test_curves_have_a_row_an_epoch_and_come_back_from_parquet(folder):
+    table = curve_table(folder)
+    assert len(table) == 1 + 2 + 2 + 2
+    of_run = table.filter(pl.col("id") == "final-none-0-0.1")
+    assert of_run["step"].to_list() == [10, 20]
+    assert of_run["train_loss"].to_list() == [2.0, 0.5]
+    write_curves(folder)
+    assert pl.read_parquet(folder / "metrics.parquet").equals(table)
+    lines = pl.read_ndjson(folder / "runs/final-none-0-0.1.jsonl")
+    assert lines.equals(of_run.select(lines.columns))
+
+
+def test_a_curve_under_way_grows_line_by_line_and_begins_anew(tmp_path):
+    store, path = Store(tmp_path), tmp_path / "runs/run.jsonl"
+    for epoch, loss in ((1, 2.0), (2, float("inf")), (1, 3.0)):
+        store.write_epoch("run", epoch, 10, {"train_loss": loss})
+        lines = path.read_text().splitlines()
+        assert len(lines) == epoch
+        told = "null" if loss == float("inf") else loss
+        assert lines[-1] == f'{{"epoch": {epoch}, "step": {10 * epoch}, "train_loss": {told}}}'
+
+
+def test_latex_escapes_what_means_something_to_it(folder):
+    latex = to_latex(run_table(folder).select("arm", "seed", "optimizer.learning_rate"))
+    assert latex.splitlines()[0] == r"\begin{tabular}{lrr}"
+    assert r"optimizer.learning\_rate \\" in latex
+    assert r"b\&\_\%, batch\_size=16, activation=relu & 0 & 0.1 \\" in latex
+    assert latex.count(r"\\") == 1 + 5
+
+
+def test_tensorboard_gets_every_finite_metric_at_its_step(folder, tmp_path):
+    pytest.importorskip("tensorboardX", reason="comes with the extra `tensorboard`")
+    from tensorboardX.proto.event_pb2 import Event
+
+    write_tensorboard(folder, tmp_path / "events")
+    (file,) = (tmp_path / "events/final-none-0-0.1").iterdir()
+    content, found = file.read_bytes(), {}
+    while content:  # length, its checksum, the event, its checksum
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            found[value.tag, event.step] = value.simple_value
+    assert found[("train_loss", 10)] == 2.0
+    assert found[("validation_accuracy", 20)] == 0.5
+    assert len(found) == 4 * 2
+
+
+def test_status_counts_by_arm_and_estimates_what_is_left(folder):
+    status = read_status(folder)
+    assert list(status.arms.values()) == [Count(4, 3, 1, 0, 0), Count(4, 1, 0, 1, 0)]
+    assert [it.left for it in status.arms.values()] == [1, 3]
+    assert status.seconds_left == 4 * 4.0
+    assert status.failures == [FAILURE]
+
+
+def test_a_claim_counts_as_running_as_long_as_its_process_lives(folder):
+    program = (
+        "import sys, time\n"
+        "from normlab.compare.store import Store\n"
+        f"claims = Store({str(folder)!r}).claim([{FAILURE.id!r}])\n"
+        "print('claimed', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "claimed\n"
+    assert read_status(folder).total == Count(8, 4, 1, 0, 1)
+    assert Store(folder).claim(["another", FAILURE.id]) is None
+    holder.kill()
+    holder.wait()
+    assert read_status(folder).total == Count(8, 4, 1, 1, 0)
+    held = Store(folder).claim(["another", FAILURE.id])
+    assert held is not None
+    assert len(held) == 2
+
+
+@pytest.mark.parametrize("command", ["status", "export"])
+def test_reading_a_folder_never_imports_jax(folder, command):
+    program = (
+        "import sys\n"
+        f"sys.argv = ['normlab', {command!r}, {str(folder)!r}]\n"
+        "from normlab.cli import main\n"
+        "main()\n"
+        "assert 'jax' not in sys.modules and 'flax' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "b&_%, batch_size=16" in done.stdout
+
+
+def test_a_folder_without_a_study_is_told(tmp_path):
+    for read in (run_table, curve_table, read_status):
+        with pytest.raises(NoStudyError, match="holds no study"):
+            read(tmp_path)
