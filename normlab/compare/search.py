@@ -79,24 +79,23 @@ def _draws(path: str, values: tuple[Any, ...] | Range, count: int) -> list[Any]:
     return [values[int(share * len(values))] for share in shares]
 
 
-def at_edge(space: Space, path: str, best: Any, tried: Iterable[Any]) -> bool:
+def at_edge(best: Any, tried: Iterable[Any], drawn_from: Range | None = None) -> bool:
     """Whether a better value may lie beyond those tried on a path.
 
     Args:
-        space: Dotted path -> values, or a range.
-        path: The path.
         best: The best value.
         tried: The values tried, those of a grid that went on included.
+        drawn_from: The range that they were drawn from, if it was one.
 
     Returns:
         Of a range, whether the best value lies within `EDGE` of an end. Of at least two numbers,
-        whether it is the smallest or largest tried. False for words, switches, and a number alone.
+        whether it is the smallest or largest tried; but not for 0, where what is tuned ends. False
+        for words, switches, and a number alone.
     """
-    values = space[path]
-    if isinstance(values, Range):
-        return values.at_edge(best)
+    if drawn_from is not None:
+        return drawn_from.at_edge(best)
     tried = set(tried)
-    return len(tried) > 1 and _are_numbers(tried) and best in (min(tried), max(tried))
+    return len(tried) > 1 and _are_numbers(tried) and best in {min(tried), max(tried)} - {0}
 
 
 def values_beyond(grid: Sequence[Any], best: Iterable[Any]) -> list[float]:

@@ -24,7 +24,7 @@ from ..inference.survival import (
 from ..inference.verdict import Comparison, compare
 from .arm import Arm, baseline_arms
 from .outcome import accuracy_on_test, accuracy_on_validation, loss_on_test, steps_to
-from .search import Range
+from .search import Range, at_edge
 from .selection import Trial, final_runs, trials
 from .store import Result
 
@@ -340,7 +340,7 @@ def _summarize_arm(
         at_edge=tuple(
             path
             for path, value in values.items()
-            if _at_edge(value, [trial.values.get(path) for trial in tried], ranges.get(path))
+            if at_edge(value, [trial.values.get(path) for trial in tried], ranges.get(path))
         ),
         trials=tuple(tried),
         budget=expected_best([it.accuracy.value for it in tried]) if tried else None,
@@ -451,11 +451,3 @@ def _common(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What all of some records have alike."""
     first = values[0] if values else {}
     return {key: it for key, it in first.items() if all(key in o and o[key] == it for o in values)}
-
-
-def _at_edge(value: Any, tried: Iterable[Any], drawn_from: Range | None) -> bool:
-    if drawn_from is not None:
-        return drawn_from.at_edge(value)
-    # A word has no neighbours, a single value was not tuned, and what is tuned ends at 0.
-    numbers = {it for it in tried if isinstance(it, int | float) and not isinstance(it, bool)}
-    return len(numbers) > 1 and value in {min(numbers), max(numbers)} - {0}

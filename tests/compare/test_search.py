@@ -95,6 +95,8 @@ def test_a_grid_goes_on_beyond_the_best_value(grid, best, beyond):
         ((0.01, 0.1, 1.0), 10.0, (0.01, 0.1, 1.0, 10.0), True),
         # Of draws from a list, what was drawn counts.
         ((1, 2, 3, 4), 3, (2, 3, 3), True),
+        # What is tuned ends at 0.
+        ((0.0, 0.1), 0.0, (0.0, 0.1), False),
         ((0.1,), 0.1, (0.1,), False),
         (("relu", "gelu"), "relu", ("relu", "gelu"), False),
         ((True, False), True, (True, False), False),
@@ -107,5 +109,4 @@ def test_a_grid_goes_on_beyond_the_best_value(grid, best, beyond):
     ],
 )
 def test_the_best_value_at_an_edge_is_told(values, best, tried, edge):
-    space = {"optimizer.learning_rate": values, "model.other": (best,)}
-    assert at_edge(space, "optimizer.learning_rate", best, tried) is edge
+    assert at_edge(best, tried, values if isinstance(values, Range) else None) is edge
