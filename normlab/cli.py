@@ -61,6 +61,7 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
     ending = run(study, folder, console, _command_line())
     if ending.done:
         print_table(read_study(folder).summary, console)
+        console.print(f"Page: {folder / 'report.html'}")
     if ending.failures:
         sys.exit(1)
 

@@ -21,7 +21,11 @@ from .results import Results
 
 
 def compare(
-    study: Mapping[str, Any] | str | Path | Study, *, out: str | Path | None = None, **changes: Any
+    study: Mapping[str, Any] | str | Path | Study,
+    /,
+    *,
+    out: str | Path | None = None,
+    **changes: Any,
 ) -> Results:
     """Tunes every variant of a study, repeats the best, and writes a page about it.
 
@@ -92,5 +96,5 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         console.print(line, soft_wrap=True)
     if ending.done:
         write_curves(store.folder)
-        console.print(f"Page: {write_report(store.folder)}", soft_wrap=True)
+        write_report(store.folder)
     return ending

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from normlab.config import load_study
 from normlab.data.sources import LOADERS
 from normlab.models import MODELS
 from normlab.variants import VARIANTS
@@ -45,6 +47,15 @@ def test_a_users_own_model_and_data_take_less_than_thirty_lines():
 def test_the_study_shown_is_the_quickstart():
     shown = yaml.safe_load(blocks("yaml")[0])
     assert shown == yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+
+
+def test_what_else_a_study_can_say_is_understood_of_the_study_shown():
+    (table,) = re.findall(r"name on the command\nline:\n\n((?:\|.*\n)+)", README)
+    told = [shlex.split(it) for it in re.findall(r"`([^`]*=[^`]*)`", table)]
+    assert len(told) == 8
+    quickstart = ROOT / "configs/quickstart.yaml"
+    hashes = {load_study(quickstart, overrides).hash for overrides in [[], *told]}
+    assert len(hashes) == 9
 
 
 def test_the_commands_shown_install_this_project():

@@ -35,7 +35,6 @@ def test_a_study_from_python_is_run_whole_and_its_results_are_those_of_its_folde
     assert results.summary == report.summary
     assert results.config == Store(results.folder).config()
     assert set(results.verdicts) == {"batch"}
-    assert results.headline.startswith(("batch", "none", "No", "none and", "batch and"))
     assert results.report == results.folder / "report.html"
     assert results.headline in results.report.read_text().replace("&#39;", "'")
 
@@ -85,7 +84,9 @@ def test_results_are_read_without_jax(results):
 def test_the_same_study_from_yaml_and_python_has_the_same_hash_and_another_has_another(tmp_path):
     file = tmp_path / "study.yaml"
     plain = {**STUDY, "model": {"hidden": [8], "name": "mlp"}}
-    file.write_text(yaml.safe_dump({**plain, "study": "other"}, sort_keys=True))
+    # Without a baseline, the order of the variants would tell it.
+    told = {**plain, "study": "other", "baseline": "none"}
+    file.write_text(yaml.safe_dump(told, sort_keys=True))
     expected = make_study(STUDY, {}).hash
     same = [
         load_study(file),
