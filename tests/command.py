@@ -54,6 +54,6 @@ def wait_for_results(process, folder, count):
 
 
 def table(folder):
-    """What the study in a folder came to, without the seconds that it took."""
+    """What the study in a folder came to, whatever time it took and whoever commits meanwhile."""
     contents = [json.loads(run.read_text()) for run in sorted(Path(folder).glob("runs/*.json"))]
-    return [{**content, "seconds": None} for content in contents]
+    return [{**content, "seconds": None, "git_revision": None} for content in contents]

@@ -1,6 +1,7 @@
 """Results as tables for other programs: a row a run, or a row an epoch; without JAX."""
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def curve_table(folder: str | Path) -> pl.DataFrame:
 def write_curves(folder: str | Path) -> None:
     """Writes the learning curves of all runs of a study to `metrics.parquet`."""
     path = Path(folder) / "metrics.parquet"
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # Two may write at a time.
     curve_table(folder).write_parquet(temporary)
     temporary.replace(path)
 

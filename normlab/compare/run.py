@@ -116,6 +116,19 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
     return Ending(*work.counts(), work.here, tuple(work.failed.values()))
 
 
+@dataclass(frozen=True)
+class _Claimed:
+    """A group that this process has claimed."""
+
+    group: Group
+    locks: list[FileLock]
+
+    def release(self) -> None:
+        """Leaves the group to others, or to its results."""
+        for lock in self.locks:
+            lock.release()
+
+
 class _Work:
     """What this process does of a study: what it knows to be finished, failed, or others' now."""
 
@@ -149,44 +162,51 @@ class _Work:
         """Makes the runs of one phase, or waits for them where another process is at them."""
         self._count(runs)
         waiting = self.groups(runs)
-        active: dict[Future[list[Result | Failure]], tuple[Group, list[FileLock]]] = {}
+        active: dict[Future[list[Result | Failure]], _Claimed] = {}
         try:
+            self._submit(waiting, active, where)
             while waiting or active:
-                while len(active) < where.slots and (claimed := self._claim_one_of(waiting)):
-                    group, _ = claimed
-                    self._advance(_words(group.runs[0]), *self.counts())
-                    active[where.submit(group)] = claimed
-                if not active:
-                    time.sleep(PATIENCE if waiting else 0)
-                    continue
-                done, _ = wait(active, PATIENCE if waiting else None, FIRST_COMPLETED)
-                for future in done:
-                    group, claims = active[future]
-                    self._take(future.result())
-                    del active[future]
-                    for claim in claims:
-                        claim.release()
-                    self._count(group.runs)
+                if active:
+                    done, _ = wait(active, PATIENCE if waiting else None, FIRST_COMPLETED)
+                else:
+                    done = set()
+                    time.sleep(PATIENCE)
+                ended = [(future.result(), active.pop(future)) for future in done]
+                self._submit(waiting, active, where)  # They train while these are written.
+                for results, claimed in ended:
+                    self._take(results)
+                    claimed.release()
+                    self._count(claimed.group.runs)
         finally:
-            for _, claims in active.values():
-                for claim in claims:
-                    claim.release()
+            for claimed in active.values():
+                claimed.release()
 
-    def _claim_one_of(self, waiting: list[Group]) -> tuple[Group, list[FileLock]] | None:
+    def _submit(
+        self,
+        waiting: list[Group],
+        active: dict[Future[list[Result | Failure]], _Claimed],
+        where: Executor,
+    ) -> None:
+        """Gives the executor what it has room for and no other process is at."""
+        while len(active) < where.slots and (claimed := self._claim_one_of(waiting)):
+            self._advance(_words(claimed.group.runs[0]), *self.counts())
+            active[where.submit(claimed.group)] = claimed
+
+    def _claim_one_of(self, waiting: list[Group]) -> _Claimed | None:
         """Claims a group for this process, and strikes off those that others have finished."""
         for group in list(waiting):
             # A claim lasts until the result is there, so that what was claimed has none or is done.
-            claims = self._store.claim(self._name(run) for run in self.missing(group.runs))
-            if claims is None:
+            locks = self._store.claim(self._name(run) for run in self.missing(group.runs))
+            if locks is None:
                 continue
+            claimed = _Claimed(group, locks)
             waiting.remove(group)
             for run in self.missing(group.runs):
                 if result := self._store.result(self._name(run)):
                     self.finished[result.id] = result
             if self.missing(group.runs):
-                return group, claims
-            for claim in claims:
-                claim.release()
+                return claimed
+            claimed.release()
             self._count(group.runs)
         return None
 

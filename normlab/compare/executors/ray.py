@@ -50,7 +50,7 @@ class RayExecutor(Executor):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ray.exceptions.RpcError) as error:
+        except (ConnectionError, self._ray.exceptions.RpcError) as error:
             raise StudyError(
                 f"executor.address={address}: no Ray cluster is there; start one with `ray start "
                 f"--head`, or give executor.address=local. {error}"
