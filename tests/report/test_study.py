@@ -59,7 +59,7 @@ def test_a_folder_without_a_study_and_a_damaged_result_are_named(tmp_path):
     with pytest.raises(NoStudyError, match=r"config\.yaml is missing"):
         read_study(tmp_path)
     draw_study(tmp_path, TWO, seeds=1)
-    victim = next((tmp_path / "runs").iterdir())
+    victim = next((tmp_path / "runs").glob("*.json"))
     victim.write_text(json.dumps({"id": victim.stem}))
     with pytest.raises(StoreError, match=victim.name):
         read_study(tmp_path)

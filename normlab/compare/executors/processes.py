@@ -98,14 +98,17 @@ class ProcessExecutor(Executor):
                 try:
                     seat.connection.send((orders(group), group.width))
                     answer = seat.connection.recv()
-                except (EOFError, OSError):  # the process is dead
+                except (EOFError, OSError):
+                    # Its end of the connection closes a moment before the process has ended.
+                    assert seat.process is not None
+                    seat.process.kill()
+                    seat.process.join()
                     continue
                 if isinstance(answer, UserError):
                     raise answer
                 check(group, answer, self._bench)
                 return answer
             assert seat.process is not None
-            seat.process.join()
             died = f"its process died {ATTEMPTS} times, at last with exit code"
             return self._bench.failures(group, f"{died} {seat.process.exitcode}")
         finally:
