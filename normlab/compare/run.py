@@ -14,7 +14,7 @@ from ..data import Dataset, DataSpec, load
 from ..train import EpochMetrics, Outcome, Placed, Trainer, place
 from .arm import Arm
 from .grid import Run, extended, final_runs, identifier, tuning_runs
-from .statistics import best_values
+from .selection import best_values
 from .store import Curve, Evaluation, Label, NoStudyError, Result, Store
 from .study import Study, StudyError
 

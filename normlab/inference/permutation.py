@@ -1,7 +1,8 @@
 """Exact tests of paired differences, and the number of pairs that they need."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -13,6 +14,8 @@ MOST_ENUMERATED = 20
 RESAMPLES = 99_999
 POWER = 0.8
 MOST_PAIRS = 100_000
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def sign_flip_p(differences: Tasks, *, seed: int = 0) -> float:
@@ -125,9 +128,9 @@ def pairs_for_power(
     return float(max(high, fewest))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """P-values adjusted so that the chance of any false finding keeps the level (Holm 1979)."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Key, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))

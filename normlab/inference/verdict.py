@@ -47,7 +47,7 @@ class Comparison:
         equal: Whether all differences are equal.
         p: Of the sign-flip test.
         adjusted_p: By Holm, over `comparisons`.
-        comparisons: Number of comparisons with the baseline in the study.
+        comparisons: Number of comparisons that the correction is for.
         needed: Pairs that the level takes, whatever the data, all tasks together.
         needed_for_spread: Pairs that would show a difference of the observed size and spread with
             probability 0.8; infinite when the difference is 0, None when the spread is unknown.
@@ -139,27 +139,25 @@ class Comparison:
         return f" after Holm's correction for {self.comparisons} comparisons"
 
 
-def compare_with_baseline(
-    differences: Mapping[str, Tasks],
-    baseline: str,
+def compare(
+    differences: Mapping[tuple[str, str], Tasks],
     *,
     margin: float = 0.0,
     level: float = 0.05,
     diverged: Mapping[str, int] | None = None,
-) -> dict[str, Comparison]:
-    """Compares every arm of a study with its baseline.
+) -> dict[tuple[str, str], Comparison]:
+    """Compares arms with their baselines, as one family of comparisons.
 
     Args:
-        differences: Arm -> its paired differences from the baseline, task by task, of scores where
-            higher is better; see `paired_differences`. Diverged runs belong in it with the worst
-            score.
-        baseline: Name of the baseline, which is not among the arms.
+        differences: Arm and baseline -> the arm's paired differences from the baseline, task by
+            task, of scores where higher is better; see `paired_differences`. Diverged runs belong
+            in it with the worst score.
         margin: See `Comparison`; in units of the scores.
         level: Two-sided level of significance.
         diverged: Arm or baseline -> number of diverged runs, where there are any.
 
     Returns:
-        Arm -> comparison, in the order given.
+        Arm and baseline -> comparison, in the order given.
 
     Raises:
         ValueError: The margin is negative or infinite, or the level is not a probability; see also
@@ -168,31 +166,33 @@ def compare_with_baseline(
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin {margin}; expected a difference of scores, 0 or more")
     diverged = diverged or {}
-    arrays = {arm: checked(tasks) for arm, tasks in differences.items()}
-    p_values = {arm: sign_flip_p(tasks) for arm, tasks in arrays.items()}
+    arrays = {pair: checked(tasks) for pair, tasks in differences.items()}
+    p_values = {pair: sign_flip_p(tasks) for pair, tasks in arrays.items()}
     adjusted = holm(p_values)
     comparisons = {}
-    for arm, tasks in arrays.items():
+    for (arm, baseline), tasks in arrays.items():
         difference = estimate(tasks, confidence=1 - level)
         needed = fewest_pairs(level, len(arrays))
         equal = bool(np.ptp(np.concatenate(tasks)) < EQUAL)
         enough = difference.count >= needed or not equal
-        comparisons[arm] = Comparison(
+        comparisons[arm, baseline] = Comparison(
             arm=arm,
             baseline=baseline,
             difference=difference,
             bootstrap=bootstrap_interval(tasks, confidence=1 - level),
             pairs=tuple(map(len, tasks)),
             equal=equal,
-            p=p_values[arm],
-            adjusted_p=adjusted[arm],
+            p=p_values[arm, baseline],
+            adjusted_p=adjusted[arm, baseline],
             comparisons=len(arrays),
             needed=needed,
             needed_for_spread=_needed_for_spread(tasks, difference, level, len(arrays)),
             margin=margin,
             level=level,
             diverged=(diverged.get(arm, 0), diverged.get(baseline, 0)),
-            verdict=decide(difference.interval if enough else None, adjusted[arm], margin, level),
+            verdict=decide(
+                difference.interval if enough else None, adjusted[arm, baseline], margin, level
+            ),
         )
     return comparisons
 

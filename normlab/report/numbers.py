@@ -5,22 +5,28 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 from .study import Study
+from .words import conclude
 
 
 def numbers(study: Study) -> str:
-    """Returns summary, setting, command and versions; what is not finite becomes null."""
+    """Returns summary, conclusion, setting and versions; what is not finite becomes null."""
     content = {
         "study": study.name,
         "setting": study.setting,
         "environment": study.environment,
+        "conclusion": dataclasses.asdict(conclude(study.summary)),
         "summary": dataclasses.asdict(study.summary),
     }
     return json.dumps(_finite(content), indent=2) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    # JSON has no infinity and no NaN.
+    # JSON has no infinity, no NaN and no arrays.
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.arm import arms, baseline_arms
-from ..compare.statistics import Summary, summarize
+from ..compare.arm import Arm, arms
+from ..compare.search import Range
 from ..compare.store import Result, Store
+from ..compare.summary import Summary, summarize
 
 
 @dataclass(frozen=True)
@@ -15,21 +16,31 @@ class Study:
     """A study, finished or under way.
 
     Attributes:
+        folder: Where it lies.
         config: The resolved configuration.
         environment: Versions, device, git revision and command.
         results: The runs that belong to the configuration.
         left_out: How many other runs the folder holds, left behind by what was changed since.
+        arms: Its arms, on each of its tasks.
         summary: What they mean.
         tuned: Dotted path -> values tried; empty when nothing is tuned.
+        ranges: Of these paths, those whose values were drawn from a range.
+        points: Number of points that each arm is tuned at.
+        tune_seeds: Number of runs at each of them.
         planned: Phase -> number of runs that the configuration asks for.
     """
 
+    folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
     results: tuple[Result, ...]
     left_out: int
+    arms: tuple[Arm, ...]
     summary: Summary
     tuned: dict[str, list[Any]]
+    ranges: dict[str, Range]
+    points: int
+    tune_seeds: int
     planned: dict[str, int]
 
     @property
@@ -64,7 +75,7 @@ def read_study(folder: str | Path) -> Study:
     store = Store(folder)
     config, environment, stored = store.config(), store.environment(), store.results()
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
-    baselines = baseline_arms(planned_arms, config["baseline"])
+    names = {arm.name for arm in planned_arms}
     tune = dict(config.get("tune") or {})
     tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
     extend = tune.pop("extend", 0)
@@ -73,7 +84,7 @@ def read_study(folder: str | Path) -> Study:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
     else:
         of_plan = stored
-    results = tuple(it for it in of_plan if it.arm in baselines)
+    results = tuple(it for it in of_plan if it.arm in names)
     # Of a range, what was drawn from it so far; of a grid that goes on, what was added to it too.
     tuned: dict[str, list[Any]] = {
         path: list(
@@ -86,20 +97,32 @@ def read_study(folder: str | Path) -> Study:
         else values
         for path, values in tune.items()
     }
+    ranges = {
+        path: Range.model_validate(values)
+        for path, values in tune.items()
+        if isinstance(values, dict)
+    }
     points = trials or math.prod(len(values) for values in tuned.values())
     return Study(
+        folder=store.folder,
         config=config,
         environment=environment,
         results=results,
         left_out=len(stored) - len(results),
+        arms=tuple(planned_arms),
         summary=summarize(
             results,
-            list(baselines),
+            planned_arms,
             config["baseline"],
-            config.get("target_accuracy"),
-            baselines,
+            target_accuracy=config.get("target_accuracy"),
+            margin=config.get("margin"),
+            significance=config.get("significance", 0.05),
+            ranges=ranges,
         ),
         tuned=tuned,
+        ranges=ranges,
+        points=points,
+        tune_seeds=tune_seeds,
         planned={
             "tune": len(planned_arms) * points * tune_seeds if tuned else 0,
             "final": len(planned_arms) * config["seeds"],

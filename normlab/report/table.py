@@ -1,5 +1,6 @@
 """The table of a study in a terminal."""
 
+import itertools
 from collections.abc import Callable
 
 from rich import box
@@ -7,55 +8,82 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..compare.statistics import Estimate, Summary
+from ..compare.arm import short_names
+from ..compare.summary import ArmSummary, Summary
+from ..inference.estimates import Estimate
 from . import words
 
-# From this width on, intervals are written out.
-WIDE = 100
+UNLIMITED = 10_000
 
 
 def print_table(summary: Summary, console: Console) -> None:
-    """Prints one row a variant, best first, and then what the numbers say."""
-    wide = console.width >= WIDE
-    paths = list(dict.fromkeys(path for it in summary.variants for path in it.values))
-    diverged = any(it.diverged for it in summary.variants)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("variant", overflow="fold", min_width=8)
-    for title in ("accuracy %", "loss", f"vs {summary.baseline}", "steps"):
-        table.add_column(Text(title), justify="right", no_wrap=title != "steps")
-    for path in paths:
-        table.add_column(
-            Text(words.short(path).replace("_", " ")), justify="right", overflow="fold"
-        )
-    table.add_column("sec", justify="right", no_wrap=True)
-    if diverged:
-        table.add_column("diverged", justify="right")
-    ranked = sorted(summary.variants, key=words.rank)
-    for it in ranked:
-        cells = [
-            it.name,
-            _estimate(it.accuracy, wide, words.hundredfold),
-            words.loss(it.loss.mean) if it.loss else "",
-            _estimate(it.difference, wide, words.points),
-            words.steps(it),
-            *(words.tuned_value(it.values[path]) if path in it.values else "" for path in paths),
-            words.number(it.seconds) if it.seconds is not None else "",
-        ]
-        if diverged:
-            cells.append(f"{it.diverged}/{it.seeds}")
-        table.add_row(*map(Text, cells))
+    """Prints one row an arm, best first, and then what the numbers say.
+
+    With factors the arms of one combination of levels stand together.
+    """
+    table = _table(summary, intervals=True)
+    # Measured as if there were room enough, since a measure never exceeds the width at hand.
+    roomy = console.options.update(width=UNLIMITED)
+    if console.measure(table, options=roomy).minimum > console.width:
+        table = _table(summary, intervals=False)
     console.print(table)
     conclusion = words.conclude(summary)
     console.print(Text(conclusion.headline, style="bold"))
-    for it in ranked:
+    if conclusion.belief:
+        console.print(Text(conclusion.belief))
+    for name, said in (conclusion.levels | conclusion.tasks).items():
+        console.print(Text(f"  {name}: {said}"))
+    for it in sorted(summary.arms, key=words.rank):
         if it.name in conclusion.comparisons:
-            console.print(Text(f"  {it.name}: {conclusion.comparisons[it.name]}"))
+            console.print(Text(f"  {conclusion.comparisons[it.name]}"))
     for line in (words.target_in_words(summary), *conclusion.remarks):
         console.print(Text(line, style="dim"))
 
 
-def _estimate(value: Estimate | None, wide: bool, words_of: Callable[[float], str]) -> str:
-    if value is None or value.interval is None or wide:
-        return f"{words_of(value.mean)} {words.interval(value, words_of)}".strip() if value else ""
+def _table(summary: Summary, *, intervals: bool) -> Table:
+    """The table, with intervals written out or as half their width."""
+    contests = [
+        sorted((summary[name] for name in it.arms), key=words.rank) for it in summary.contests
+    ]
+    ranked = [arm for arms in contests for arm in arms]
+    against = [it.comparison.difference if it.comparison else None for it in ranked]
+    columns = {
+        "accuracy %": [_estimate(it.accuracy, words.hundredfold, intervals) for it in ranked],
+        f"vs {summary.baseline}": [_estimate(it, words.points, intervals) for it in against],
+        "verdict": [_verdict(it, summary) for it in ranked],
+    }
+    if any(it.time_to_target for it in ranked):
+        columns["steps"] = [words.steps(it) for it in ranked]
+    for path, name in short_names(path for it in ranked for path in it.values).items():
+        columns[name.replace("_", "\n")] = [
+            words.tuned_value(it.values[path]) if path in it.values else "" for it in ranked
+        ]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Only names break: Rich would shorten the widest column first, which numbers must not be.
+    least = min(8, max(len(it.name) for it in ranked))
+    table.add_column("arm", overflow="fold", min_width=least)
+    for title, cells in columns.items():
+        width = max(map(len, [*title.splitlines(), *cells]))
+        justify = "left" if title == "verdict" else "right"
+        table.add_column(Text(title), justify=justify, no_wrap=True, min_width=width)
+    ends = set(itertools.accumulate(map(len, contests)))
+    for row, arm in enumerate(ranked):
+        cells = [arm.name, *(column[row] for column in columns.values())]
+        table.add_row(*map(Text, cells), end_section=row + 1 in ends)
+    return table
+
+
+def _verdict(arm: ArmSummary, summary: Summary) -> str:
+    if arm.comparison:
+        return arm.comparison.verdict
+    return "baseline" if arm.name == summary.baselines[arm.name] else ""
+
+
+def _estimate(value: Estimate | None, end: Callable[[float], str], intervals: bool) -> str:
+    if value is None:
+        return ""
+    if value.interval is None or intervals:
+        return f"{end(value.value)} {words.interval(value, end)}".strip()
+    # Student's t intervals are symmetric.
     half = (value.interval[1] - value.interval[0]) / 2
-    return f"{words_of(value.mean)} \N{PLUS-MINUS SIGN}{words.hundredfold(half)}"
+    return f"{end(value.value)} \N{PLUS-MINUS SIGN}{words.hundredfold(half)}"

@@ -1,19 +1,14 @@
 """The numbers of a study in words."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..compare.statistics import (
-    Estimate,
-    Summary,
-    VariantSummary,
-    smallest_sign_flip_p,
-)
-
-# With fewer pairs than this the smallest p-value of an exact sign-flip test is above 0.05.
-ENOUGH_PAIRS = 6
+from ..compare.summary import ArmSummary, Contest, Summary
+from ..inference.estimates import Estimate
+from ..inference.permutation import smallest_p
+from ..inference.verdict import Comparison
 
 
 def hundredfold(share: float) -> str:
@@ -58,9 +53,9 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def rank(variant: VariantSummary) -> float:
-    """Sorts variants by test accuracy, best first, those without any last."""
-    return -variant.accuracy.mean if variant.accuracy else 1.0
+def rank(arm: ArmSummary) -> float:
+    """Sorts arms by test accuracy, best first, those without any last."""
+    return -arm.accuracy.value if arm.accuracy else 1.0
 
 
 def short(path: str) -> str:
@@ -74,15 +69,14 @@ class Fact:
 
     Attributes:
         label: What it is the difference to.
-        difference: The estimate.
-        belief: "yes", "no" or "open".
-        reason: Why.
+        comparison: Of the best arm with it.
+        belief: "yes" where it is shown, "no" where it is shown to be too small to matter, "open"
+            where nothing is shown.
     """
 
     label: str
-    difference: Estimate
+    comparison: Comparison
     belief: Literal["yes", "no", "open"]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -90,114 +84,250 @@ class Conclusion:
     """What a study shows, for readers with ten seconds and for those with a minute.
 
     Attributes:
-        headline: Which variant won, by how much.
-        facts: The best variant against the baseline and against the runner-up.
-        comparisons: Variant -> how it compares with the baseline.
+        headline: Which arm won, by how much.
+        belief: Whether to believe it, in a sentence or two; empty with nothing to compare.
+        facts: The best arm against the baseline and against the runner-up; none with factors.
+        levels: With factors, the combination of levels -> headline and belief at it.
+        tasks: Of several tasks, the task -> headline and belief on it.
+        comparisons: Arm -> how it compares with its baseline.
         remarks: What to keep in mind before believing any of it.
     """
 
     headline: str
+    belief: str
     facts: tuple[Fact, ...]
+    levels: dict[str, str]
+    tasks: dict[str, str]
     comparisons: dict[str, str]
     remarks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Headline and belief as one paragraph."""
+        return f"{self.headline} {self.belief}".strip()
 
 
 def conclude(summary: Summary) -> Conclusion:
     """Puts a summary into words."""
-    compared = [it for it in summary.variants if it.difference] if summary.best else []
+    headline, belief, facts, levels = _no_winner(summary), "", (), {}
+    if not headline and len(summary.contests) == 1:
+        (contest,) = summary.contests
+        headline, belief = _headline(summary, contest), _belief(summary, contest)
+        facts = tuple(_facts(summary, contest))
+    elif not headline:
+        headline, belief = _headline_over_levels(summary)
+        levels = {
+            it.name: f"{_headline(summary, it)} {_belief(summary, it)}".strip()
+            for it in summary.contests
+            if it.best
+        }
     return Conclusion(
-        _headline(summary),
-        tuple(_facts(summary)),
-        {it.name: _comparison(it, summary.baseline) for it in compared},
+        headline,
+        belief,
+        facts,
+        levels,
+        {task: conclude(it).verdict for task, it in summary.tasks.items()},
+        {it.name: it.comparison.sentence for it in summary.arms if it.comparison},
         tuple(_remarks(summary)),
     )
 
 
-def _headline(summary: Summary) -> str:
-    if summary.best is None:
-        if any(it.seeds for it in summary.variants):
-            return "Nothing to conclude: every final run diverged."
+def _no_winner(summary: Summary) -> str:
+    if summary.best:
+        return ""
+    if not any(it.runs for it in summary.arms):
         return "No conclusion yet: no final run is done."
-    best = summary[summary.best]
+    if all(len(it.diverged) == it.runs for it in summary.arms):
+        return "Nothing to conclude: every final run diverged."
+    return "No conclusion yet: no arm has final runs on every task."
+
+
+def _headline(summary: Summary, contest: Contest) -> str:
+    assert contest.best is not None
+    best = summary[contest.best]
     assert best.accuracy is not None
-    reached = f"{percent(best.accuracy.mean)} test accuracy"
-    if not summary.leads:
-        return f"{best.name} reached {reached}; there is nothing to compare it with yet."
-    rivals = [name for name, lead in summary.leads.items() if lead.verdict != "better"]
-    pairs = min(lead.count for lead in summary.leads.values())
-    if not rivals and pairs < ENOUGH_PAIRS:
-        return f"{best.name} came first with {reached}, but {pairs} seeds are too few to be sure."
-    if not rivals:
-        return f"{best.name} won with {reached}."
-    named = listed(rivals) if len(rivals) <= 3 else f"{len(rivals)} other variants"
-    return f"{best.name} came first with {reached}, but its lead over {named} may be chance."
-
-
-def _facts(summary: Summary) -> Iterable[Fact]:
-    if not summary.leads:
-        return
-    if summary.baseline in summary.leads:
-        yield _fact(f"above {summary.baseline}, the baseline", summary.leads[summary.baseline])
-    runner_up = min(summary.leads, key=lambda name: summary.leads[name].mean)
-    if runner_up != summary.baseline or summary.best == summary.baseline:
-        yield _fact(f"above {runner_up}, the runner-up", summary.leads[runner_up])
-
-
-def _fact(label: str, difference: Estimate) -> Fact:
-    pairs = difference.count
-    if difference.verdict == "undecided":
-        return Fact(label, difference, "open", "One seed shows no spread, so this may be chance.")
-    if difference.verdict == "no difference shown":
-        return Fact(label, difference, "no", "The interval covers 0, so this may be chance.")
-    if pairs < ENOUGH_PAIRS:
-        return Fact(label, difference, "open", f"{pairs} seeds are too few to be sure.")
-    return Fact(label, difference, "yes", f"The interval over {pairs} paired seeds excludes 0.")
-
-
-def _comparison(variant: VariantSummary, baseline: str) -> str:
-    difference = variant.difference
-    assert difference is not None
-    if difference.verdict in ("better", "worse") and difference.interval:
-        low, size, high = sorted(abs(100 * it) for it in (difference.mean, *difference.interval))
-        return f"{difference.verdict} than {baseline} by {size:.2f} points [{low:.2f}, {high:.2f}]"
-    if difference.verdict == "no difference shown":
-        return (
-            f"no difference to {baseline} shown "
-            f"({points(difference.mean)} points {interval(difference)})"
+    reached = f"{percent(best.accuracy.value)} test accuracy"
+    if summary.tasks:
+        reached = (
+            f"{percent(best.accuracy.value)} mean test accuracy over {len(summary.tasks)} tasks"
         )
-    return f"{points(difference.mean)} points against {baseline} on one seed, which decides nothing"
+    if not contest.leads:
+        return f"{best.name} reached {reached}; there is nothing to compare it with yet."
+    first = "came first" if _rivals(contest) else "won"
+    other = summary.baselines[best.name]
+    role = "the baseline"
+    if other not in contest.leads:
+        other, role = _runner_up(contest), "the runner-up"
+    above = hundredfold(contest.leads[other].difference.value)
+    return f"{best.name} {first} with {reached}, {above} points above {other}, {role}."
+
+
+def _rivals(contest: Contest) -> list[str]:
+    """Whom the best arm is not shown to be better than."""
+    return [name for name, it in contest.leads.items() if it.verdict != "better"]
+
+
+def _runner_up(contest: Contest) -> str:
+    return min(contest.leads, key=lambda name: contest.leads[name].difference.value)
+
+
+def _belief(summary: Summary, contest: Contest) -> str:
+    if not contest.leads:
+        return ""
+    leads = contest.leads.values()
+    pairs, needed = min(it.difference.count for it in leads), max(it.needed for it in leads)
+    if pairs == 1:
+        return "Do not rely on it: one seed shows no spread, so all of this may be chance."
+    if pairs < needed and not any(it.verdict == "better" for it in leads):
+        return (
+            f"Do not rely on it: {pairs} pairs are too few to show any difference, whatever the "
+            f"data; that takes {needed}."
+        )
+    better, equal, open_ = (
+        [name for name, it in contest.leads.items() if it.verdict in verdicts]
+        for verdicts in (["better"], ["equivalent"], ["worse", "undecided"])
+    )
+    said = []
+    if better:
+        every = "every other arm" if len(better) == len(contest.leads) > 1 else _some(better)
+        said.append(f"Believe that it beats {every}.")
+    if equal:
+        within = hundredfold(summary.margin)
+        said.append(f"It is no different from {_some(equal)} within {within} points.")
+    if open_:
+        said.append(f"Its lead over {_some(open_)} may be chance.")
+    return " ".join(said)
+
+
+def _some(names: Sequence[str]) -> str:
+    return listed(names) if len(names) <= 5 else f"{len(names)} arms"
+
+
+def _headline_over_levels(summary: Summary) -> tuple[str, str]:
+    """Which variant is first at how many combinations of levels, and how often that is shown."""
+    decided = [it for it in summary.contests if it.best]
+    first: dict[str, list[Contest]] = {}
+    for contest in decided:
+        assert contest.best is not None
+        first.setdefault(summary[contest.best].variant, []).append(contest)
+    count = len(summary.contests)
+    if len(first) == 1 and len(decided) == count:
+        (variant,) = first
+        headline = f"{variant} came first at all {count} combinations of levels."
+        if count == 2:
+            headline = f"{variant} came first at both combinations of levels."
+    else:
+        told = sorted(first.items(), key=lambda it: -len(it[1]))
+        headline = "No variant came first everywhere: " + "; ".join(
+            f"{variant} at {_levels_named(contests)}" for variant, contests in told
+        )
+        headline += "."
+    shown = [it for it in decided if it.leads and not _rivals(it)]
+    open_ = len(decided) - len(shown)
+    if not shown:
+        belief = "Nowhere is the first shown to be better than every other arm there."
+    elif not open_:
+        belief = "Believe it: each of them is shown to be better than every other arm there."
+    else:
+        belief = (
+            f"It is shown to be better than every other arm only at {_levels_named(shown)}; "
+            "elsewhere its lead may be chance or too small to matter."
+        )
+    return headline, belief
+
+
+def _levels_named(contests: Sequence[Contest]) -> str:
+    if len(contests) > 3:
+        return f"{len(contests)} combinations of levels"
+    return listed(it.name for it in contests)
+
+
+def _facts(summary: Summary, contest: Contest) -> Iterable[Fact]:
+    assert contest.best is not None
+    if not contest.leads:
+        return
+    baseline, runner_up = summary.baselines[contest.best], _runner_up(contest)
+    if baseline in contest.leads:
+        yield _fact(f"above {baseline}, the baseline", contest.leads[baseline])
+    if runner_up != baseline:
+        yield _fact(f"above {runner_up}, the runner-up", contest.leads[runner_up])
+
+
+def _fact(label: str, comparison: Comparison) -> Fact:
+    if comparison.verdict == "better":
+        return Fact(label, comparison, "yes")
+    return Fact(label, comparison, "no" if comparison.verdict == "equivalent" else "open")
 
 
 def _remarks(summary: Summary) -> Iterable[str]:
-    pairs = [it.difference.count for it in summary.variants if it.difference]
-    if pairs and max(pairs) == 1:
-        yield "One seed shows no spread: nothing here can be told from chance."
-    elif pairs and min(pairs) < ENOUGH_PAIRS:
+    comparisons = [it.comparison for it in summary.arms if it.comparison]
+    pairs = min((it.difference.count for it in comparisons), default=0)
+    if comparisons and pairs > 1 and not all(it.within_reach for it in comparisons):
+        fewest = comparisons[0].needed
+        smallest = smallest_p(pairs, len(comparisons))
+        over = f" over {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
         yield (
-            f"With {min(pairs)} paired seeds no exact sign-flip test can reach p < 0.05, whatever "
-            f"the data: its smallest two-sided p-value is {smallest_sign_flip_p(min(pairs)):g}. "
-            f"Take at least {ENOUGH_PAIRS}."
+            f"{pairs} pairs cannot reach p = {summary.significance:g}{over}, whatever the data: "
+            f"the smallest p-value of the exact sign-flip test is {smallest:.2g} then. "
+            f"Take at least {fewest}."
         )
-    if len(pairs) > 1 and max(pairs) > 1:
+    if any(it.verdict == "undecided" for it in comparisons):
+        yield from _pairs_for_spread(comparisons)
+    if len(comparisons) > 1:
+        confidence = f"{100 * (1 - summary.significance):g}%"
         yield (
-            f"{len(pairs)} comparisons with the baseline are made, and nothing corrects for their "
-            "number: each interval holds at 95% by itself."
+            f"The p-values of {len(comparisons)} comparisons are corrected together by Holm's "
+            f"method; each {confidence} interval holds by itself."
         )
-    for variant in summary.variants:
-        if variant.diverged:
+    if any(len(it.leads) > 1 for it in summary.contests):
+        yield ("The best arm was picked by the same runs that compare it, which flatters its lead.")
+    if len({it.runs for it in summary.arms}) > 1:
+        counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
+        yield f"The arms have unequal numbers of final runs: {counts}."
+    for arm in summary.arms:
+        if arm.diverged:
             yield (
-                f"{variant.diverged} of {variant.seeds} final runs of {variant.name} diverged. "
-                "They count as accuracy 0 and infinite loss."
+                f"{len(arm.diverged)} of {arm.runs} final runs of {arm.name} diverged "
+                f"({_places(arm)}). They count as accuracy 0 and infinite loss."
             )
+    for task, of_task in (summary.tasks or {"": summary}).items():
+        yield from _edges(of_task, f" on {task}" if task else "")
+
+
+def _pairs_for_spread(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    """How many pairs the undecided comparisons take, where the spread is known."""
+    needed = {
+        it.arm: it.needed_for_spread
+        for it in comparisons
+        if it.verdict == "undecided"
+        and it.needed_for_spread is not None
+        and math.isfinite(it.needed_for_spread)
+    }
+    if needed:
+        told = listed(f"{arm} {count:,.0f}" for arm, count in needed.items())
+        yield f"Pairs that would show differences of the observed size and spread: {told}."
+
+
+def _places(arm: ArmSummary) -> str:
+    """The seeds of the diverged runs, task by task: "seeds 1 and 2 on fashion"."""
+    by_task: dict[str, list[int]] = {}
+    for task, seed in arm.diverged:
+        by_task.setdefault(task, []).append(seed)
+    return "; ".join(
+        f"seed{'s' * (len(seeds) > 1)} {listed(map(str, seeds))}" + (f" on {task}" if task else "")
+        for task, seeds in by_task.items()
+    )
+
+
+def _edges(summary: Summary, where: str) -> Iterable[str]:
     edges: dict[str, list[str]] = {}
-    for variant in summary.variants:
-        for path in variant.at_edge:
-            chosen = f"{variant.name} ({tuned_value(variant.values[path])})"
-            edges.setdefault(path, []).append(chosen)
+    for arm in summary.arms:
+        for path in arm.at_edge:
+            edges.setdefault(path, []).append(f"{arm.name} ({tuned_value(arm.values[path])})")
     for path, chosen in edges.items():
         yield (
-            f"The chosen {short(path)} of {listed(chosen)} lies at the edge of its grid; "
-            "a better one may lie beyond."
+            f"The chosen {short(path)} of {listed(chosen)}{where} lies at the edge of what was "
+            "tried; a better one may lie beyond."
         )
 
 
@@ -208,23 +338,24 @@ def values_in_words(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{short(path)}={tuned_value(value)}" for path, value in values.items())
 
 
-def steps(variant: VariantSummary) -> str:
+def steps(arm: ArmSummary) -> str:
     """Median steps to the target, and how many runs reached it when not all did."""
-    if variant.steps_to_target is None:
+    time = arm.time_to_target
+    if time is None:
         return "\N{EN DASH}"
-    reached = "" if variant.reached == variant.seeds else f" ({variant.reached}/{variant.seeds})"
-    if math.isinf(variant.steps_to_target):
+    reached = "" if time.arrived == time.count else f" ({time.arrived}/{time.count})"
+    if math.isinf(time.median):
         return f"never{reached}"
-    return f"{number(variant.steps_to_target)}{reached}"
+    return f"{number(time.median)}{reached}"
 
 
 def target_in_words(summary: Summary) -> str:
     """What the steps to the target wait for."""
+    if summary.tasks:
+        return "Each task has a target of its own."
     if summary.target_accuracy is None:
         return "No target accuracy: no final run finished."
-    source = (
-        "as the study sets" if summary.target_given else "95% of what the best variant ends with"
-    )
+    source = "as the study sets" if summary.target_given else "95% of what the best arm ends with"
     return f"Target: {percent(summary.target_accuracy)} validation accuracy, {source}."
 
 

@@ -18,7 +18,7 @@ from normlab.compare.grid import (
     tuning_runs,
 )
 from normlab.compare.run import Workbench, run_study
-from normlab.compare.statistics import best_values
+from normlab.compare.selection import best_values
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.models import resnet
@@ -397,7 +397,7 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
     assert {phase: report.done(phase) for phase in ("tune", "final")} == report.planned
     for name in ("none", "batch"):
         final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
-        assert report.summary[name].accuracy.mean == pytest.approx(np.mean(final))
+        assert report.summary[name].accuracy.value == pytest.approx(np.mean(final))
         assert report.summary[name].accuracy.count == 2
 
 

@@ -8,13 +8,13 @@ from scipy import stats
 
 from normlab.inference.permutation import sign_flip_p
 from normlab.inference.scores import paired_differences
-from normlab.inference.verdict import compare_with_baseline, decide
+from normlab.inference.verdict import compare, decide
 
 BETTER = [0.004, 0.006, 0.009, 0.002, 0.007, 0.005, 0.008, 0.003]
 
 
 def one(differences, **options):
-    return compare_with_baseline({"ghost16": [differences]}, "batch", **options)["ghost16"]
+    return compare({("ghost16", "batch"): [differences]}, **options)["ghost16", "batch"]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,9 @@ def test_better_and_worse_say_effect_interval_pairs_and_p_in_this_order():
 
 def test_holms_correction_is_over_all_comparisons_and_is_said():
     arms = {"a": [BETTER], "b": [BETTER[::-1]], "c": [[0.01, -0.01] * 4]}
-    found = compare_with_baseline(arms, "batch")
-    assert list(found) == ["a", "b", "c"]
+    pairs = compare({(arm, "batch"): differences for arm, differences in arms.items()})
+    assert list(pairs) == [(arm, "batch") for arm in "abc"]
+    found = {arm: it for (arm, _), it in pairs.items()}
     assert found["a"].adjusted_p == found["b"].adjusted_p == 3 * 2 / 2**8
     assert found["a"].verdict == "better"
     assert "p = 0.023 after Holm's correction for 3 comparisons)" in found["a"].sentence
@@ -106,8 +107,8 @@ def test_too_few_pairs_are_said_before_any_p():
 
 
 def test_holm_over_many_comparisons_takes_more_pairs():
-    arms = {str(i): [np.random.default_rng(i).normal(0, 1, 6)] for i in range(7)}
-    found = compare_with_baseline(arms, "batch")["0"]
+    arms = {(str(i), "batch"): [np.random.default_rng(i).normal(0, 1, 6)] for i in range(7)}
+    found = compare(arms)["0", "batch"]
     assert found.needed == 9
     assert (
         "6 pairs cannot show a difference at p = 0.05 after Holm's correction for 7 comparisons: "
@@ -161,7 +162,7 @@ def test_infinite_losses_leave_no_interval_and_no_claim():
 
 def test_several_tasks_weigh_the_same():
     tasks = [np.array(BETTER), np.array(BETTER[:4]) + 0.01]
-    found = compare_with_baseline({"ghost16": tasks}, "batch")["ghost16"]
+    found = compare({("ghost16", "batch"): tasks})["ghost16", "batch"]
     assert found.difference.value == pytest.approx(
         (np.mean(BETTER) + np.mean(BETTER[:4]) + 0.01) / 2
     )
@@ -180,7 +181,7 @@ def test_claims_under_the_null_are_rarer_than_the_level():
     draw, wrong, simulations = np.random.default_rng(0), 0, 250
     for _ in range(simulations):
         baseline, *arms = draw.normal(0.9, 0.01, (4, 8))
-        found = compare_with_baseline({str(i): [it - baseline] for i, it in enumerate(arms)}, "b")
+        found = compare({(str(i), "b"): [it - baseline] for i, it in enumerate(arms)})
         wrong += any(it.verdict in ("better", "worse") for it in found.values())
     assert wrong / simulations <= 0.05
 

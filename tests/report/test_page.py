@@ -253,10 +253,10 @@ def test_the_numbers_are_written_as_json_that_every_reader_takes(tmp_path):
     write_report(draw_study(tmp_path, **{"epochs": 6, **CASES["some runs diverged"]}))
     told = json.loads((tmp_path / "summary.json").read_text("utf-8"), parse_constant=refuse)
     summary = read_study(tmp_path).summary
-    assert told["summary"]["best"] == summary.best
-    for said, meant in zip(told["summary"]["variants"], summary.variants, strict=True):
-        assert said["accuracy"]["mean"] == meant.accuracy.mean
-        assert (said["loss"]["mean"] is None) == bool(meant.diverged)
+    assert told["summary"]["contests"][0]["best"] == summary.best
+    for said, meant in zip(told["summary"]["arms"], summary.arms, strict=True):
+        assert said["accuracy"]["value"] == meant.accuracy.value
+        assert (said["loss"]["value"] is None) == bool(meant.diverged)
 
 
 def test_arms_with_a_model_of_their_own_are_named(tmp_path):

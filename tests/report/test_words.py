@@ -3,42 +3,27 @@
 import math
 
 import pytest
+from compare.results import RATE, finals, run
 from report.studies import QUICKSTART, draw_study
 
-from normlab.compare.statistics import Estimate, Summary, VariantSummary
+from normlab.compare.arm import arms
+from normlab.compare.summary import summarize
 from normlab.report import read_study
 from normlab.report.words import conclude, listed, loss, number, percent, points, tuned_value
 
-TWO = {name: QUICKSTART[name] for name in ("none", "batch")}
+BASE = [0.90, 0.91, 0.92, 0.90, 0.91, 0.92, 0.90, 0.92]
+NOISE = [0.001, 0.003, 0.002, 0.001, 0.002, 0.003, 0.002, 0.002]
+WAVERING = [0.03, -0.03, 0.02, -0.02, 0.03, -0.03, 0.02, -0.01]
 
 
-def variant(name, accuracy, difference=None, **changes):
-    fields = {
-        "name": name,
-        "seeds": 8,
-        "diverged": 0,
-        "accuracy": Estimate(accuracy, (accuracy - 0.01, accuracy + 0.01), 8),
-        "loss": Estimate(0.1, (0.05, 0.15), 8),
-        "difference": difference,
-        "steps_to_target": 100.0,
-        "reached": 8,
-        "values": {"optimizer.learning_rate": 0.1},
-        "at_edge": (),
-        "seconds": 1.0,
-    }
-    return VariantSummary(**(fields | changes))
+def above(difference, seeds=8, noise=NOISE):
+    return [base + difference + it for base, it in zip(BASE[:seeds], noise, strict=False)]
 
 
-def study(*variants, leads, best="a"):
-    return Summary(variants, "base", {}, 0.9, True, best, leads)
-
-
-def difference(mean, low, high, count=8):
-    return Estimate(mean, (low, high), count)
-
-
-CLEAR = difference(0.02, 0.01, 0.03)
-UNCLEAR = difference(0.002, -0.01, 0.014)
+def said(accuracies, baseline="base", **options):
+    """The conclusion of a study without factors and tasks: arm -> accuracies by seed."""
+    results = [it for name, values in accuracies.items() for it in finals(name, values)]
+    return conclude(summarize(results, arms(accuracies, {}, []), baseline, **options))
 
 
 def test_numbers_are_short_and_have_real_minus_signs():
@@ -56,81 +41,183 @@ def test_numbers_are_short_and_have_real_minus_signs():
     assert listed("abc") == "a, b and c"
 
 
-def test_a_clear_winner_won():
-    found = conclude(study(variant("base", 0.9), variant("a", 0.92, CLEAR), leads={"base": CLEAR}))
-    assert found.headline == "a won with 92.00% test accuracy."
+def test_a_clear_winner_won_and_is_to_be_believed():
+    found = said({"base": BASE, "a": above(0.02)})
+    assert found.headline == (
+        "a won with 93.20% test accuracy, 2.20 points above base, the baseline."
+    )
+    assert found.belief == "Believe that it beats base."
+    assert found.verdict == f"{found.headline} {found.belief}"
     (fact,) = found.facts
     assert (fact.label, fact.belief) == ("above base, the baseline", "yes")
-    assert found.comparisons == {"a": "better than base by 2.00 points [1.00, 3.00]"}
+    assert found.comparisons == {
+        "a": "a is better than base by 2.20 points [2.14, 2.26] (8 paired seeds, p = 0.0078)."
+    }
     assert found.remarks == ()
 
 
-def test_a_lead_over_few_seeds_is_not_called_a_win():
-    few = difference(0.02, 0.01, 0.03, count=3)
-    found = conclude(study(variant("base", 0.90), variant("a", 0.92, few), leads={"base": few}))
-    expected = "a came first with 92.00% test accuracy, but 3 seeds are too few to be sure."
-    assert found.headline == expected
-
-
-def test_a_winner_that_may_be_lucky_only_came_first():
-    found = conclude(
-        study(
-            variant("base", 0.9),
-            variant("a", 0.92, CLEAR),
-            variant("b", 0.918, difference(0.018, 0.008, 0.028)),
-            leads={"base": CLEAR, "b": UNCLEAR},
-        )
+def test_five_seeds_are_said_to_be_too_few_before_any_p_value():
+    found = said({"base": BASE[:5], "a": above(0.02, 5)})
+    assert found.headline.startswith("a came first with")
+    assert found.belief == (
+        "Do not rely on it: 5 pairs are too few to show any difference, whatever the data; "
+        "that takes 6."
     )
+    sentence = found.comparisons["a"]
+    assert sentence.startswith("It is undecided whether a differs from base: +2.18 points [")
+    assert sentence.index("Whatever the data, 5 pairs cannot show") < sentence.index("p = 0.062")
+    assert found.remarks[0] == (
+        "5 pairs cannot reach p = 0.05, whatever the data: the smallest p-value of the exact "
+        "sign-flip test is 0.062 then. Take at least 6."
+    )
+    assert found.remarks[1] == (
+        "Pairs that would show differences of the observed size and spread: a 6."
+    )
+    assert [fact.belief for fact in found.facts] == ["open"]
+
+
+def test_five_comparisons_over_eight_seeds_are_corrected_by_holm():
+    noises = [NOISE[k:] + NOISE[:k] for k in range(5)]
+    accuracies = {f"a{k}": above(0.01 * (k + 1), noise=noise) for k, noise in enumerate(noises)}
+    found = said({"base": BASE, **accuracies})
+    assert found.headline.startswith("a4 won with")
+    assert found.belief == "Believe that it beats every other arm."
+    for sentence in found.comparisons.values():
+        assert "(8 paired seeds, p = 0.039 after Holm's correction for 5 comparisons)" in sentence
+    assert (
+        "The p-values of 5 comparisons are corrected together by Holm's method; each 95% interval "
+        "holds by itself."
+    ) in found.remarks
+
+
+def test_a_lead_that_may_be_chance_is_no_win():
+    found = said({"base": BASE, "a": above(0.03), "b": above(0.03, noise=WAVERING)})
     assert found.headline == (
-        "a came first with 92.00% test accuracy, but its lead over b may be chance."
+        "a came first with 94.20% test accuracy, 3.20 points above base, the baseline."
     )
-    assert [fact.label for fact in found.facts] == [
-        "above base, the baseline",
-        "above b, the runner-up",
+    assert found.belief == "Believe that it beats base. Its lead over b may be chance."
+    assert [(fact.label, fact.belief) for fact in found.facts] == [
+        ("above base, the baseline", "yes"),
+        ("above b, the runner-up", "open"),
     ]
-    assert [fact.belief for fact in found.facts] == ["yes", "no"]
-    assert "2 comparisons" in found.remarks[0]
+    assert found.facts[1].comparison.sentence.startswith("It is undecided whether a differs from b")
+    assert any("picked by the same runs" in it for it in found.remarks)
+
+
+def test_a_lead_within_the_margin_is_no_difference():
+    found = said({"base": BASE, "a": above(0)}, margin=0.005)
+    assert found.belief == "It is no different from base within 0.50 points."
+    assert [fact.belief for fact in found.facts] == ["no"]
+    assert found.comparisons["a"].startswith(
+        "a is no different from base within 0.50 points: +0.20"
+    )
 
 
 def test_a_baseline_that_wins_is_held_against_the_runner_up():
-    worse = difference(-0.02, -0.03, -0.01)
-    found = conclude(
-        study(variant("base", 0.9), variant("a", 0.88, worse), leads={"a": CLEAR}, best="base")
+    found = said({"base": BASE, "a": above(-0.02)})
+    assert found.headline == (
+        "base won with 91.00% test accuracy, 1.80 points above a, the runner-up."
     )
-    assert found.headline == "base won with 90.00% test accuracy."
     assert [fact.label for fact in found.facts] == ["above a, the runner-up"]
-    assert found.comparisons == {"a": "worse than base by 2.00 points [1.00, 3.00]"}
+    assert found.comparisons["a"].startswith("a is worse than base by 1.80 points [")
 
 
-def test_an_interval_that_covers_0_shows_no_difference():
-    found = conclude(study(variant("base", 0.9), variant("a", 0.902, UNCLEAR), leads={}))
-    assert found.comparisons["a"] == (
-        "no difference to base shown (+0.20 points [\N{MINUS SIGN}1.00, +1.40])"
+def test_one_seed_is_no_evidence():
+    found = said({"base": BASE[:1], "a": above(0.02, 1)})
+    assert found.belief == (
+        "Do not rely on it: one seed shows no spread, so all of this may be chance."
     )
 
 
-@pytest.mark.parametrize(("seeds", "belief"), [(1, "open"), (5, "open"), (6, "yes")])
-def test_too_few_seeds_are_said_to_be_too_few(tmp_path, seeds, belief):
-    found = conclude(read_study(draw_study(tmp_path, TWO, seeds=seeds)).summary)
-    assert [fact.belief for fact in found.facts] == [belief]
-    text = " ".join(found.remarks)
-    assert ("nothing here can be told from chance" in text) == (seeds == 1)
-    assert ("smallest two-sided p-value is 0.0625. Take at least 6" in text) == (seeds == 5)
+def test_diverged_runs_are_listed_by_seed():
+    results = finals("base", BASE) + finals("a", above(0.02)[:6])
+    results += [run("final", "a", seed, [], diverged=True) for seed in (6, 7)]
+    found = conclude(summarize(results, arms(["base", "a"], {}, []), "base"))
+    assert found.headline.startswith("base came first")
+    assert (
+        "2 of 8 final runs of a diverged (seeds 6 and 7). They count as accuracy 0 and infinite "
+        "loss."
+    ) in found.remarks
+    assert "Diverged, counted as the worst outcome: 2 runs of a" in found.comparisons["a"]
 
 
-def test_diverged_runs_and_values_at_the_edge_are_remarked():
-    edge = {"at_edge": ("optimizer.learning_rate",)}
-    remarks = conclude(
-        study(
-            variant("base", 0.9, diverged=3, **edge),
-            variant("a", 0.92, CLEAR, **edge),
-            leads={"base": CLEAR},
+def test_chosen_values_at_the_edge_are_remarked_together():
+    results = [
+        it
+        for name in ("base", "a")
+        for it in [
+            run("tune", name, 0, 0.9, rate=0.3),
+            run("tune", name, 0, 0.8, rate=0.1),
+            *finals(name, BASE, rate=0.3),
+        ]
+    ]
+    summary = summarize(results, arms(["base", "a"], {}, []), "base")
+    assert summary["a"].values == {RATE: 0.3}
+    assert conclude(summary).remarks[-1] == (
+        "The chosen learning_rate of base (0.3) and a (0.3) lies at the edge of what was tried; "
+        "a better one may lie beyond."
+    )
+
+
+def test_unequal_numbers_of_runs_are_remarked():
+    found = said({"base": BASE, "a": above(0.02)[:7]})
+    assert "The arms have unequal numbers of final runs: base 8 and a 7." in found.remarks
+
+
+def test_of_two_tasks_the_aggregate_comes_first():
+    results = [
+        it
+        for task, lift in (("digits", 0.02), ("fashion", 0.04))
+        for name, values in {"base": BASE, "a": above(lift)}.items()
+        for it in finals(name, values, task=task)
+    ]
+    found = conclude(summarize(results, arms(["base", "a"], {}, ["digits", "fashion"]), "base"))
+    assert found.headline == (
+        "a won with 94.20% mean test accuracy over 2 tasks, 3.20 points above base, the baseline."
+    )
+    assert "(16 pairs over 2 tasks, p < 0.001)" in found.comparisons["a"]
+    assert list(found.tasks) == ["digits", "fashion"]
+    assert found.tasks["fashion"] == (
+        "a won with 95.20% test accuracy, 4.20 points above base, the baseline. "
+        "Believe that it beats base."
+    )
+
+
+@pytest.mark.parametrize(
+    ("at_64", "headline", "belief"),
+    [
+        (
+            0.02,
+            "a came first at both combinations of levels.",
+            "Believe it: each of them is shown to be better than every other arm there.",
+        ),
+        (
+            -0.02,
+            "No variant came first everywhere: a at batch_size=16; base at batch_size=64.",
+            "Believe it: each of them is shown to be better than every other arm there.",
+        ),
+    ],
+)
+def test_with_factors_each_combination_of_levels_has_its_winner(at_64, headline, belief):
+    names = arms(["base", "a"], {"data.batch_size": [16, 64]}, [])
+    lift = {"base, batch_size=16": 0.0, "a, batch_size=16": 0.03, "base, batch_size=64": 0.0}
+    lift["a, batch_size=64"] = at_64
+    results = [
+        it
+        for name, difference in lift.items()
+        for it in finals(
+            name.split(",")[0],
+            above(difference) if name.startswith("a") else BASE,
+            arm=name,
         )
-    ).remarks
-    assert remarks == (
-        "3 of 8 final runs of base diverged. They count as accuracy 0 and infinite loss.",
-        "The chosen learning_rate of base (0.1) and a (0.1) lies at the edge of its grid; "
-        "a better one may lie beyond.",
+    ]
+    found = conclude(summarize(results, names, "base"))
+    assert found.headline == headline
+    assert found.belief == belief
+    assert found.facts == ()
+    assert found.levels["batch_size=16"] == (
+        "a, batch_size=16 won with 94.20% test accuracy, 3.20 points above base, batch_size=16, "
+        "the baseline. Believe that it beats base, batch_size=16."
     )
 
 
