@@ -168,7 +168,10 @@ def _data(parts: Sequence[dict[str, Any]], factors: dict[str, list[Any]]) -> dic
 def _for_page(figure: Figure, view: int) -> dict[str, Any]:
     specs = figure.specifications(width="container")
     for spec in specs.values():
-        del spec["config"]  # The page has its own style, by day and by night.
+        del spec["config"]  # The page has its own style, by day and by night,
+        for layer in spec["layer"]:  # and its buttons are the legend of all charts.
+            for channel in {"color", "shape", "strokeDash"} & {*layer["encoding"]}:
+                layer["encoding"][channel]["legend"] = None
     return {
         "id": f"{figure.name}-{view}-chart",
         "specs": specs,

@@ -178,7 +178,7 @@ def test_curves_go_by_epoch_step_or_seconds(opened, quickstart):
 
 def test_a_level_is_chosen(opened, with_factor):
     page = opened(with_factor)
-    page.get_by_label("batch_size").select_option(label="64")
+    page.get_by_role("combobox", name="batch_size").select_option(label="64")
     assert set(arms(page)) == {
         f"{variant}, batch_size=64" for variant in ("none", "batch", "ghost16", "layer")
     }

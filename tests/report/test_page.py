@@ -38,7 +38,11 @@ CASES = {
     "two tuned paths": {"tune": RATES | {"optimizer.weight_decay": [0.0, 0.0001]}},
     "a factor, no final runs": WITH_FACTOR | {"final": False},
     "two factors on two tasks": WITH_TASKS
-    | {"factors": {"data.batch_size": [16, 64], "model.activation": ["relu", "gelu"]}},
+    | {
+        "variants": {name: QUICKSTART[name] for name in ("none", "batch")},
+        "factors": {"data.batch_size": [16, 64], "model.activation": ["relu", "gelu"]},
+        "seeds": 2,
+    },
     "one task by name": {"tasks": {"digits": {}}},
 }
 

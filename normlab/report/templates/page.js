@@ -26,7 +26,7 @@ async function draw(chart) {
   const { view } = await vegaEmbed(document.getElementById(chart.id), { ...chart.specs[axis], datasets: chart.datasets }, {
     renderer: "svg",
     actions: false,
-    config: { ...page.style, legend: { disable: true }, autosize: { type: "fit-x", contains: "padding" } },
+    config: { ...page.style, autosize: { type: "fit-x", contains: "padding" } },
   });
   if (chosen[chart.id] !== axis) return; // Another axis was chosen meanwhile.
   drawn[chart.id]?.finalize();
