@@ -179,8 +179,7 @@ def report(
     if not folders:
         raise UserError("expected the folder of a study, or several")
     page = write_page(folders, out or Path("report.html"))
-    for folder in folders:
-        study = read_study(folder)
+    for study in map(read_study, folders):
         console.print(f"\n{study.name}", style="bold")
         print_table(study.summary, console)
     console.print(f"Page: {page}")

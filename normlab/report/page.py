@@ -85,7 +85,9 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
         NoStudyError: A folder holds no study.
         StoreError: A file is damaged, or runs come from different configurations.
     """
-    studies, page = [read_study(folder) for folder in folders], Path(page)
+    # A study that is given twice is one.
+    studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
+    page = Path(page)
     _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
     return page
 
