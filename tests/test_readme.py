@@ -48,18 +48,19 @@ def test_links_and_pictures_exist(target):
 def rows_of_summary():
     """The README's table of the quickstart, from the committed numbers."""
     numbers = json.loads((ROOT / "experiments/quickstart/results/summary.json").read_text())
-    variants = numbers["summary"]["variants"]
+    arms = numbers["summary"]["arms"]
 
     def percent(estimate, sign=""):
-        if estimate is None:
-            return "baseline"
-        mean, low, high = (100 * it for it in (estimate["mean"], *estimate["interval"]))
+        mean, low, high = (100 * it for it in (estimate["value"], *estimate["interval"]))
         return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
-    for it in sorted(variants, key=lambda it: -it["accuracy"]["mean"]):
+    for it in sorted(arms, key=lambda it: -it["accuracy"]["value"]):
         (rate,) = it["values"].values()
-        difference = percent(it["difference"], "+")
-        yield f"| {it['name']} | {percent(it['accuracy'])} | {difference} | {rate} |"
+        difference, verdict = "baseline", ""
+        if it["comparison"]:
+            difference = percent(it["comparison"]["difference"], "+")
+            verdict = it["comparison"]["verdict"]
+        yield f"| {it['name']} | {percent(it['accuracy'])} | {difference} | {verdict} | {rate} |"
 
 
 def test_the_table_shown_is_what_the_quickstart_came_to():

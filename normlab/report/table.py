@@ -58,7 +58,7 @@ def _table(summary: Summary, *, intervals: bool) -> Table:
         columns[name.replace("_", "\n")] = [
             words.tuned_value(it.values[path]) if path in it.values else "" for it in ranked
         ]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     # Only names break: Rich would shorten the widest column first, which numbers must not be.
     least = min(8, max(len(it.name) for it in ranked))
     table.add_column("arm", overflow="fold", min_width=least)

@@ -143,6 +143,7 @@ def _no_winner(summary: Summary) -> str:
 
 
 def _headline(summary: Summary, contest: Contest) -> str:
+    # Within a contest the levels are the same, so the variant tells which arm it is.
     assert contest.best is not None
     best = summary[contest.best]
     assert best.accuracy is not None
@@ -152,14 +153,15 @@ def _headline(summary: Summary, contest: Contest) -> str:
             f"{percent(best.accuracy.value)} mean test accuracy over {len(summary.tasks)} tasks"
         )
     if not contest.leads:
-        return f"{best.name} reached {reached}; there is nothing to compare it with yet."
+        return f"{best.variant} reached {reached}; there is nothing to compare it with yet."
     first = "came first" if _rivals(contest) else "won"
     other = summary.baselines[best.name]
     role = "the baseline"
     if other not in contest.leads:
         other, role = _runner_up(contest), "the runner-up"
     above = hundredfold(contest.leads[other].difference.value)
-    return f"{best.name} {first} with {reached}, {above} points above {other}, {role}."
+    lead = f"{above} points above {summary[other].variant}, {role}"
+    return f"{best.variant} {first} with {reached}, {lead}."
 
 
 def _rivals(contest: Contest) -> list[str]:
@@ -184,7 +186,7 @@ def _belief(summary: Summary, contest: Contest) -> str:
             f"data; that takes {needed}."
         )
     better, equal, open_ = (
-        [name for name, it in contest.leads.items() if it.verdict in verdicts]
+        [summary[name].variant for name, it in contest.leads.items() if it.verdict in verdicts]
         for verdicts in (["better"], ["equivalent"], ["worse", "undecided"])
     )
     said = []
@@ -271,8 +273,6 @@ def _remarks(summary: Summary) -> Iterable[str]:
             f"the smallest p-value of the exact sign-flip test is {smallest:.2g} then. "
             f"Take at least {fewest}."
         )
-    if any(it.verdict == "undecided" for it in comparisons):
-        yield from _pairs_for_spread(comparisons)
     if len(comparisons) > 1:
         confidence = f"{100 * (1 - summary.significance):g}%"
         yield (
@@ -292,20 +292,6 @@ def _remarks(summary: Summary) -> Iterable[str]:
             )
     for task, of_task in (summary.tasks or {"": summary}).items():
         yield from _edges(of_task, f" on {task}" if task else "")
-
-
-def _pairs_for_spread(comparisons: Sequence[Comparison]) -> Iterable[str]:
-    """How many pairs the undecided comparisons take, where the spread is known."""
-    needed = {
-        it.arm: it.needed_for_spread
-        for it in comparisons
-        if it.verdict == "undecided"
-        and it.needed_for_spread is not None
-        and math.isfinite(it.needed_for_spread)
-    }
-    if needed:
-        told = listed(f"{arm} {count:,.0f}" for arm, count in needed.items())
-        yield f"Pairs that would show differences of the observed size and spread: {told}."
 
 
 def _places(arm: ArmSummary) -> str:

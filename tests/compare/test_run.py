@@ -129,7 +129,7 @@ def test_a_changed_study_in_the_same_folder_reports_its_own_runs_only(tmp_path):
     run(tmp_path, study(**again))
     report = read_study(tmp_path)
     assert {p: report.done(p) for p in ("tune", "final")} == report.planned
-    assert [it.accuracy.count for it in report.summary.variants] == [1, 1]
+    assert [it.accuracy.count for it in report.summary.arms] == [1, 1]
 
 
 def test_variants_whose_names_share_a_file_name_stay_apart(tmp_path):
@@ -354,8 +354,8 @@ def test_a_study_that_gets_a_factor_an_arm_and_seeds_runs_only_what_is_new(tmp_p
     assert len(store.results()) == 3 * 2 * 2
     report = read_study(tmp_path)
     assert report.left_out == 0
-    assert [it.name for it in report.summary.variants] == [it.name for it in grown.arms()]
-    assert [it.seeds for it in report.summary.variants] == [2] * 6
+    assert [it.name for it in report.summary.arms] == [it.name for it in grown.arms()]
+    assert [it.runs for it in report.summary.arms] == [2] * 6
     # The run that was there counts for the arm that it now belongs to.
     of_batch = [it for it in report.results if it.arm == "batch, batch_size=32"]
     assert [(it.seed, it.levels, it.steps_per_epoch) for it in of_batch] == [
@@ -365,7 +365,7 @@ def test_a_study_that_gets_a_factor_an_arm_and_seeds_runs_only_what_is_new(tmp_p
     # An arm is compared with the baseline at its own levels.
     accuracy = {(it.arm, it.seed): it.test.accuracy for it in report.results}
     for size in (32, 160):
-        mine = report.summary[f"layer, batch_size={size}"].difference
+        mine = report.summary[f"layer, batch_size={size}"].comparison.difference
         expected = np.mean(
             [
                 accuracy[f"layer, batch_size={size}", seed]
@@ -373,7 +373,7 @@ def test_a_study_that_gets_a_factor_an_arm_and_seeds_runs_only_what_is_new(tmp_p
                 for seed in (0, 1)
             ]
         )
-        assert mine.mean == pytest.approx(expected)
+        assert mine.value == pytest.approx(expected)
 
 
 def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp_path):

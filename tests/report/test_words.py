@@ -70,9 +70,7 @@ def test_five_seeds_are_said_to_be_too_few_before_any_p_value():
         "5 pairs cannot reach p = 0.05, whatever the data: the smallest p-value of the exact "
         "sign-flip test is 0.062 then. Take at least 6."
     )
-    assert found.remarks[1] == (
-        "Pairs that would show differences of the observed size and spread: a 6."
-    )
+    assert sentence.endswith("A difference of this size and spread takes about 6 pairs to show.")
     assert [fact.belief for fact in found.facts] == ["open"]
 
 
@@ -216,8 +214,8 @@ def test_with_factors_each_combination_of_levels_has_its_winner(at_64, headline,
     assert found.belief == belief
     assert found.facts == ()
     assert found.levels["batch_size=16"] == (
-        "a, batch_size=16 won with 94.20% test accuracy, 3.20 points above base, batch_size=16, "
-        "the baseline. Believe that it beats base, batch_size=16."
+        "a won with 94.20% test accuracy, 3.20 points above base, the baseline. "
+        "Believe that it beats base."
     )
 
 
