@@ -25,6 +25,7 @@ from .view import View
 from .words import interval, percent, points
 
 LABELS = 160  # pixels that the name of an arm may take
+MANY_TASKS = 10  # from which on Friedman's and Nemenyi's tests are good approximations
 
 
 def accuracy_on_test(view: View) -> Figure:
@@ -336,6 +337,7 @@ def ranks(view: View) -> Figure | None:
         .mark_rule(strokeWidth=4, opacity=0.55, strokeCap="round")
         .encode(row, alt.Y2("last:N"), x=alt.XValue(alt.ExprRef("width - 4")))
     )
+    few = f" With {ranking.tasks} tasks this shows little." if ranking.tasks < MANY_TASKS else ""
     told = (
         "Bars at the right join arms that Nemenyi's test does not tell apart"
         if bars
@@ -345,7 +347,7 @@ def ranks(view: View) -> Figure | None:
         "ranks",
         "Ranks over the tasks",
         f"Each task ranks the arms by their mean accuracy. {told}: ranks differ by less than "
-        f"{ranking.critical_difference:.2f}. With {ranking.tasks} tasks this shows little.",
+        f"{ranking.critical_difference:.2f}.{few}",
         {
             "": together(
                 datasets,
