@@ -398,7 +398,7 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
     for name in ("none", "batch"):
         final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
         assert report.summary[name].accuracy.value == pytest.approx(np.mean(final))
-        assert report.summary[name].accuracy.count == 2
+        assert report.summary[name].accuracy.count == 4
 
 
 def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(tmp_path):
