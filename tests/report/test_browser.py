@@ -218,7 +218,7 @@ def test_all_of_it_works_by_keyboard(opened, quickstart):
     expect(page.locator("#training-loss-0-chart svg")).to_contain_text("step")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "with_factor", "with_tasks", "hurtful"])
+@pytest.mark.parametrize("name", ["quickstart", "with_factor", "hurtful"])
 def test_a_phone_needs_no_scrolling_to_the_side(opened, request, name):
     page = opened(request.getfixturevalue(name), viewport={"width": 360, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 360

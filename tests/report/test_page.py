@@ -19,7 +19,9 @@ from report.studies import (
 )
 
 from normlab.compare.arm import arms
+from normlab.compare.store import Store
 from normlab.report import read_study, words, write_page, write_report
+from normlab.report.charts import figures
 from normlab.report.style import BASELINE_COLOR, COLORS, looks
 from normlab.report.view import views
 
@@ -97,6 +99,21 @@ def test_the_page_says_how_to_get_it_again(quickstart):
     assert (
         "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; 5 points of 2 seeds for each arm"
     ) in text
+
+
+def test_a_search_by_draws_is_told_as_its_range(tmp_path):
+    draw_study(tmp_path, {name: QUICKSTART[name] for name in ("none", "batch")}, seeds=6)
+    store = Store(tmp_path)
+    drawn = {"optimizer.learning_rate": {"low": 0.001, "high": 0.3, "scale": "log"}}
+    store.write_config(store.config() | {"tune": drawn | {"trials": 5, "seeds": 2}})
+    text = " ".join(Parsed(write_report(tmp_path)).text.split())
+    said = "optimizer.learning_rate: 0.001 to 0.3, log scale"
+    assert f"the same 5 points ({said}) with 2 seeds each" in text
+    # Rates of 0.1 and 0.03 lie inside the range, and no line joins draws.
+    assert "lies at the edge" not in text
+    (tuning,) = [it for it in figures(views([read_study(tmp_path)])[0]) if it.name[:6] == "tuning"]
+    (spec,) = tuning.specifications().values()
+    assert {it["mark"]["type"] for it in spec["layer"]} == {"point"}
 
 
 def test_the_table_says_what_the_summary_says(quickstart):
