@@ -51,12 +51,23 @@ class Study:
     @property
     def setting(self) -> str:
         """What the study is about, in a few words."""
-        parts = [self.config[key]["name"] for key in ("data", "model", "optimizer")]
+        tasks = list((self.config.get("tasks") or {}).values())
+        parts = [
+            " and ".join(
+                dict.fromkeys(
+                    it.get(f"{key}.name", self.config[key]["name"]) for it in tasks or [{}]
+                )
+            )
+            for key in ("data", "model", "optimizer")
+        ]
         counts = {
             "epoch": self.config["train"]["epochs"],
             "variant": len(self.config["variants"]),
+            "arm": len(self.summary.arms) if self.config.get("factors") else 0,
+            "task": len(tasks),
             "seed": self.config["seeds"],
         }
+        counts = {word: count for word, count in counts.items() if count}
         parts += [f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items()]
         return " \N{MIDDLE DOT} ".join(parts)
 
