@@ -96,13 +96,14 @@ def budget(view: View) -> Figure | None:
         if arm.budget is not None
         for n, accuracy in zip(arm.budget.trials, arm.budget.validation, strict=True)
     ]
-    if not rows or max(row["trials"] for row in rows) < 2:
+    most = max((row["trials"] for row in rows), default=0)
+    if most < 2:
         return None
     x = alt.X(
         "trials:Q",
         title="number of trials",
         scale=alt.Scale(nice=False, zero=False, padding=8),
-        axis=alt.Axis(tickMinStep=1, grid=False),
+        axis=alt.Axis(tickCount=min(most - 1, 8), tickMinStep=1, format="d", grid=False),
     )
     y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=alt.Scale(zero=False))
     return Figure(
