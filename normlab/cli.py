@@ -130,13 +130,36 @@ def train(
 
 
 @app.command
-def report(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")], /) -> None:
-    """Print the table of a study and write its page anew.
+def report(
+    folders: Annotated[tuple[Path, ...], Positional, tyro.conf.arg(metavar="FOLDER [FOLDER ...]")],
+    /,
+    *,
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: report.html)")
+    ] = None,
+) -> None:
+    """Print the table of a study and write its page anew, or join several on one page.
+
+    Several studies are joined as if they were tasks of one: over the arms that have the same names
+    in all of them, each study weighing the same.
 
     Args:
-        folder: Where `normlab compare` left its results.
+        folders: Where `normlab compare` left its results.
+        out: The page, and FILE_charts beside it; by default in the folder of the one study, or here
+            for several.
     """
-    _show_report(folder)
+    if len(folders) == 1 and out is None:
+        _show_report(folders[0])
+        return
+    from .report import print_table, read_study, write_page
+
+    if not folders:
+        raise UserError("expected the folder of a study, or several")
+    page = write_page(folders, out or Path("report.html"))
+    for study in map(read_study, folders):
+        console.print(f"\n{study.name}", style="bold")
+        print_table(study.summary, console)
+    console.print(f"Page: {page}")
 
 
 @app.command

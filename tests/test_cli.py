@@ -6,6 +6,7 @@ import signal
 import pytest
 import yaml
 from command import normlab, started, table, wait_for_results
+from report.studies import QUICKSTART, draw_study
 
 from normlab import cli
 from normlab.catalog import WRAPPERS, field_entries
@@ -51,6 +52,19 @@ def test_a_study_from_the_command_line_to_the_page(config):
     assert "epoch   2/2" in trained.stdout
     (result,) = (folder / "runs/small/train/runs").glob("*.json")
     assert json.loads(result.read_text())["test"]["accuracy"] > 0.2
+
+
+def test_several_studies_are_reported_on_one_page(tmp_path):
+    for name in ("one", "other"):
+        two = {it: QUICKSTART[it] for it in ("none", "batch")}
+        draw_study(tmp_path / name, two, tune={}, study=name, seeds=2, epochs=3)
+    done = normlab("report", "one", "other", "--out", "pages/joint.html", folder=tmp_path)
+    assert done.stdout.splitlines()[-1] == "Page: pages/joint.html"
+    assert "all studies together" in (tmp_path / "pages/joint.html").read_text("utf-8")
+    assert (tmp_path / "pages/joint_charts/one/test-accuracy.svg").is_file()
+    failed = normlab("report", "one", "another", "--out", "joint.html", folder=tmp_path, code=2)
+    assert "another holds no study" in failed.stderr
+    assert not (tmp_path / "joint.html").exists()
 
 
 def test_help_of_every_command_is_there(tmp_path):

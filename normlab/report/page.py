@@ -1,6 +1,8 @@
-"""The page of a study: one HTML file that needs no network, and its charts as SVG files."""
+"""The page of studies: one HTML file that needs no network, and its charts as SVG files."""
 
 import contextlib
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,36 @@ import jinja2
 import vl_convert
 from omegaconf import OmegaConf
 
+from ..compare.arm import in_words, short_names
 from ..compare.store import write_whole
+from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
-from .charts import Figure, figures, overview
+from .charts import figures, overview
+from .figure import Figure
 from .numbers import numbers
 from .study import Study, read_study
-from .style import colors, style
+from .style import style
+from .view import View, views
+
+COLUMNS = {
+    "arm": "arm",
+    "accuracy": "test accuracy, %",
+    "difference": "difference, points",
+    "verdict": "verdict",
+    "loss": "test loss",
+    "steps": "steps to target",
+    "values": "tuned",
+    "seconds": "seconds a run",
+    "diverged": "diverged",
+}
+# As the table says and sorts them.
+VERDICTS = {
+    "worse": "▼ worse",
+    "undecided": "? undecided",
+    "equivalent": "≈ no different",
+    "better": "▲ better",
+}
 
 
 def write_report(folder: str | Path) -> Path:
@@ -33,21 +58,53 @@ def write_report(folder: str | Path) -> Path:
         NoStudyError: The folder holds no study.
         StoreError: A file is damaged, or runs come from different configurations.
     """
-    study = read_study(folder)
-    made = figures(study)
-    charts = Path(folder) / "charts"
-    for figure in made:
-        svg = _svg(figure.specification(width=480, title=figure.title))
-        write_whole(charts / f"{figure.name}.svg", svg)
+    study, page = read_study(folder), Path(folder) / "report.html"
+    shown = views([study])
     if study.done("final"):
-        write_whole(charts / "overview.svg", _svg(overview(study)))
-    write_whole(Path(folder) / "summary.json", numbers(study))
-    page = Path(folder) / "report.html"
-    write_whole(page, _html(study, made))
+        picture = overview(shown[0], study.name, study.setting)
+        write_whole(page.parent / "charts" / "overview.svg", _svg(picture))
+    write_whole(page.parent / "summary.json", numbers(study))
+    _write([study], shown, page, page.parent / "charts")
     return page
 
 
-def _html(study: Study, made: list[Figure]) -> str:
+def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
+    """Writes one page about one or several studies where it is wanted, and their charts beside it.
+
+    Several studies are joined as if they were tasks of one, over the arms that have the same names
+    in all of them; each is shown by itself as well.
+
+    Args:
+        folders: What `normlab compare` wrote or is writing.
+        page: The file to write; of `joint.html` the charts lie in the folder `joint_charts`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        NoStudyError: A folder holds no study.
+        StoreError: A file is damaged, or runs come from different configurations.
+    """
+    # A study that is given twice is one.
+    studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
+    page = Path(page)
+    _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
+    return page
+
+
+def _write(studies: Sequence[Study], shown: Sequence[View], page: Path, charts: Path) -> None:
+    made = [figures(view) for view in shown]
+    for view, drawn in zip(shown, made, strict=True):
+        folder = charts / _file_name(view.title) if len(shown) > 1 else charts
+        for figure in drawn:
+            for axis, spec in figure.specifications(width=480, title=figure.title).items():
+                first = axis == next(iter(figure.charts))
+                name = figure.name if first else f"{figure.name}-by-{axis}"
+                write_whole(folder / f"{name}.svg", _svg(spec | {"datasets": figure.datasets}))
+    write_whole(page, _html(studies, shown, made))
+
+
+def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[Figure]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -55,63 +112,150 @@ def _html(study: Study, made: list[Figure]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    factors = {path: levels for view in reversed(shown) for path, levels in view.factors.items()}
+    unfinished = [line for study in studies for line in _unfinished(study, len(studies) > 1)]
+    parts = [
+        {
+            "view": view,
+            "figures": drawn,
+            "ranked": sorted(view.arms, key=words.rank),
+            "conclusion": (conclusion := words.conclude(view.summary)),
+            "remarks": [*unfinished, *conclusion.remarks],
+            "against": _against(view),
+        }
+        for view, drawn in zip(shown, made, strict=True)
+    ]
     return environment.get_template("page.html").render(
-        study=study,
-        summary=study.summary,
-        ranked=sorted(study.summary.arms, key=words.rank),
-        conclusion=words.conclude(study.summary),
+        title=", ".join(dict.fromkeys(study.name for study in studies)),
+        studies=studies,
+        views=parts,
+        looks=shown[0].looks,
+        factors=factors,
+        short=short_names(list(factors)),
+        columns=COLUMNS,
+        overridden=_overridden(studies),
+        space_in_words=_space_in_words,
+        to_yaml=lambda config: OmegaConf.to_yaml(OmegaConf.create(config)),
+        in_words=in_words,
         words=words,
-        colors=colors(study),
-        unfinished=_unfinished(study),
-        tuned=_tuned(study),
-        overridden=_overridden(study),
-        config=OmegaConf.to_yaml(OmegaConf.create(study.config)),
-        figures=made,
-        charts={figure.name: _for_page(figure) for figure in made},
-        style=style("var(--ink)", "var(--quiet)", "var(--line)", "transparent"),
+        data=_data(parts, factors),
         library=_library(),
     )
 
 
-def _for_page(figure: Figure) -> dict[str, Any]:
-    spec = figure.specification(width="container", description=figure.title)
-    del spec["config"]  # The page has its own style, by day and by night.
-    return {"spec": spec, "floors": dict(figure.floors)}
+def _data(parts: Sequence[dict[str, Any]], factors: dict[str, list[Any]]) -> dict[str, Any]:
+    """What the scripts of the page know."""
+    arms = {arm.name: arm for part in parts for arm in part["view"].arms}
+    return {
+        "style": style("var(--ink)", "var(--quiet)", "var(--line)", "transparent"),
+        "variants": {name: arm.variant for name, arm in arms.items()},
+        "arms": {
+            name: {
+                path: levels.index(arm.levels[path])
+                for path, levels in factors.items()
+                if path in arm.levels
+            }
+            for name, arm in arms.items()
+        },
+        "views": [
+            {
+                "charts": [_for_page(figure, number) for figure in part["figures"]],
+                "against": list(part["against"].items()),
+            }
+            for number, part in enumerate(parts)
+        ],
+    }
 
 
-def _unfinished(study: Study) -> list[str]:
+def _for_page(figure: Figure, view: int) -> dict[str, Any]:
+    specs = figure.specifications(width="container")
+    for spec in specs.values():
+        del spec["config"]  # The page has its own style, by day and by night,
+        for layer in spec["layer"]:  # and its buttons are the legend of all charts.
+            for channel in {"color", "shape", "strokeDash"} & {*layer["encoding"]}:
+                layer["encoding"][channel]["legend"] = None
+    return {
+        "id": f"{figure.name}-{view}-chart",
+        "specs": specs,
+        "datasets": figure.datasets,
+        "floors": figure.floors,
+    }
+
+
+def _against(view: View) -> dict[str, dict[str, dict[str, Any]]]:
+    """Variant -> arm -> how it compares with this variant at the same levels."""
+    summary = view.summary
+    by_place = {(arm.variant, str(arm.levels)): arm.name for arm in view.arms}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for variant in dict.fromkeys(arm.variant for arm in view.arms):
+        baselines = {
+            arm.name: by_place[variant, str(arm.levels)]
+            for arm in view.arms
+            if (variant, str(arm.levels)) in by_place
+        }
+        compared = summary.against(baselines)
+        found[variant] = {name: _comparison(it) for name, it in compared.items()}
+    return found
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    p = "p < 0.001" if comparison.adjusted_p < 0.001 else f"p = {comparison.adjusted_p:.2g}"
+    return {
+        "value": comparison.difference.value,
+        "points": words.points(comparison.difference.value),
+        "interval": words.interval(comparison.difference),
+        "verdict": comparison.verdict,
+        "word": VERDICTS[comparison.verdict],
+        "rank": list(VERDICTS).index(comparison.verdict),
+        "p": p if comparison.within_reach else f"needs {comparison.needed} pairs",
+        "sentence": comparison.sentence,
+    }
+
+
+def _unfinished(study: Study, named: bool) -> list[str]:
+    which = f"The study {study.name}" if named else "The study"
     said = [
-        f"The study is not complete: {study.done(phase)} of {planned} {phase} runs are done."
+        f"{which} is not complete: {study.done(phase)} of {planned} {phase} runs are done."
         for phase, planned in study.planned.items()
         if study.done(phase) < planned
     ]
     if study.left_out:
         said.append(
-            f"The folder holds {study.left_out} more runs, made with another configuration, device "
-            "or version of a package. They are left out."
+            f"{which} has {study.left_out} more runs in its folder, made with another "
+            "configuration, device or version of a package. They are left out."
         )
     return said
 
 
-def _tuned(study: Study) -> str:
-    """The search space, as "learning_rate: 0.01, 0.1; ..."; empty when nothing is tuned."""
+def _space_in_words(study: Study) -> str:
+    """The search space, as "learning_rate: 0.01, 0.1; ..."."""
     return "; ".join(
-        f"{path}: {', '.join(map(words.tuned_value, values))}"
+        f"{path}: {study.ranges[path].low:g} to {study.ranges[path].high:g}, "
+        f"{study.ranges[path].scale} scale"
+        if path in study.ranges
+        else f"{path}: {', '.join(map(words.tuned_value, values))}"
         for path, values in study.tuned.items()
     )
 
 
-def _overridden(study: Study) -> str:
-    """What arms have for themselves, as "arm: model.field=value; ..."; empty for nothing."""
+def _overridden(studies: Sequence[Study]) -> str:
+    """What variants have for themselves, as "variant: model.field=value; ..."; empty for none."""
     told = {
-        name: ", ".join(
+        f"{name}: "
+        + ", ".join(
             f"{part}.{field}={value}"
             for part in ("model", "optimizer")
-            for field, value in arm.get(part, {}).items()
+            for field, value in variant.get(part, {}).items()
         )
-        for name, arm in study.config["variants"].items()
+        for study in studies
+        for name, variant in study.config["variants"].items()
+        if any(variant.get(part) for part in ("model", "optimizer"))
     }
-    return "; ".join(f"{name}: {fields}" for name, fields in told.items() if fields)
+    return "; ".join(sorted(told))
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", title)[:60].strip("-.") or "view"
 
 
 def _svg(spec: dict[str, Any]) -> str:

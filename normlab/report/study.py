@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.arm import arms
+from ..compare.arm import Arm, arms
 from ..compare.search import Range
 from ..compare.store import Result, Store
 from ..compare.summary import Summary, summarize
@@ -16,21 +16,31 @@ class Study:
     """A study, finished or under way.
 
     Attributes:
+        folder: Where it lies.
         config: The resolved configuration.
         environment: Versions, device, git revision and command.
         results: The runs that belong to the configuration.
         left_out: How many other runs the folder holds, left behind by what was changed since.
+        arms: Its arms, on each of its tasks.
         summary: What they mean.
         tuned: Dotted path -> values tried; empty when nothing is tuned.
+        ranges: Of these paths, those whose values were drawn from a range.
+        points: Number of points that each arm is tuned at.
+        tune_seeds: Number of runs at each of them.
         planned: Phase -> number of runs that the configuration asks for.
     """
 
+    folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
     results: tuple[Result, ...]
     left_out: int
+    arms: tuple[Arm, ...]
     summary: Summary
     tuned: dict[str, list[Any]]
+    ranges: dict[str, Range]
+    points: int
+    tune_seeds: int
     planned: dict[str, int]
 
     @property
@@ -41,12 +51,23 @@ class Study:
     @property
     def setting(self) -> str:
         """What the study is about, in a few words."""
-        parts = [self.config[key]["name"] for key in ("data", "model", "optimizer")]
+        tasks = list((self.config.get("tasks") or {}).values())
+        parts = [
+            " and ".join(
+                dict.fromkeys(
+                    it.get(f"{key}.name", self.config[key]["name"]) for it in tasks or [{}]
+                )
+            )
+            for key in ("data", "model", "optimizer")
+        ]
         counts = {
             "epoch": self.config["train"]["epochs"],
             "variant": len(self.config["variants"]),
+            "arm": len(self.summary.arms) if self.config.get("factors") else 0,
+            "task": len(tasks),
             "seed": self.config["seeds"],
         }
+        counts = {word: count for word, count in counts.items() if count}
         parts += [f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items()]
         return " \N{MIDDLE DOT} ".join(parts)
 
@@ -87,12 +108,19 @@ def read_study(folder: str | Path) -> Study:
         else values
         for path, values in tune.items()
     }
+    ranges = {
+        path: Range.model_validate(values)
+        for path, values in tune.items()
+        if isinstance(values, dict)
+    }
     points = trials or math.prod(len(values) for values in tuned.values())
     return Study(
+        folder=store.folder,
         config=config,
         environment=environment,
         results=results,
         left_out=len(stored) - len(results),
+        arms=tuple(planned_arms),
         summary=summarize(
             results,
             planned_arms,
@@ -100,13 +128,12 @@ def read_study(folder: str | Path) -> Study:
             target_accuracy=config.get("target_accuracy"),
             margin=config.get("margin"),
             significance=config.get("significance", 0.05),
-            ranges={
-                path: Range.model_validate(values)
-                for path, values in tune.items()
-                if isinstance(values, dict)
-            },
+            ranges=ranges,
         ),
         tuned=tuned,
+        ranges=ranges,
+        points=points,
+        tune_seeds=tune_seeds,
         planned={
             "tune": len(planned_arms) * points * tune_seeds if tuned else 0,
             "final": len(planned_arms) * config["seeds"],

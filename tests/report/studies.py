@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from normlab.compare.arm import Arm, arms
 from normlab.compare.paths import with_values
 from normlab.compare.store import Curve, Evaluation, Result, Store
 
@@ -25,6 +26,29 @@ SOMETIMES_DIVERGED = {
     "none": QUICKSTART["none"],
     "batch": QUICKSTART["batch"] | {"diverges": [1, 2]},
 }
+WITH_FACTOR = {
+    "study": "batch_size",
+    "variants": {name: QUICKSTART[name] for name in ("none", "batch", "ghost16", "layer")},
+    "factors": {"data.batch_size": [16, 64, 256]},
+    "tune_seeds": 1,
+}
+WITH_TASKS = {
+    "study": "two_sets",
+    "variants": {name: QUICKSTART[name] for name in ("none", "batch", "layer", "group")},
+    "tasks": {"digits": {}, "fashion": {"data.name": "fashion_mnist"}},
+    "tune_seeds": 1,
+}
+TEN_BY_TWENTY = {
+    "study": "ten_by_twenty",
+    "variants": QUICKSTART
+    | {
+        f"a_longer_name_{place}": QUICKSTART["batch"] | {"skill": 0.95 + 0.003 * place}
+        for place in range(4)
+    },
+    "seeds": 20,
+    "epochs": 200,
+    "tune_seeds": 1,
+}
 HURTFUL = {
     "study": "<script>alert(1)</script>",
     "variants": {
@@ -32,6 +56,12 @@ HURTFUL = {
         "</script><img src=x onerror=alert(3)>": QUICKSTART["batch"],
         "a'\"&{{ 7 * 7 }}${b}": QUICKSTART["batch"],
     },
+    "factors": {"model.<img src=x onerror=alert(4)>": ["</script><b onclick=alert(5)>", "'\"&"]},
+    "tasks": {"<svg onload=alert(6)>": {}, "]]>\u2028<!--": {}},
+    "tune": {"optimizer.<i>\"'[0]": [0.1, 0.3]},
+    "tune_seeds": 1,
+    "seeds": 6,
+    "epochs": 4,
 }
 DRAWN = {"skill", "rate", "limit", "diverges"}
 
@@ -43,6 +73,8 @@ def draw_study(
     *,
     study: str = "quickstart",
     optimizer: str = "sgd",
+    factors: Mapping[str, Sequence[Any]] | None = None,
+    tasks: Mapping[str, Mapping[str, Any]] | None = None,
     baseline: str | None = None,
     seeds: int = 8,
     tune_seeds: int = 2,
@@ -53,7 +85,9 @@ def draw_study(
     """Writes a study in which accuracy falls off around each variant's best rate.
 
     A variant's `skill` is the accuracy it reaches, `rate` its best learning rate, `limit` the rate
-    above which it diverges, `diverges` the seeds of its final runs that diverge all the same.
+    above which it diverges, `diverges` the seeds of its final runs that diverge all the same. Each
+    further level of a factor costs the variants a little, the later ones less, and each further
+    task costs all the same.
     """
     store = Store(folder)
     config = {
@@ -66,6 +100,8 @@ def draw_study(
             name: {key: value for key, value in fields.items() if key not in DRAWN}
             for name, fields in variants.items()
         },
+        "factors": dict(factors or {}),
+        "tasks": {name: dict(changes) for name, changes in (tasks or {}).items()},
         "seeds": seeds,
         "baseline": baseline or next(iter(variants)),
         "target_accuracy": target,
@@ -81,13 +117,18 @@ def draw_study(
     }
     store.write_environment(environment)
     points = [dict(zip(tune, point, strict=True)) for point in itertools.product(*tune.values())]
-    for place, (name, fields) in enumerate(variants.items()):
+    for place, arm in enumerate(arms(variants, factors or {}, tasks or {})):
+        fields = dict(variants[arm.variant])
+        index = list(variants).index(arm.variant)
+        levels = [list(values).index(arm.levels[path]) for path, values in (factors or {}).items()]
+        fields["skill"] -= 0.012 * sum(levels) * (1 - index / len(variants))
+        fields["skill"] -= 0.08 * (list(tasks).index(arm.task) if tasks else 0)
         identity = {
             **{key: config[key] for key in ("data", "model", "optimizer", "train")},
             **{key: environment[key] for key in ("packages", "device")},
-            "variant": config["variants"][name],
+            "variant": config["variants"][arm.variant],
         }
-        draw = partial(_draw_run, store, name, fields, place, epochs, identity)
+        draw = partial(_draw_run, store, arm, fields, place, epochs, identity)
         if tune:
             for values in points:
                 for seed in range(tune_seeds):
@@ -107,7 +148,7 @@ def _distance(fields: Mapping[str, Any], values: Mapping[str, Any]) -> float:
 
 def _draw_run(
     store: Store,
-    name: str,
+    arm: Arm,
     fields: Mapping[str, Any],
     place: int,
     epochs: int,
@@ -132,8 +173,10 @@ def _draw_run(
     result = Result(
         id=f"{phase}-{place}-{seed}-{point}",
         phase=phase,
-        variant=name,
-        arm=name,
+        variant=arm.variant,
+        arm=arm.name,
+        levels=arm.levels,
+        task=arm.task,
         seed=seed,
         values=dict(values),
         status="diverged" if diverged else "finished",

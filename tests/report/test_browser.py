@@ -1,14 +1,14 @@
-"""The page in a real browser: drawn without a complaint, and its buttons work."""
+"""The page in a real browser: drawn without a complaint, and all that can be clicked works."""
 
 import re
 import shutil
-import subprocess
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 from report.studies import SOMETIMES_DIVERGED, draw_study
 
-from normlab.report import read_study, write_report
-from normlab.report.style import colors
+from normlab.report import read_study, words, write_report
+from normlab.report.view import views
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -17,65 +17,229 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
 ]
+ALL_DRAWN = """() => [...document.querySelectorAll('.chart')]
+    .filter(it => it.offsetParent).every(it => it.querySelector('svg'))"""
 
 
-def opened(page, folder):
-    """The page as Chromium has it when all scripts ran, and what it wrote to its console."""
-    process = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--enable-logging=stderr", "--virtual-time-budget=5000", "--window-size=1200,900"),
-            f"--user-data-dir={folder / 'profile'}",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+                *("--disable-background-networking", "--disable-component-update"),
+                "--disable-sync",
+            ],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens the page of a study; in the end there was no complaint and nothing was asked for."""
+    contexts, complaints = [], []
+
+    def open_page(folder, **context):
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        address = (folder / "report.html").as_uri()
+        page.on("request", lambda it: complaints.append(it.url) if it.url != address else None)
+        page.goto(address)
+        page.wait_for_function(ALL_DRAWN)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def arms(page):
+    """The names in the rows of the table that is shown, from above."""
+    return page.locator(".results:visible tbody tr:visible th").all_inner_texts()
+
+
+def colors_drawn(page, color):
+    """How many charts show a colour."""
+    return page.evaluate(
+        """color => [...document.querySelectorAll('.chart svg')]
+        .filter(it => it.innerHTML.toLowerCase().includes(color)).length""",
+        color.lower(),
     )
-    console = [line for line in process.stderr.splitlines() if "CONSOLE" in line]
-    return process.stdout, console
 
 
-def drawings(document):
-    """Name of each chart -> its SVG, as far as it was drawn."""
-    found = re.findall(r'<div id="([\w-]+)" class="chart[^>]*>(.*?)</figcaption>', document, re.S)
-    return {name: content for name, content in found if "<svg" in content}
+def test_all_charts_are_drawn_by_day(opened, quickstart):
+    page = opened(quickstart)
+    assert page.locator(".chart svg").count() == 7
+    expect(page.get_by_role("heading", level=2).first).to_contain_text("ghost16")
 
 
-def test_an_unlucky_study_is_drawn_without_a_complaint(tmp_path):
-    page = write_report(draw_study(tmp_path, SOMETIMES_DIVERGED))
-    document, console = opened(page, tmp_path)
-    assert console == []
-    assert "2 of 8 diverged" in drawings(document)["test-accuracy"]
+@pytest.mark.parametrize("name", ["with_factor", "with_tasks", "hurtful"])
+def test_every_view_is_drawn_and_nothing_in_it_runs(opened, request, name):
+    folder = request.getfixturevalue(name)
+    page = opened(folder)
+    shown = views([read_study(folder)])
+    for number, view in enumerate(shown):
+        if len(shown) > 1:
+            page.locator("#view").select_option(str(number))
+            page.wait_for_function(ALL_DRAWN)
+            expect(page.locator(".verdict .eyebrow:visible")).to_have_text(view.title)
+        headline = words.conclude(view.summary).headline
+        assert page.locator(".verdict:visible h2").text_content() == headline
+        assert set(arms(page)) == {it.name for it in view.arms}
+        assert page.locator(".chart:visible svg").count() >= 4
+    assert page.locator("img, b[onclick], svg[onload]").count() == 0
 
 
-def test_hurtful_names_are_drawn_and_run_nothing(hurtful, tmp_path):
-    document, console = opened(hurtful / "report.html", tmp_path)
-    assert console == []
-    assert "&lt;script&gt;alert(2)" in drawings(document)["test-accuracy"]
+def test_an_unlucky_study_is_drawn_without_a_complaint(opened, tmp_path):
+    write_report(draw_study(tmp_path, SOMETIMES_DIVERGED))
+    page = opened(tmp_path)
+    expect(page.locator("#test-accuracy-0-chart")).to_contain_text("2 of 8 diverged")
 
 
-def test_all_charts_are_drawn_and_the_buttons_hide_a_variant_in_each(quickstart, tmp_path):
-    page = quickstart / "report.html"
-    document, console = opened(page, tmp_path)
-    assert console == []
-    drawn = drawings(document)
-    assert len(drawn) == 5
-    orange = colors(read_study(quickstart))["ghost16"]
-    assert all(orange in chart for chart in drawn.values())
+def test_a_click_on_a_header_sorts_and_another_turns_round(opened, quickstart):
+    page = opened(quickstart)
+    summary = read_study(quickstart).summary
+    by_loss = sorted((it.name for it in summary.arms), key=lambda it: summary[it].loss.value)
+    header = page.locator(".results th", has_text="test loss")
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert arms(page) == by_loss
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    assert arms(page) == by_loss[::-1]
+    assert page.locator(".results [aria-sort]").count() == 1
 
-    clicked = tmp_path / "clicked.html"
-    click = (
-        "<script>setTimeout(() => document.querySelector("
-        "'button[data-variant=ghost16]').click(), 1000)</script>"
+
+def test_what_is_missing_is_sorted_last(opened, quickstart):
+    page = opened(quickstart)
+    header = page.locator(".results th", has_text="difference")
+    for _ in range(2):
+        header.get_by_role("button").click()
+        assert arms(page)[-1] == "none"
+
+
+def test_another_baseline_changes_differences_and_verdicts(opened, quickstart):
+    page = opened(quickstart)
+    summary = read_study(quickstart).summary
+    page.get_by_label("Compare with").select_option(label="batch")
+    expected = summary.against({it.name: "batch" for it in summary.arms})
+    assert len(expected) == 5
+    for name, comparison in expected.items():
+        row = page.locator(f".results tr[data-arm={name}]")
+        difference = row.locator("[data-key=difference]").inner_text()
+        assert difference.split() == [
+            words.points(comparison.difference.value),
+            *words.interval(comparison.difference).split(),
+        ]
+        verdict = {"better": "better", "worse": "worse", "undecided": "undecided"}
+        assert verdict[comparison.verdict] in row.locator("[data-key=verdict]").inner_text()
+    assert {it.verdict for it in expected.values()} == {"worse", "undecided"}
+    assert (
+        page.locator(".results tr[data-arm=batch] [data-key=difference]").inner_text() == "baseline"
     )
-    clicked.write_text(page.read_text("utf-8") + click, encoding="utf-8")
-    document, console = opened(clicked, tmp_path)
-    assert console == []
-    drawn = drawings(document)
-    assert len(drawn) == 5
-    assert not any(orange in chart for chart in drawn.values())
-    assert re.search(r'aria-pressed="false" data-variant="ghost16"', document)
+    sentences = page.locator(".sentences li").all_text_contents()
+    assert sorted(sentences) == sorted(it.sentence for it in expected.values())
+
+
+def test_a_button_hides_an_arm_everywhere(opened, quickstart):
+    page = opened(quickstart)
+    color = views([read_study(quickstart)])[0].looks["ghost16"].color
+    assert colors_drawn(page, color) == 7
+    button = page.get_by_role("button", name="ghost16")
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert "ghost16" not in arms(page)
+    page.wait_for_function(
+        """color => ![...document.querySelectorAll('.chart svg')]
+        .some(it => it.innerHTML.toLowerCase().includes(color))""",
+        arg=color.lower(),
+    )
+    button.click()
+    assert "ghost16" in arms(page)
+
+
+def test_curves_go_by_epoch_step_or_seconds(opened, quickstart):
+    page = opened(quickstart)
+    curves = [page.locator(f"#{it}-0-chart") for it in ("validation-accuracy", "training-loss")]
+    for axis in ("step", "seconds", "epoch"):
+        page.get_by_role("radio", name=axis).first.check()
+        for chart in curves:
+            expect(chart.locator("svg")).to_contain_text(axis)
+    assert page.locator(".choices input[value=epoch]:checked").count() == 2
+
+
+def test_a_level_is_chosen(opened, with_factor):
+    page = opened(with_factor)
+    page.get_by_role("combobox", name="batch_size").select_option(label="64")
+    assert set(arms(page)) == {
+        f"{variant}, batch_size=64" for variant in ("none", "batch", "ghost16", "layer")
+    }
+    assert page.locator(".legend button:visible").count() == 4
+    # The factor's chart has one dot an arm left.
+    expect(page.locator("#by-data-batch-size-0-chart .mark-symbol path:visible")).to_have_count(4)
+
+
+def test_all_of_it_works_by_keyboard(opened, quickstart):
+    page = opened(quickstart)
+
+    def tab_to(role, text):
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            focused = page.evaluate(
+                """() => { const it = document.activeElement;
+                return [it.type || it.tagName, it.textContent.trim(), it.value || ""]; }"""
+            )
+            if focused[0] == role and text in focused[1:]:
+                outline = "getComputedStyle(document.activeElement).outlineStyle"
+                assert page.evaluate(outline) != "none"
+                return
+        raise AssertionError(f"no {role} {text} can be reached")
+
+    tab_to("button", "rms")
+    page.keyboard.press("Space")
+    assert "rms" not in arms(page)
+    page.keyboard.press("Enter")
+    tab_to("select-one", "0")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("tr[data-arm=batch] [data-key=difference]")).to_have_text("baseline")
+    tab_to("button", "arm")
+    page.keyboard.press("Enter")
+    assert arms(page) == ["batch", "ghost16", "group", "layer", "none", "rms"]
+    tab_to("radio", "epoch")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#training-loss-0-chart svg")).to_contain_text("step")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "with_factor", "hurtful"])
+def test_a_phone_needs_no_scrolling_to_the_side(opened, request, name):
+    page = opened(request.getfixturevalue(name), viewport={"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('main *')]
+        .filter(it => it.offsetParent && !it.closest('.legend, pre') && !it.closest('svg'))
+        .filter(it => it.getBoundingClientRect().right > 360.5).map(it => it.outerHTML)"""
+    )
+    assert cut == []
+    page.locator(".results button", has_text="test loss").first.click()
+    assert page.locator(".results [aria-sort=ascending]").first.is_visible()
+
+
+def test_the_night_is_dark_in_page_and_charts(opened, quickstart):
+    page = opened(quickstart, color_scheme="dark")
+
+    def brightness(selector, attribute):
+        color = page.locator(selector).first.evaluate(f"it => getComputedStyle(it).{attribute}")
+        return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
+
+    for selector in ("body", ".card", "select", ".legend button"):
+        assert brightness(selector, "backgroundColor") < 60
+        assert brightness(selector, "color") > 150
+    assert brightness(".chart .role-axis-label text", "fill") > 150

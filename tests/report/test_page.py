@@ -8,10 +8,22 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from report.studies import QUICKSTART, RATES, SOMETIMES_DIVERGED, draw_study
+from report.studies import (
+    QUICKSTART,
+    RATES,
+    SOMETIMES_DIVERGED,
+    TEN_BY_TWENTY,
+    WITH_FACTOR,
+    WITH_TASKS,
+    draw_study,
+)
 
-from normlab.report import read_study, write_report
-from normlab.report.style import COLORS, colors
+from normlab.compare.arm import arms
+from normlab.compare.store import Store
+from normlab.report import read_study, words, write_page, write_report
+from normlab.report.charts import figures
+from normlab.report.style import BASELINE_COLOR, COLORS, looks
+from normlab.report.view import views
 
 BATCH = QUICKSTART["batch"]
 CASES = {
@@ -26,13 +38,14 @@ CASES = {
         "epochs": 2,
     },
     "two tuned paths": {"tune": RATES | {"optimizer.weight_decay": [0.0, 0.0001]}},
-}
-TEN_BY_TWENTY = {
-    "variants": QUICKSTART
-    | {f"a_longer_name_{place}": BATCH | {"skill": 0.95 + 0.003 * place} for place in range(4)},
-    "seeds": 20,
-    "epochs": 200,
-    "tune_seeds": 1,
+    "a factor, no final runs": WITH_FACTOR | {"final": False},
+    "two factors on two tasks": WITH_TASKS
+    | {
+        "variants": {name: QUICKSTART[name] for name in ("none", "batch")},
+        "factors": {"data.batch_size": [16, 64], "model.activation": ["relu", "gelu"]},
+        "seeds": 2,
+    },
+    "one task by name": {"tasks": {"digits": {}}},
 }
 
 
@@ -66,30 +79,84 @@ def test_every_study_gets_a_page(tmp_path, case):
 def test_the_page_says_who_won_by_how_much_and_whether_to_believe_it(quickstart):
     text = " ".join(Parsed(quickstart / "report.html").text.split())
     summary = read_study(quickstart).summary
+    conclusion = words.conclude(summary)
+    assert text.index(conclusion.headline) < 200
+    assert "ghost16 came first with 98.19% test accuracy" in conclusion.headline
+    assert conclusion.belief in text
     lead = summary["ghost16"].comparison.difference
-    assert text.index("ghost16 came first with 98.19% test accuracy") < 200
-    assert f"+{100 * lead.value:.2f} points" in text
+    assert f"{words.points(lead.value)} points {words.interval(lead)}" in text
     assert "above none, the baseline ✓ believe it" in text
     assert "above batch, the runner-up ? not sure yet" in text
+    for remark in conclusion.remarks:
+        assert remark in text
+
+
+def test_the_page_says_how_to_get_it_again(quickstart):
+    text = " ".join(Parsed(quickstart / "report.html").text.split())
     assert "normlab compare configs/quickstart.yaml" in text
     assert "optimizer.learning_rate: - 0.003" in text
     assert "flax 0.12.8" in text
+    assert (
+        "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; 5 points of 2 seeds for each arm"
+    ) in text
 
 
-def test_every_variant_has_one_colour_of_its_own(tmp_path):
-    variants = {f"v{place}": BATCH for place in range(1 + len(COLORS))}
-    chosen = colors(read_study(draw_study(tmp_path, variants, tune={}, final=False)))
-    assert list(chosen) == list(variants)
-    assert len(set(chosen.values())) == len(variants)
+def test_a_search_by_draws_is_told_as_its_range(tmp_path):
+    draw_study(tmp_path, {name: QUICKSTART[name] for name in ("none", "batch")}, seeds=6)
+    store = Store(tmp_path)
+    drawn = {"optimizer.learning_rate": {"low": 0.001, "high": 0.3, "scale": "log"}}
+    store.write_config(store.config() | {"tune": drawn | {"trials": 5, "seeds": 2}})
+    text = " ".join(Parsed(write_report(tmp_path)).text.split())
+    said = "optimizer.learning_rate: 0.001 to 0.3, log scale"
+    assert f"the same 5 points ({said}) with 2 seeds each" in text
+    # Rates of 0.1 and 0.03 lie inside the range, and no line joins draws.
+    assert "lies at the edge" not in text
+    (tuning,) = [it for it in figures(views([read_study(tmp_path)])[0]) if it.name[:6] == "tuning"]
+    (spec,) = tuning.specifications().values()
+    assert {it["mark"]["type"] for it in spec["layer"]} == {"point"}
+
+
+def test_the_table_says_what_the_summary_says(quickstart):
+    text = " ".join(Parsed(quickstart / "report.html").text.split())
+    for arm in read_study(quickstart).summary.arms:
+        accuracy = f"{words.hundredfold(arm.accuracy.value)} "
+        assert f"{arm.name} {accuracy}{words.interval(arm.accuracy, words.hundredfold)}" in text
+
+
+def test_every_arm_has_one_look_of_its_own():
+    names = [f"v{place}" for place in range(2 + len(COLORS))]
+    of_many = looks(arms(names, {}, {}), "v0")
+    assert list(of_many) == names
+    assert len(set(of_many.values())) == len(names)
+    assert len({it.color for it in list(of_many.values())[: 1 + len(COLORS)]}) == 1 + len(COLORS)
+    # From the seventh variant on, colour is not the only thing that tells.
+    assert {it.dash for it in list(of_many.values())[:7]} == {()}
+    assert all(it.dash for it in list(of_many.values())[7:])
+
+
+def test_levels_share_the_colour_of_their_variant_but_no_dash_and_no_shape():
+    drawn = looks(arms("ab", {"data.batch_size": [1, 2, 3]}, {}), "a")
+    assert len(set(drawn.values())) == 6
+    of_a = [drawn[f"a, batch_size={level}"] for level in (1, 2, 3)]
+    assert {it.color for it in of_a} == {BASELINE_COLOR}
+    assert len({it.dash for it in of_a}) == len({it.shape for it in of_a}) == 3
 
 
 def test_names_are_escaped_everywhere(hurtful):
     parsed = Parsed(hurtful / "report.html")
-    assert [tag for tag, _ in parsed.elements].count("script") == 2
-    assert "img" not in [tag for tag, _ in parsed.elements]
-    assert "<script>alert(1)</script>" in parsed.text
-    assert "<script>alert(2)</script>" in parsed.text
-    assert "a'\"&{{ 7 * 7 }}${b}" in parsed.text
+    tags = [tag for tag, _ in parsed.elements]
+    assert tags.count("script") == 2
+    assert not {"img", "i"} & {*tags}
+    assert not [name for _, it in parsed.elements for name in it if name.startswith("on")]
+    for name in (
+        "<script>alert(1)</script>",
+        "<script>alert(2)</script>",
+        "a'\"&{{ 7 * 7 }}${b}",
+        "<img src=x onerror=alert(4)>=</script><b onclick=alert(5)>",
+        "<svg onload=alert(6)>",
+        "optimizer.<i>\"'[0]",
+    ):
+        assert name in parsed.text
 
 
 def test_nothing_is_loaded_from_elsewhere(quickstart):
@@ -117,13 +184,15 @@ def test_ten_variants_by_twenty_seeds_stay_under_three_megabytes(tmp_path):
 
 def test_charts_are_drawings_for_papers(quickstart):
     names = {path.name for path in (quickstart / "charts").iterdir()}
+    curves = ("validation-accuracy", "training-loss")
     assert names == {
         "overview.svg",
         "test-accuracy.svg",
         "differences.svg",
-        "validation-accuracy.svg",
-        "training-loss.svg",
+        *(f"{name}{axis}.svg" for name in curves for axis in ("", "-by-step", "-by-seconds")),
+        "time-to-target.svg",
         "tuning-optimizer-learning_rate.svg",
+        "budget.svg",
     }
     for path in (quickstart / "charts").iterdir():
         root = ElementTree.parse(path).getroot()
@@ -131,6 +200,53 @@ def test_charts_are_drawings_for_papers(quickstart):
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "ghost16" in text
         assert path.stat().st_size < 200_000
+
+
+def test_tasks_have_charts_of_their_own_and_together_ranks_and_profiles(with_tasks):
+    def charts(view):
+        return {path.stem for path in (with_tasks / "charts" / view).iterdir()}
+
+    assert charts("all-tasks-together") == {
+        *("test-accuracy", "differences", "performance-profile", "ranks")
+    }
+    assert charts("digits") == charts("fashion") >= {"time-to-target", "budget"}
+
+
+def test_a_factor_has_a_chart(with_factor):
+    drawing = (with_factor / "charts" / "by-data-batch-size.svg").read_text("utf-8")
+    assert "data.batch_size" in drawing
+    assert "ghost16, batch_size=64" in drawing
+
+
+def test_studies_are_joined_over_the_arms_that_they_share(tmp_path):
+    two = {name: QUICKSTART[name] for name in ("none", "batch")}
+    first = draw_study(tmp_path / "a", two | {"layer": QUICKSTART["layer"]}, study="first")
+    second = draw_study(tmp_path / "b", two, study="second", tune={}, seeds=6)
+    page = write_page([first, second], tmp_path / "joint.html")
+    text = " ".join(Parsed(page).text.split())
+    shown = views([read_study(first), read_study(second)])
+    assert [it.title for it in shown] == ["all studies together", "first", "second"]
+    joined = shown[0].summary
+    assert [it.name for it in joined.arms] == ["none", "batch"]
+    alone = [view.summary["batch"].comparison.difference for view in shown[1:]]
+    difference = joined["batch"].comparison.difference
+    # Each study weighs the same, however many seeds it has.
+    assert difference.value == pytest.approx((alone[0].value + alone[1].value) / 2)
+    assert difference.count == 8 + 6
+    assert words.conclude(joined).headline in text
+    assert text.count("To run first again") == text.count("To run second again") == 1
+    assert {path.name for path in (tmp_path / "joint_charts").iterdir()} == {
+        *("all-studies-together", "first", "second")
+    }
+
+
+def test_studies_that_share_no_comparison_are_shown_side_by_side(tmp_path):
+    draw_study(tmp_path / "a", {"none": QUICKSTART["none"], "batch": BATCH}, tune={})
+    draw_study(tmp_path / "b", {"none": QUICKSTART["none"], "rms": BATCH}, tune={})
+    studies = [read_study(tmp_path / name) for name in "ab"]
+    assert [it.title for it in views(studies)] == [
+        f"quickstart ({tmp_path / name})" for name in "ab"
+    ]
 
 
 def test_reports_are_written_without_jax(tmp_path):

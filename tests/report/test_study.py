@@ -26,6 +26,15 @@ def test_a_study_without_tuning_plans_none(tmp_path):
     assert study.setting == "digits · mlp · sgd · 1 epoch · 2 variants · 1 seed"
 
 
+def test_the_setting_names_tasks_and_counts_arms(with_factor, with_tasks):
+    assert read_study(with_factor).setting == (
+        "digits · mlp · sgd · 20 epochs · 4 variants · 12 arms · 8 seeds"
+    )
+    assert read_study(with_tasks).setting == (
+        "digits and fashion_mnist · mlp · sgd · 20 epochs · 4 variants · 2 tasks · 8 seeds"
+    )
+
+
 def test_only_the_runs_of_the_plan_count(tmp_path):
     draw_study(tmp_path, TWO, seeds=2)
     store = Store(tmp_path)

@@ -1,0 +1,124 @@
+"""What all charts of a page are made of: arms in their looks, which buttons hide."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import altair as alt
+
+from .view import View
+
+# What Altair says that a layered chart with parameters is.
+Layers = alt.LayerChart | alt.FacetChart
+Rows = Sequence[Mapping[str, Any]]
+
+HEIGHT = 260
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its words.
+
+    Attributes:
+        name: Name of its file and of its place in the page.
+        title: What it shows.
+        caption: How to read it.
+        charts: What a reader chooses from, as an axis -> the chart, without data, width and title;
+            a single one under the empty name. Their parameter `hidden` names the arms left out.
+        datasets: Name in the charts -> its rows.
+        floors: Arm -> where the vertical axis may begin as far as this arm goes. The charts'
+            parameter `floor` is the smallest of these; empty when they have none.
+    """
+
+    name: str
+    title: str
+    caption: str
+    charts: Mapping[str, Layers]
+    datasets: Mapping[str, Rows]
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+    def specifications(self, **properties: Any) -> dict[str, dict[str, Any]]:
+        """The charts as Vega-Lite has them, with a width or whatever else is set from outside."""
+        # Altair would check and copy each row as if it were part of the chart, for seconds; and the
+        # chart itself for one, the same one every time.
+        return {
+            choice: chart.properties(**properties).to_dict(validate=False)
+            for choice, chart in self.charts.items()
+        }
+
+
+def layer(view: View, dataset: str) -> alt.Chart:
+    """Rows of a data set with an `arm`, in the arm's colour."""
+    color = alt.Scale(domain=list(view.looks), range=[it.color for it in view.looks.values()])
+    return (
+        alt.Chart(alt.NamedData(dataset))
+        .transform_filter("indexof(hidden, datum.arm) < 0")
+        .encode(color=alt.Color("arm:N", title=None, scale=color))
+    )
+
+
+def lines(view: View, dataset: str, *, with_dots: bool = False, **mark: Any) -> alt.Chart:
+    """Lines through rows of a data set with an `arm`, in the arm's colour and dash.
+
+    Args:
+        view: Has the looks.
+        dataset: Name of the rows.
+        with_dots: Whether dots are drawn as well, which are what the legend shows then.
+        mark: Properties of the lines.
+    """
+    legend = alt.Legend(symbolType="stroke", symbolStrokeWidth=2, symbolSize=300)
+    if with_dots:
+        legend = alt.Legend(symbolStrokeWidth=0)
+    colored = layer(view, dataset).mark_line(strokeWidth=2, **mark)
+    colored.encoding.color.legend = legend
+    # Vega has no empty dash.
+    dashes = [list(it.dash) or [1, 0] for it in view.looks.values()]
+    scale = alt.Scale(domain=list(view.looks), range=dashes)
+    return colored.encode(
+        strokeDash=alt.StrokeDash("arm:N", title=None, scale=scale, legend=legend)
+    )
+
+
+def shape(view: View) -> alt.Shape:
+    """The shapes of dots, for `mark_point`."""
+    scale = alt.Scale(domain=list(view.looks), range=[it.shape for it in view.looks.values()])
+    return alt.Shape("arm:N", title=None, scale=scale)
+
+
+def together(datasets: Mapping[str, Rows], *layers: alt.Chart, height: int = HEIGHT) -> Layers:
+    """The layers that have rows, one above the other."""
+    # A layer without rows has no extent, of which Vega complains.
+    drawn = [it for it in layers if datasets[it.data.name]]
+    hidden = alt.param(name="hidden", value=[])
+    return alt.layer(*drawn).add_params(hidden).properties(height=height)
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """The powers of ten in a range, with 2 and 5 between when there are few."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    digits = (1, 2, 5) if len(exponents) <= 3 else (1,)
+    numbers = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
+    return [it for it in numbers if low <= it <= high]
+
+
+def spans_a_decade(values: Sequence[float | int]) -> bool:
+    """Whether values are better shown on a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+
+
+def number_scale(values: Sequence[float | int]) -> alt.Scale:
+    """A horizontal scale for numbers that were tried or set."""
+    if spans_a_decade(values):
+        return alt.Scale(type="log", nice=False, padding=14)
+    return alt.Scale(zero=False, nice=False, padding=14)
+
+
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers; true and false are none."""
+    return all(isinstance(it, int | float) and not isinstance(it, bool) for it in values)
+
+
+def rounded(value: float) -> float:
+    """Five digits are finer than a pixel, and short to write down."""
+    return float(f"{value:.5g}")

@@ -1,0 +1,362 @@
+"""The charts of final results: by seed, against the baseline, by level of a factor, over tasks."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from ..compare.arm import in_words, short_names
+from ..compare.summary import ArmSummary
+from ..inference.estimates import Estimate
+from .figure import (
+    Figure,
+    Layers,
+    Rows,
+    are_numbers,
+    layer,
+    lines,
+    number_scale,
+    rounded,
+    shape,
+    together,
+)
+from .view import View
+from .words import interval, percent, points
+
+LABELS = 160  # pixels that the name of an arm may take
+MANY_TASKS = 10  # from which on Friedman's and Nemenyi's tests are good approximations
+
+
+def accuracy_on_test(view: View) -> Figure:
+    """Each run's accuracy on the test split, with lines from arm to arm by seed."""
+    estimates = {it.name: it.accuracy for it in view.arms if it.accuracy}
+    samples = {it.name: _of_finished(it) for it in view.arms}
+    datasets = _by_row_data(view, "accuracy", estimates, samples, percent)
+    over = "" if view.is_one_task else ", the mean over the tasks"
+    return Figure(
+        "test-accuracy",
+        "Test accuracy",
+        f"Small dots: one seed each{over}; a thin line joins the runs of a seed, which share data "
+        "order and initial weights. Large dots and bars: mean and its interval.",
+        {"": _by_row(view, "accuracy", datasets, estimates, "test accuracy, %")},
+        datasets,
+    )
+
+
+def differences(view: View) -> Figure | None:
+    """Each seed's difference to the baseline."""
+    summary = view.summary
+    estimates = {it.name: it.comparison.difference for it in view.arms if it.comparison}
+    if not estimates:
+        return None
+    samples = {}
+    for name in estimates:
+        ours, theirs = _of_finished(summary[name]), _of_finished(summary[summary.baselines[name]])
+        samples[name] = {seed: it - theirs[seed] for seed, it in ours.items() if seed in theirs}
+    datasets = _by_row_data(view, "difference", estimates, samples, points)
+    datasets["zero"] = [{}]
+    zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0))
+    title = "percentage points of test accuracy"
+    behind = [zero]
+    caption = "A bar that crosses 0 shows no difference."
+    if summary.margin:
+        datasets["margin"] = [{"low": -100 * summary.margin, "high": 100 * summary.margin}]
+        behind.insert(
+            0,
+            alt.Chart(alt.NamedData("margin"))
+            .mark_rect(opacity=0.12, color="#888888")
+            .encode(alt.X("low:Q", title=title), alt.X2("high:Q")),
+        )
+        caption += (
+            f" Shaded: within {100 * summary.margin:g} points, too small to matter in this study."
+        )
+    levels = " at the same levels" if view.factors else ""
+    return Figure(
+        "differences",
+        f"Difference to {summary.baseline}, the baseline{levels}",
+        f"Small dots: one seed each, against the same seed of the baseline. Bars: mean and its "
+        f"interval. {caption}",
+        {"": _by_row(view, "difference", datasets, estimates, title, *behind)},
+        datasets,
+    )
+
+
+def _of_finished(arm: ArmSummary) -> dict[int, float]:
+    """Seed -> accuracy of an arm, the mean over the tasks, of seeds that diverged on none."""
+    diverged = {seed for _, seed in arm.diverged}
+    return {seed: it for seed, it in arm.by_seed.items() if seed not in diverged}
+
+
+def _by_row_data(
+    view: View,
+    prefix: str,
+    estimates: Mapping[str, Estimate],
+    samples: Mapping[str, Mapping[int, float]],
+    words: Callable[[float], str],
+) -> dict[str, Rows]:
+    """Rows for `_by_row`: samples by seed, means with intervals, and notes on divergence.
+
+    The mean of an arm with diverged runs lies far off and is left to the table, so that the
+    others keep their scale.
+    """
+    lost = {name: len(view.summary[name].diverged) for name in estimates}
+    baselines = view.summary.baselines
+    if prefix == "difference":
+        lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
+    ranked = sorted(estimates, key=lambda name: -estimates[name].value)
+    return {
+        f"{prefix}-runs": [
+            {
+                "arm": name,
+                "rank": ranked.index(name),
+                "seed": seed,
+                "value": rounded(100 * value),
+                "words": words(value),
+            }
+            for name in estimates
+            for seed, value in samples[name].items()
+        ],
+        f"{prefix}-means": [
+            {
+                "arm": name,
+                "value": 100 * it.value,
+                "low": 100 * min(it.interval or (it.value,)),
+                "high": 100 * max(it.interval or (it.value,)),
+                "words": f"{words(it.value)} {interval(it, words)}",
+                "runs": it.count,
+            }
+            for name, it in estimates.items()
+            if not lost[name]
+        ],
+        f"{prefix}-notes": [
+            {"arm": name, "words": _diverged(view, name, prefix)}
+            for name in estimates
+            if lost[name]
+        ],
+    }
+
+
+def _diverged(view: View, name: str, prefix: str) -> str:
+    arm = view.summary[name]
+    if prefix == "difference" and not arm.diverged:
+        return "runs of the baseline diverged"
+    return f"{len(arm.diverged)} of {arm.runs} diverged"
+
+
+def _by_row(
+    view: View,
+    prefix: str,
+    datasets: Mapping[str, Rows],
+    estimates: Mapping[str, Estimate],
+    title: str,
+    *behind: alt.Chart,
+) -> Layers:
+    """One row an arm, best on top: its samples, joined by seed, their mean and interval."""
+    ranked = sorted(estimates, key=lambda name: -estimates[name].value)
+    row = alt.Y("arm:N", sort=ranked, title=None, axis=alt.Axis(labelLimit=LABELS))
+    axis = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
+    words = alt.Tooltip("words:N", title=title)
+    runs, means = f"{prefix}-runs", f"{prefix}-means"
+    pairs = (
+        alt.Chart(alt.NamedData(runs))
+        .transform_filter("indexof(hidden, datum.arm) < 0")
+        .mark_line(color="#888888", opacity=0.35, strokeWidth=1)
+        .encode(axis, row, detail="seed:N", order="rank:Q")
+    )
+    return together(
+        datasets,
+        *behind,
+        pairs,
+        layer(view, runs)
+        .mark_point(size=22, opacity=0.6, filled=True)
+        .encode(axis, row, shape(view), tooltip=["arm:N", "seed:O", words]),
+        layer(view, means)
+        .mark_rule(strokeWidth=3, strokeCap="round")
+        .encode(alt.X("low:Q", title=title), row, alt.X2("high:Q")),
+        layer(view, means)
+        .mark_point(size=130, opacity=1, filled=True)
+        .encode(axis, row, shape(view), tooltip=["arm:N", words, "runs:Q"]),
+        layer(view, f"{prefix}-notes")
+        .mark_text(align="left", baseline="middle", dx=4)
+        .encode(row, x=alt.value(0), text="words:N"),
+        height=50 + 34 * len(ranked),
+    )
+
+
+def by_level(view: View, path: str) -> Figure | None:
+    """Accuracy against the levels of a factor, one line a variant and level of other factors."""
+    levels = view.factors[path]
+    short = short_names(list(view.factors))
+    numeric = are_numbers(levels)
+    rows: list[dict[str, Any]] = []
+    for arm in view.arms:
+        if arm.accuracy and path in arm.levels and not arm.diverged:
+            others = {it: arm.levels[it] for it in view.factors if it != path and it in arm.levels}
+            line = ", ".join(
+                [arm.variant, *(f"{short[it]}={in_words(v)}" for it, v in others.items())]
+            )
+            mean = arm.accuracy
+            rows.append(
+                {
+                    "arm": arm.name,
+                    "line": line,
+                    "color": view.looks[arm.name].color,
+                    "level": arm.levels[path] if numeric else in_words(arm.levels[path]),
+                    "value": rounded(100 * mean.value),
+                    "low": rounded(100 * min(mean.interval or (mean.value,))),
+                    "high": rounded(100 * max(mean.interval or (mean.value,))),
+                    "words": f"{percent(mean.value)} {interval(mean, percent)}",
+                }
+            )
+    if not rows:
+        return None
+    kind, scale, axis = "O", alt.Scale(), alt.Axis(labelAngle=0, grid=False)
+    if numeric:
+        kind, axis = "Q", alt.Axis(values=sorted(levels), format="~g", grid=False)
+        scale = number_scale(levels)
+    order = None if numeric else [in_words(it) for it in levels]
+    x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=order)
+    y = alt.Y("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
+    datasets = {"levels": rows}
+    between = (
+        alt.Chart(alt.NamedData("levels"))
+        .transform_filter("indexof(hidden, datum.arm) < 0")
+        .mark_line(strokeWidth=2)
+        .encode(x, y, alt.Color("color:N", scale=None), detail="line:N")
+    )
+    low = alt.Y("low:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
+    return Figure(
+        "by-" + "".join(it if it.isalnum() else "-" for it in path),
+        f"Test accuracy by {short[path]}",
+        "Mean over seeds with its interval, each arm tuned by itself. Arms with diverged runs are "
+        "left out.",
+        {
+            "": together(
+                datasets,
+                between,
+                layer(view, "levels").mark_rule(strokeWidth=2).encode(x, low, alt.Y2("high:Q")),
+                layer(view, "levels")
+                .mark_point(size=90, filled=True, opacity=1)
+                .encode(
+                    x,
+                    y,
+                    shape(view),
+                    tooltip=["arm:N", alt.Tooltip("words:N", title="test accuracy")],
+                ),
+            )
+        },
+        datasets,
+    )
+
+
+def profiles(view: View) -> Figure | None:
+    """Performance profiles: the share of the runs above each accuracy."""
+    rows: list[dict[str, Any]] = []
+    for arm in view.arms:
+        if arm.profile is not None:
+            profile = arm.profile
+            keep = _bends(profile.share, profile.low, profile.high)
+            rows += [
+                {
+                    "arm": arm.name,
+                    "accuracy": rounded(100 * float(profile.thresholds[i])),
+                    "share": rounded(100 * float(profile.share[i])),
+                    "low": rounded(100 * float(profile.low[i])),
+                    "high": rounded(100 * float(profile.high[i])),
+                }
+                for i in keep
+            ]
+    if not rows:
+        return None
+    datasets = {"profile": rows}
+    x = alt.X(
+        "accuracy:Q",
+        title="test accuracy, %",
+        scale=alt.Scale(zero=False, nice=False),
+        axis=alt.Axis(grid=False),
+    )
+    share = "runs above it, mean over the tasks, %"
+    scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(grid=True)
+    y = alt.Y("share:Q", title=share, scale=scale, axis=axis)
+    low = alt.Y("low:Q", title=share, scale=scale, axis=axis)
+    return Figure(
+        "performance-profile",
+        "Performance profile",
+        "Share of the runs whose accuracy is above each value; a curve further to the right is "
+        "better. Bands: 95% at each point, by bootstrap within the tasks.",
+        {
+            "": together(
+                datasets,
+                layer(view, "profile").mark_area(opacity=0.12).encode(x, low, alt.Y2("high:Q")),
+                lines(view, "profile").encode(x, y),
+            )
+        },
+        datasets,
+    )
+
+
+def _bends(*curves: np.ndarray) -> list[int]:
+    """Where some curve begins, ends, or is about to change or has just changed."""
+    table = np.stack(curves)
+    moves = np.any(np.diff(table, axis=1) != 0, axis=0)
+    keep = np.ones(table.shape[1], dtype=bool)
+    keep[1:-1] = moves[:-1] | moves[1:]
+    return np.flatnonzero(keep).tolist()
+
+
+def ranks(view: View) -> Figure | None:
+    """Mean ranks over the tasks, with bars that join what cannot be told apart."""
+    ranking = view.summary.ranking
+    if ranking is None:
+        return None
+    order = list(ranking.ranks)
+    bars = [
+        {"arm": names[0], "last": names[-1], "bar": bar} for bar, names in enumerate(ranking.groups)
+    ]
+    datasets: dict[str, Rows] = {
+        "ranks": [{"arm": name, "rank": rounded(it)} for name, it in ranking.ranks.items()],
+        "bars": bars,
+    }
+    # The domain is given, since that of rules from one arm to another loses its order.
+    row = alt.Y(
+        "arm:N",
+        sort=None,
+        title=None,
+        scale=alt.Scale(domain=order),
+        axis=alt.Axis(labelLimit=LABELS),
+    )
+    x = alt.X(
+        "rank:Q",
+        title="mean rank over the tasks, 1 is best",
+        scale=alt.Scale(domain=[1, len(order)], nice=False, padding=14),
+        axis=alt.Axis(tickMinStep=1),
+    )
+    joined = (
+        alt.Chart(alt.NamedData("bars"))
+        .mark_rule(strokeWidth=4, opacity=0.55, strokeCap="round")
+        .encode(row, alt.Y2("last:N"), x=alt.XValue(alt.ExprRef("width - 4")))
+    )
+    few = f" With {ranking.tasks} tasks this shows little." if ranking.tasks < MANY_TASKS else ""
+    told = (
+        "Bars at the right join arms that Nemenyi's test does not tell apart"
+        if bars
+        else "Nemenyi's test tells all of them apart"
+    )
+    return Figure(
+        "ranks",
+        "Ranks over the tasks",
+        f"Each task ranks the arms by their mean accuracy. {told}: ranks differ by less than "
+        f"{ranking.critical_difference:.2f}.{few}",
+        {
+            "": together(
+                datasets,
+                joined,
+                layer(view, "ranks")
+                .mark_point(size=130, filled=True, opacity=1)
+                .encode(x, row, shape(view), tooltip=["arm:N", "rank:Q"]),
+                height=50 + 30 * len(order),
+            )
+        },
+        datasets,
+    )

@@ -1,0 +1,125 @@
+"""The charts of tuning: what each arm made of each value, and of how many trials."""
+
+import re
+from typing import Any
+
+import altair as alt
+
+from .figure import (
+    HEIGHT,
+    Figure,
+    are_numbers,
+    layer,
+    lines,
+    number_scale,
+    rounded,
+    shape,
+    together,
+)
+from .view import View
+from .words import short, tuned_value, values_in_words
+
+
+def tuning(view: View, path: str) -> Figure:
+    """Validation accuracy against the values tried on a path, everything else at its best."""
+    values = view.tuned[path]
+    numeric, drawn = are_numbers(values), path in view.drawn
+    tried: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for arm in view.arms:
+        seen: set[Any] = set()
+        for trial in arm.trials:
+            value = trial.values[path]
+            # Trials come best first: of several with this value the first has the rest at best.
+            if value in seen:
+                continue
+            seen.add(value)
+            row = {
+                "arm": arm.name,
+                "tried": value if numeric else tuned_value(value),
+                "values": values_in_words(trial.values),
+                "seeds": trial.accuracy.count,
+            }
+            if trial.diverged:
+                stack = sum(it["tried"] == row["tried"] for it in failed)
+                failed.append(row | {"diverged": trial.diverged, "stack": stack})
+            else:
+                chosen = value == arm.values.get(path)
+                row |= {"accuracy": rounded(100 * trial.accuracy.value), "chosen": chosen}
+                tried.append(row)
+    kind, scale, axis = "O", alt.Scale(), alt.Axis(labelAngle=0, grid=False)
+    if numeric:
+        kind = "Q"
+        axis = alt.Axis(format="~g", grid=False)
+        if not drawn:
+            axis = alt.Axis(values=sorted(values), format="~g", grid=False)
+        scale = number_scale(values)
+    x = alt.X(f"tried:{kind}", title=path, scale=scale, axis=axis, sort=None)
+    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=alt.Scale(zero=False))
+    tooltip = ["arm:N", alt.Tooltip("values:N", title="tried"), "seeds:Q"]
+    datasets = {"tried": tried, "failed": failed}
+    dots = layer(view, "tried").encode(x, y, shape(view))
+    # Draws lie as they fall: a line between two of them would say what nobody tried.
+    between = [] if drawn else [lines(view, "tried", with_dots=True).encode(x, y)]
+    chart = together(
+        datasets,
+        *between,
+        dots.mark_point(size=45, opacity=1, filled=True).encode(
+            tooltip=[*tooltip, alt.Tooltip("accuracy:Q", title="accuracy, %")]
+        ),
+        layer(view, "tried")
+        .transform_filter("datum.chosen")
+        .mark_point(size=230, strokeWidth=2.5)
+        .encode(x, y),
+        layer(view, "failed")
+        .mark_point(
+            shape="cross", angle=45, filled=True, size=110, yOffset=alt.ExprRef("-12 * datum.stack")
+        )
+        .encode(x, y=alt.value(HEIGHT - 8), tooltip=[*tooltip, "diverged:Q"]),
+    )
+    rest = ", everything else tuned at its best" if len(view.tuned) > 1 else ""
+    return Figure(
+        "tuning-" + re.sub(r"\W+", "-", path),
+        f"Tuning: {short(path)}",
+        f"Mean validation accuracy after the last epoch{rest}. Rings: the values chosen for the "
+        "final runs. Crosses: a run diverged.",
+        {"": chart},
+        datasets,
+    )
+
+
+def budget(view: View) -> Figure | None:
+    """Expected best validation accuracy against the number of trials."""
+    rows = [
+        {"arm": arm.name, "trials": int(n), "accuracy": rounded(100 * float(accuracy))}
+        for arm in view.arms
+        if arm.budget is not None
+        for n, accuracy in zip(arm.budget.trials, arm.budget.validation, strict=True)
+    ]
+    most = max((row["trials"] for row in rows), default=0)
+    if most < 2:
+        return None
+    x = alt.X(
+        "trials:Q",
+        title="number of trials",
+        scale=alt.Scale(nice=False, zero=False, padding=8),
+        axis=alt.Axis(tickCount=min(most - 1, 8), tickMinStep=1, format="d", grid=False),
+    )
+    y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=alt.Scale(zero=False))
+    return Figure(
+        "budget",
+        "What more tuning brings",
+        "Expected validation accuracy of the best of n trials (unbiased estimate of Tang et al. "
+        "2020); a diverged trial counts as 0. An arm that still rises at the right would gain from "
+        "more trials.",
+        {
+            "": together(
+                {"budget": rows},
+                lines(view, "budget", with_dots=True).encode(x, y),
+                layer(view, "budget")
+                .mark_point(size=45, filled=True, opacity=1)
+                .encode(x, y, shape(view), tooltip=["arm:N", "trials:Q", "accuracy:Q"]),
+            )
+        },
+        {"budget": rows},
+    )
