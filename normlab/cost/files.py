@@ -64,8 +64,10 @@ def chart(costs: Sequence[StepCost], colors: Mapping[str, str]) -> alt.FacetChar
     ]
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
     axis = alt.Axis(format="~s")
+    # Room for the words behind the longest bar.
+    room = alt.Scale(domain=[0, 1.8 * max(row["traffic"] for row in rows)])
     bars = alt.Chart().encode(
-        x=alt.X("traffic:Q", title="memory traffic of a step, bytes a chip", axis=axis),
+        x=alt.X("traffic:Q", title="memory traffic of a step, bytes a chip", axis=axis, scale=room),
         y=alt.Y("arm:N", title=None, sort=None, axis=alt.Axis(labelLimit=160)),
         color=alt.Color("arm:N", scale=scale, legend=None),
     )
