@@ -61,7 +61,7 @@ assert len(whole) == int(sys.argv[3])
 kills = finished = 0
 while kills < 20:
     name = f"killed{finished}"
-    if not live(name, draw.uniform(0.1, 1) * took):
+    if not live(name, draw.uniform(0.1, 0.8) * took):
         kills += 1
         assert [it for it in whole if it in table(folder / name)] == table(folder / name)
         continue

@@ -107,8 +107,11 @@ from compare.test_store import result
 
 store = Store(sys.argv[1])
 # Long enough that a plain write would often be caught halfway.
-curve = {key: [0.123456789] * 5_000 for key in type(result().curve).model_fields}
+curve = {key: [0.123456789] * 2_000 for key in type(result().curve).model_fields}
 seen, draw, parent = set(), random.Random(0), os.getpid()
+start = time.monotonic()
+store.write(result("first", curve=curve))
+took = time.monotonic() - start
 for kill in range(30):
     child = os.fork()
     if not child:
@@ -117,14 +120,14 @@ for kill in range(30):
             store.write(result(f"run-{place % 7}", curve=curve, seed=place))
             place += 1
         os._exit(0)
-    end = time.monotonic() + draw.uniform(0.02, 0.2)
+    end = time.monotonic() + draw.uniform(0.5, 5) * took
     while time.monotonic() < end:
         seen |= {it.id for it in store.results()}
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for it in store.results():
-        assert len(it.curve.train_loss) == 5_000
-assert len(seen) == 7, seen
+        assert len(it.curve.train_loss) == 2_000
+assert len(seen) == 1 + 7, seen
 """
 
 
