@@ -144,7 +144,7 @@ def main() -> None:
     path = save(given.name, command_line(), {"sweeps": results})
     console.print(f"\n{path}")
     for sweep, rows in results.items():
-        picture = path.with_name(f"{given.name}_{sweep}.svg")
+        picture = path.with_name(f"{path.stem}_{sweep}.svg")
         chart(sweep, rows).save(str(picture), format="svg")
         console.print(f"{picture}")
 

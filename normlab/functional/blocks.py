@@ -4,7 +4,8 @@ XLA for CPU computes what is to be summed, such as (x - mean) dy, beside the sum
 part of the array that goes into the sums of one leading index is small. Else it writes all of it
 out and reads it again, for two to four times the time. So a large part is cut into blocks, and the
 sums of the blocks are added up. The arrays are cut before anything is computed: a change of shape
-in between would have it written out as well.
+in between would have it written out as well. On other platforms they are cut too, which costs
+nothing in programs compiled for a TPU.
 """
 
 import math
@@ -21,6 +22,10 @@ from .apart import fence
 # 512) to (32, 56, 56, 64); blocks of less than half of this cost up to twice as much, by their
 # number.
 _MOST = 2**15
+
+# Values in a sum. Where a length has no good divisor, the sums of blocks of 2 to 29 were so many
+# that they took up to twice as long as the whole; of 61 and more they paid off.
+_LEAST = 32
 
 
 @dataclass(frozen=True)
@@ -89,5 +94,6 @@ def blocks(x: Array, axes: tuple[int, ...]) -> Blocks:
         inside = math.prod(x.shape[axis + 1 :])
         if inside <= _MOST and spread[axis] is None:
             size = max(n for n in range(1, _MOST // inside + 1) if x.shape[axis] % n == 0)
-            return Blocks(axes, axis, size)
+            summed = size * math.prod(x.shape[axis + 1 : axes[-1] + 1])
+            return Blocks(axes, axis, size) if summed >= _LEAST else whole
     return whole

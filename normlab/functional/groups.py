@@ -51,7 +51,8 @@ def group_moments(
         return a.reshape(*a.shape[:axis], groups, size, *a.shape[axis + 1 :])
 
     def spread(a):
-        return jnp.repeat(a.squeeze(axis + 1), size, axis=axis)
+        copies = jnp.broadcast_to(a, (*a.shape[: axis + 1], size, *a.shape[axis + 2 :]))
+        return copies.reshape(*a.shape[:axis], groups * size, *a.shape[axis + 2 :])
 
     of = partial(
         moments,
