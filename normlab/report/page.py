@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from ..compare.arm import in_words, short_names
 from ..compare.store import write_whole
+from ..errors import UserError
 from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
@@ -84,10 +85,13 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
     Raises:
         NoStudyError: A folder holds no study.
         StoreError: A file is damaged, or runs come from different configurations.
+        UserError: The file to write is a folder.
     """
+    page = Path(page)
+    if page.is_dir():
+        raise UserError(f"--out {page} is a folder; expected a file, as {page / 'report.html'}")
     # A study that is given twice is one.
     studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
-    page = Path(page)
     _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
     return page
 
