@@ -135,6 +135,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
         views=parts,
         looks=shown[0].looks,
         factors=factors,
+        on_data=[path for path in factors if path.startswith("data.")],
         short=short_names(list(factors)),
         columns=COLUMNS,
         overridden=_overridden(studies),
