@@ -299,7 +299,10 @@ def _remarks(summary: Summary) -> Iterable[str]:
         yield ("The best arm was picked by the same runs that compare it, which flatters its lead.")
     if len({it.runs for it in summary.arms}) > 1:
         counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
-        yield f"The arms have unequal numbers of final runs: {counts}."
+        yield (
+            f"The arms have unequal numbers of final runs: {counts}. The best is picked over the "
+            "seeds that all have, where there are such."
+        )
     for arm in summary.arms:
         if arm.diverged:
             yield (
