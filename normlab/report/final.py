@@ -201,8 +201,8 @@ def _beside_zero(prefix: str, datasets: Mapping[str, Rows]) -> dict[str, Any]:
     shown = [it["value"] for it in datasets[f"{prefix}-runs"]]
     shown += [it[end] for it in datasets[f"{prefix}-means"] for end in ("low", "high")]
     if prefix == "difference" and max(shown, default=0) > -min(shown, default=0):
-        return {"align": "right", "x": alt.ExprRef("width - 4")}
-    return {"align": "left", "x": 4}
+        return {"align": "right", "x": "width", "dx": -4}
+    return {"align": "left", "x": 0, "dx": 4}
 
 
 def by_level(view: View, path: str) -> Figure | None:
