@@ -190,14 +190,14 @@ def _by_row(
         .mark_point(size=130, opacity=1, filled=True)
         .encode(axis, row, shape(view), tooltip=["arm:N", words, "runs:Q"]),
         layer(view, f"{prefix}-notes")
-        .mark_text(baseline="middle", **_beside_zero(prefix, datasets))
+        .mark_text(dy=-12, baseline="middle", **_beside_zero(prefix, datasets))
         .encode(row, text="words:N"),
         height=50 + 34 * len(ranked),
     )
 
 
 def _beside_zero(prefix: str, datasets: Mapping[str, Rows]) -> dict[str, Any]:
-    """Where a note stands: at the edge that is further from 0, where a line may be."""
+    """At which edge a note stands above its row: at the one further from the line at 0."""
     shown = [it["value"] for it in datasets[f"{prefix}-runs"]]
     shown += [it[end] for it in datasets[f"{prefix}-means"] for end in ("low", "high")]
     if prefix == "difference" and max(shown, default=0) > -min(shown, default=0):
