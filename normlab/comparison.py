@@ -76,7 +76,7 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         KeyboardInterrupt: It was stopped, which is told with how to go on.
     """
     if folder.is_file():
-        raise UserError(f"--out {folder} is a file; expected a folder, as in runs/{study.study}")
+        raise UserError(f"{folder} is a file; expected a folder, as in runs/{study.study}")
     if study.executor.name == "processes":
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -89,7 +89,7 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
     """
     page = Path(page)
     if page.is_dir():
-        raise UserError(f"--out {page} is a folder; expected a file, as {page / 'report.html'}")
+        raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
     # A study that is given twice is one.
     studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
     _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
