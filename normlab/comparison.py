@@ -15,6 +15,7 @@ from .compare.status import failures_in_words
 from .compare.store import Store
 from .compare.study import Study
 from .config import make_study
+from .errors import UserError
 from .progress import StudyProgress
 from .report import write_report
 from .results import Results
@@ -42,7 +43,7 @@ def compare(
         study: What a configuration says, as a mapping; or the path of one; or a checked study.
         out: Where results go; by default to `runs/STUDY`.
         **changes: Changes to the study, as `seeds=4`, `train={"epochs": 3}` or
-            `**{"train.epochs": 3}`.
+            `**{"train.epochs": 3}`. An empty mapping empties, as `factors={}`.
 
     Returns:
         The results.
@@ -51,6 +52,7 @@ def compare(
         ConfigError: The study has mistakes; it lists all of them.
         StudyError: The folder is another study's, or a layer does not fit model or batch.
         DataError: The data set is not there or damaged.
+        UserError: The place for the results is a file.
     """
     checked = make_study(study, changes)
     folder = Path(out or Path("runs") / checked.study)
@@ -70,8 +72,11 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         command: The command that does the same, for the page and for who stops it.
 
     Raises:
+        UserError: The place for the results is a file.
         KeyboardInterrupt: It was stopped, which is told with how to go on.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; expected a folder, as in runs/{study.study}")
     if study.executor.name == "processes":
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -12,6 +12,23 @@ from pydantic import Field
 from .spec import Spec
 
 
+def check_name(register: str, name: Any) -> None:
+    """Refuses what is no name, as the class that a decorator without a call is given.
+
+    Args:
+        register: The function that registers, for the message.
+        name: What was given.
+
+    Raises:
+        ValueError: If it is no word.
+    """
+    if not (isinstance(name, str) and name):
+        raise ValueError(
+            f"{register}: {name!r} was given in the place of the name; expected a word, as in "
+            f'@normlab.{register}("mine").'
+        )
+
+
 def refuse_taken(register: str, name: str, taken: Any, given: Any) -> None:
     """Refuses a name that something else has.
 

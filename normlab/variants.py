@@ -10,7 +10,7 @@ from flax import linen as nn
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from . import linen
-from .registration import check_module, plain_fields, record_fields, refuse_taken
+from .registration import check_module, check_name, plain_fields, record_fields, refuse_taken
 from .spec import Spec
 
 # Fields that the model decides on, or that need a named axis around it.
@@ -136,8 +136,9 @@ def register(
         The layer, or a decorator that returns it.
 
     Raises:
-        ValueError: If the name is taken or the layer cannot stand in a model.
+        ValueError: If the name is none or taken, or the layer cannot stand in a model.
     """
+    check_name("register", name)
     if layer is None:
         return partial(
             register, name, statistics=statistics, source=source, formula=formula, cost=cost

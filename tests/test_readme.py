@@ -21,27 +21,35 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+(OWN,) = [block for block in blocks("python") if "register_model" in block]
+
+
 def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     try:
         for block in blocks("python"):
-            exec(compile(block, "README.md", "exec"), names)
+            if block != OWN:
+                exec(compile(block, "README.md", "exec"), names)
     finally:
         VARIANTS.pop("centred", None)
-        MODELS.pop("tabular", None)
-        LOADERS.pop("wine", None)
     assert names["logits"].shape == (64, 10)
     assert set(names["batch_stats"]) == {"BatchNorm_0"}
+
+
+def test_a_users_own_model_and_data_run_alone_in_less_than_thirty_lines(tmp_path, monkeypatch):
+    assert len([line for line in OWN.splitlines() if line.strip()]) < 30
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "pasted"}
+    try:
+        exec(compile(OWN, "README.md", "exec"), names)
+    finally:
+        MODELS.pop("tabular", None)
+        LOADERS.pop("wine", None)
     # The default seeds of each arm, with two trials before.
     assert len(names["results"].runs) == 5 * (2 + 5)
     assert names["results"].runs["test_accuracy"].max() > 0.9
     assert (tmp_path / "runs/wine/report.html").is_file()
-
-
-def test_a_users_own_model_and_data_take_less_than_thirty_lines():
-    (example,) = [block for block in blocks("python") if "register_model" in block]
-    assert len([line for line in example.splitlines() if line.strip()]) < 30
 
 
 def test_the_study_shown_is_the_quickstart():
@@ -59,10 +67,17 @@ def test_what_else_a_study_can_say_is_understood_of_the_study_shown():
 
 
 def test_the_commands_shown_install_this_project():
-    compare, test = blocks("sh")
+    compare, test, _ = blocks("sh")
     assert "-c constraints.txt -e ." in compare
     assert re.search(r"normlab compare (\S+)", compare)[1] == "configs/quickstart.yaml"
     assert test.strip().endswith("-e '.[test]' && .venv/bin/pytest -n auto")
+
+
+def test_the_places_where_runs_are_made_are_understood_of_the_study_shown():
+    commands = [shlex.split(line, comments=True) for line in blocks("sh")[2].splitlines()]
+    assert [command[:3] for command in commands] == [["normlab", "compare", "study.yaml"]] * 3
+    studies = [load_study(ROOT / "configs/quickstart.yaml", it[3:]) for it in commands]
+    assert [it.executor.name for it in studies] == ["local", "processes", "ray"]
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,6 +13,7 @@ import normlab
 from normlab.compare.store import Store
 from normlab.compare.study import study_type
 from normlab.config import ConfigError, load_study, make_study
+from normlab.errors import UserError
 from normlab.report import read_study
 
 STUDY = {
@@ -32,7 +35,7 @@ def results(tmp_path_factory):
 def test_a_study_from_python_is_run_whole_and_its_results_are_those_of_its_folder(results):
     report = read_study(results.folder)
     assert len(report.results) == 2 * (2 + 3)
-    assert results.summary == report.summary
+    np.testing.assert_equal(asdict(results.summary), asdict(report.summary))
     assert results.config == Store(results.folder).config()
     assert set(results.verdicts) == {"batch"}
     assert results.report == results.folder / "report.html"
@@ -126,6 +129,43 @@ def test_mistakes_are_told_all_at_once_with_the_nearest_name():
     assert str(caught.value).startswith("normlab.compare: 3 problems")
     assert any("did you mean 'seeds'?" in line for line in caught.value.problems)
     assert any("did you mean 'mlp'?" in line for line in caught.value.problems)
+
+
+def test_what_is_no_study_is_refused_by_what_was_given():
+    # In a process of its own, where no type checker refuses it first.
+    program = (
+        "import normlab\n"
+        "from normlab.config import ConfigError\n"
+        "for given in (None, 3, [{'study': 'small'}]):\n"
+        "    try:\n        normlab.compare(given)\n"
+        "    except ConfigError as error:\n        print(*error.problems)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    expected = "expected a study: a mapping, the path of a YAML file, or a checked study"
+    assert shown.splitlines() == [
+        f"{given} was given; {expected}" for given in ("None", "3", "[{'study': 'small'}]")
+    ]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UserError, match="notes is a file; expected a folder, as in runs/small"):
+        normlab.compare(STUDY, out=tmp_path / "notes")
+    assert [it.name for it in tmp_path.iterdir()] == ["notes"]
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_an_empty_mapping_empties_what_the_study_says():
+    full = STUDY | {
+        "factors": {"data.batch_size": [8, 16]},
+        "tasks": {"whole": {}, "half": {"train": {"epochs": 1}}},
+    }
+    assert len(make_study(full, {}).arms()) == 2 * 2 * 2
+    emptied = make_study(full, {"factors": {}, "tasks": {}, "tune": {}})
+    assert (emptied.factors, emptied.tasks, emptied.tune) == ({}, {}, None)
+    assert len(emptied.arms()) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The table of variants and what may enter it."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +53,24 @@ def test_a_taken_name_is_refused_but_for_the_same_layer_again():
     normlab.register("mine", Fitting)
     with pytest.raises(ValueError, match="the name 'batch_norm' is taken by normlab"):
         normlab.register("batch_norm", Fitting)
+
+
+def test_a_decorator_without_a_name_is_refused_at_once():
+    # In a process of its own, where no type checker refuses it first.
+    program = (
+        "import normlab\n"
+        "for register in (normlab.register, normlab.register_model, normlab.register_data):\n"
+        "    try:\n        register(int)\n"
+        "    except ValueError as error:\n        print(error)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    assert shown.splitlines() == [
+        f"{register}: <class 'int'> was given in the place of the name; expected a word, as in "
+        f'@normlab.{register}("mine").'
+        for register in ("register", "register_model", "register_data")
+    ]
 
 
 def test_a_layer_that_cannot_stand_in_a_model_is_refused():

@@ -50,7 +50,7 @@ def trials(results: Iterable[Result], arm: str) -> list[Trial]:
     tried = [
         Trial(
             dict(runs[0].values),
-            estimate([[accuracy_on_validation(run) for run in runs]]),
+            estimate([[accuracy_on_validation(run) for run in runs]]).of_shares,
             fmean(loss_on_validation(run) for run in runs),
             sum(run.diverged for run in runs),
         )

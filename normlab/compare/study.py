@@ -237,6 +237,8 @@ class Study(Spec):
             return given
         given = dict(given)
         variants, optimizer = given.get("variants"), given.get("optimizer")
+        if given.get("tune") == {}:
+            given["tune"] = None
         executor = given.get("executor")
         if isinstance(variants, Mapping) and variants and not given.get("baseline"):
             given["baseline"] = str(next(iter(variants)))

@@ -1,6 +1,6 @@
 """What the runs of a study say: estimates, comparisons with a baseline, contests, tasks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -45,8 +45,8 @@ class ArmSummary:
         levels: Dotted path -> value of each factor.
         accuracies: Task -> seed -> accuracy on the test split; 0 for a diverged run.
         diverged: Task and seed of each final run that diverged.
-        accuracy: Mean over tasks and seeds of the accuracy on the test split. This and what
-            follows is None as long as some task has no final run.
+        accuracy: Mean over tasks and seeds of the accuracy on the test split, its interval within
+            0 and 1. This and what follows is None as long as some task has no final run.
         median: The median of the same.
         interquartile_mean: The mean of the middle half of the same.
         loss: Mean loss on the test split, infinite when a run diverged.
@@ -112,7 +112,8 @@ class Contest:
         name: The levels as in the arms' names: "batch_size=16"; empty without factors.
         arms: Names of the arms.
         best: The arm with the highest mean accuracy on the test split, at equal accuracy with the
-            lowest loss; None as long as no final run finished.
+            lowest loss; None as long as no final run finished. Of unequal numbers of runs those
+            seeds count that all arms have, if there are any on every task.
         leads: Name of each other arm with final runs -> the best compared with it. Against the
             baseline, the comparison is that of the study; the others are one family over all
             contests.
@@ -326,13 +327,15 @@ def _summarize_arm(
     def estimated(scores: Tasks, statistic: Statistic) -> Estimate | None:
         return estimate(scores, statistic, confidence=confidence) if complete else None
 
+    accuracy = estimated(_scores(accuracies), mean)
+
     return ArmSummary(
         name=arm.name,
         variant=arm.variant,
         levels=arm.levels,
         accuracies=accuracies,
         diverged=tuple((run.task, run.seed) for run in runs if run.diverged),
-        accuracy=estimated(_scores(accuracies), mean),
+        accuracy=accuracy and accuracy.of_shares,
         median=estimated(_scores(accuracies), median),
         interquartile_mean=estimated(_scores(accuracies), interquartile_mean),
         loss=estimated(losses, mean),
@@ -389,12 +392,26 @@ def _by_levels(arms: Mapping[str, Arm]) -> dict[str, tuple[dict[str, Any], tuple
 
 
 def _best(arms: Iterable[ArmSummary]) -> str | None:
+    reached = [it for it in arms if it.accuracy]
+    shared = {
+        task: set.intersection(*(set(it.accuracies[task]) for it in reached))
+        for task in (reached[0].accuracies if reached else {})
+    }
     finished = [
-        (-it.accuracy.value, it.loss.value, it.name)
-        for it in arms
-        if it.accuracy and it.loss and len(it.diverged) < it.runs
+        (-_accuracy(it, shared), it.loss.value, it.name)
+        for it in reached
+        if it.loss and len(it.diverged) < it.runs
     ]
     return min(finished, key=lambda it: it[:2])[-1] if finished else None
+
+
+def _accuracy(arm: ArmSummary, seeds: Mapping[str, Collection[int]]) -> float:
+    """Mean accuracy over tasks and the seeds given, or over all seeds when some task has none."""
+    if not all(seeds.values()):
+        seeds = arm.accuracies
+    return fmean(
+        fmean(arm.accuracies[task][seed] for seed in of_task) for task, of_task in seeds.items()
+    )
 
 
 def _target(final: Iterable[Sequence[Result]]) -> float | None:

@@ -59,6 +59,9 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
     Raises:
         ConfigError: That lists everything that is wrong.
     """
+    if not isinstance(given, Mapping | str | Path | Study):
+        expected = "expected a study: a mapping, the path of a YAML file, or a checked study"
+        raise ConfigError("normlab.compare", [f"{given!r} was given; {expected}"])
     if isinstance(given, str | Path):
         path = Path(given)
         raw, folder, source = _read(path, (), str(path)), path.parent, str(path)

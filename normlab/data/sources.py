@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ..errors import nearest
-from ..registration import refuse_taken
+from ..registration import check_name, refuse_taken
 from ..spec import Spec
 from . import formats
 from .formats import DataError, Images, Labels, MissingDataError
@@ -53,8 +53,9 @@ def register_data(name: str, loader: Any = None) -> Any:
         The loader, or a decorator that returns it.
 
     Raises:
-        ValueError: If the name is taken or the loader needs arguments.
+        ValueError: If the name is none or taken, or the loader needs arguments.
     """
+    check_name("register_data", name)
     if loader is None:
         return partial(register_data, name)
     if name in _NAMES:

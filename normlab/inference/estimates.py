@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -47,6 +47,14 @@ class Estimate:
     value: float
     interval: Interval | None
     count: int
+
+    @property
+    def of_shares(self) -> "Estimate":
+        """The same of scores between 0 and 1, with its interval cut off where none can be."""
+        if self.interval is None:
+            return self
+        low, high = self.interval
+        return replace(self, interval=(max(low, 0.0), min(high, 1.0)))
 
 
 def estimate(

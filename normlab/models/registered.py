@@ -8,7 +8,7 @@ from flax import linen as nn
 from pydantic import Field, create_model, model_validator
 
 from .. import linen
-from ..registration import check_module, record_fields, refuse_taken
+from ..registration import check_module, check_name, record_fields, refuse_taken
 from ..spec import Spec
 from .block import Norm
 from .cnn import CNNSpec
@@ -91,8 +91,9 @@ def register_model(name: str, model: Any = None) -> Any:
         The model, or a decorator that returns it.
 
     Raises:
-        ValueError: If the name is taken or the model cannot stand in a study.
+        ValueError: If the name is none or taken, or the model cannot stand in a study.
     """
+    check_name("register_model", name)
     if model is None:
         return partial(register_model, name)
     told, taken = f"register_model({name!r})", MODELS.get(name)

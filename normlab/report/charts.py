@@ -7,7 +7,7 @@ import altair as alt
 from . import curves, final, tuning
 from .figure import Figure
 from .view import View
-from .words import conclude
+from .words import conclude, confidence
 
 
 def figures(view: View) -> list[Figure]:
@@ -44,7 +44,8 @@ def overview(view: View, name: str, setting: str) -> dict[str, Any]:
         if it
     ]
     title = f"{name}: {conclude(view.summary).headline}"
-    subtitle = f"{setting}. Mean over seeds with 95% intervals; small dots are seeds."
+    intervals = f"{confidence(view.summary)} intervals"
+    subtitle = f"{setting}. Mean over seeds with {intervals}; small dots are seeds."
     together = alt.hconcat(*charts, spacing=36).properties(
         title=alt.Title(title, subtitle=subtitle, fontSize=18, subtitleFontSize=13, offset=20)
     )

@@ -18,7 +18,7 @@ from .figure import (
     together,
 )
 from .view import View
-from .words import percent
+from .words import confidence, percent
 
 # Curves longer than this are thinned: more points than pixels only make the page heavy.
 MOST_POINTS = 150
@@ -40,8 +40,8 @@ def validation_accuracy(view: View) -> Figure | None:
     floors = {name: min(values[len(values) // 4 :]) for name, values in by_arm.items()}
     floor = min(floors.values())
     caption = (
-        "Mean over seeds with 95% intervals. The first quarter may begin below the frame. "
-        + _of_diverged(view)
+        f"Mean over seeds with {confidence(view.summary)} intervals. The first quarter may begin "
+        "below the frame. " + _of_diverged(view)
     )
     datasets: dict[str, Any] = {"accuracies": rows, "target": []}
     target = view.summary.target_accuracy
@@ -79,7 +79,8 @@ def training_loss(view: View) -> Figure | None:
         axis = alt.Axis(grid=True, values=ticks, tickCount=len(ticks), format="~g")
     value = alt.Y("value:Q", title="training loss", scale=scale, axis=axis)
     charts = {it: together({"losses": rows}, *_curves(view, "losses", it, value)) for it in AXES}
-    caption = f"{mean} over seeds with 95% intervals. " + _of_diverged(view) + _of_seconds()
+    intervals = f"{confidence(view.summary)} intervals"
+    caption = f"{mean} over seeds with {intervals}. " + _of_diverged(view) + _of_seconds()
     return Figure("training-loss", "Training loss", caption, charts, {"losses": rows})
 
 
@@ -110,7 +111,9 @@ def _curve_rows(
             samples = [it[epoch - 1] for it in curves if len(it) >= epoch]
             samples = [into(it) for it in samples if it is not None]
             if samples:
-                mean = estimate([samples])
+                mean = estimate([samples], confidence=1 - view.summary.significance)
+                if metric == "validation_accuracy":
+                    mean = mean.of_shares
                 low, high = mean.interval or (mean.value, mean.value)
                 rows.append(
                     {

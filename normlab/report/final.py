@@ -22,7 +22,7 @@ from .figure import (
     together,
 )
 from .view import View
-from .words import interval, percent, points
+from .words import confidence, interval, percent, points
 
 LABELS = 160  # pixels that the name of an arm may take
 MANY_TASKS = 10  # from which on Friedman's and Nemenyi's tests are good approximations
@@ -38,7 +38,8 @@ def accuracy_on_test(view: View) -> Figure:
         "test-accuracy",
         "Test accuracy",
         f"Small dots: one seed each{over}; a thin line joins the runs of a seed, which share data "
-        "order and initial weights. Large dots and bars: mean and its interval.",
+        "order and initial weights. Large dots and bars: mean and its interval."
+        + _of_diverged(view),
         {"": _by_row(view, "accuracy", datasets, estimates, "test accuracy, %")},
         datasets,
     )
@@ -59,7 +60,10 @@ def differences(view: View) -> Figure | None:
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0))
     title = "percentage points of test accuracy"
     behind = [zero]
-    caption = "A bar that crosses 0 shows no difference."
+    caption = (
+        "Where a bar crosses 0 no difference is shown, which does not mean that there is none."
+        + _of_diverged(view)
+    )
     if summary.margin:
         datasets["margin"] = [{"low": -100 * summary.margin, "high": 100 * summary.margin}]
         behind.insert(
@@ -80,6 +84,14 @@ def differences(view: View) -> Figure | None:
         {"": _by_row(view, "difference", datasets, estimates, title, *behind)},
         datasets,
     )
+
+
+def _of_diverged(view: View) -> str:
+    if any(arm.diverged for arm in view.arms):
+        return (
+            " Diverged runs, and the means that they lower, are left out here; the table has them."
+        )
+    return ""
 
 
 def _of_finished(arm: ArmSummary) -> dict[int, float]:
@@ -178,10 +190,19 @@ def _by_row(
         .mark_point(size=130, opacity=1, filled=True)
         .encode(axis, row, shape(view), tooltip=["arm:N", words, "runs:Q"]),
         layer(view, f"{prefix}-notes")
-        .mark_text(align="left", baseline="middle", dx=4)
-        .encode(row, x=alt.value(0), text="words:N"),
+        .mark_text(dy=-12, baseline="middle", **_beside_zero(prefix, datasets))
+        .encode(row, text="words:N"),
         height=50 + 34 * len(ranked),
     )
+
+
+def _beside_zero(prefix: str, datasets: Mapping[str, Rows]) -> dict[str, Any]:
+    """At which edge a note stands above its row: at the one further from the line at 0."""
+    shown = [it["value"] for it in datasets[f"{prefix}-runs"]]
+    shown += [it[end] for it in datasets[f"{prefix}-means"] for end in ("low", "high")]
+    if prefix == "difference" and max(shown, default=0) > -min(shown, default=0):
+        return {"align": "right", "x": "width", "dx": -4}
+    return {"align": "left", "x": 0, "dx": 4}
 
 
 def by_level(view: View, path: str) -> Figure | None:
@@ -284,7 +305,7 @@ def profiles(view: View) -> Figure | None:
         "performance-profile",
         "Performance profile",
         "Share of the runs whose accuracy is above each value; a curve further to the right is "
-        "better. Bands: 95% at each point, by bootstrap within the tasks.",
+        f"better. Bands: {confidence(view.summary)} at each point, by bootstrap within the tasks.",
         {
             "": together(
                 datasets,

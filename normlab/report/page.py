@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from ..compare.arm import in_words, short_names
 from ..compare.store import write_whole
+from ..errors import UserError
 from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
@@ -84,10 +85,13 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
     Raises:
         NoStudyError: A folder holds no study.
         StoreError: A file is damaged, or runs come from different configurations.
+        UserError: The file to write is a folder.
     """
+    page = Path(page)
+    if page.is_dir():
+        raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
     # A study that is given twice is one.
     studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
-    page = Path(page)
     _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
     return page
 
@@ -131,6 +135,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
         views=parts,
         looks=shown[0].looks,
         factors=factors,
+        on_data=[path for path in factors if path.startswith("data.")],
         short=short_names(list(factors)),
         columns=COLUMNS,
         overridden=_overridden(studies),

@@ -84,6 +84,7 @@ def _estimate(value: Estimate | None, end: Callable[[float], str], intervals: bo
         return ""
     if value.interval is None or intervals:
         return f"{end(value.value)} {words.interval(value, end)}".strip()
-    # Student's t intervals are symmetric.
-    half = (value.interval[1] - value.interval[0]) / 2
+    # Student's t intervals are symmetric, but for what is cut off where no accuracy can be.
+    low, high = value.interval
+    half = max(high - value.value, value.value - low)
     return f"{end(value.value)} \N{PLUS-MINUS SIGN}{words.hundredfold(half)}"

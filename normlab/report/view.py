@@ -67,7 +67,8 @@ def views(studies: Sequence[Study]) -> list[View]:
     """Returns all that a page about one or several studies can show, what sums up most first.
 
     Several studies are joined as if they were the tasks of one: over the arms that have the same
-    names in all of them, if these are two at least and the baselines agree.
+    names in all of them, if these are two at least and the baselines agree. They are judged by the
+    strictest of the studies' significances and margins.
     """
     titles = _titles(studies)
     drawn = looks([arm for study in studies for arm in study.summary.arms], _baseline(studies))
@@ -134,7 +135,7 @@ def _joined(
         results,
         arms,
         _baseline(studies),
-        margin=studies[0].config.get("margin"),
-        significance=studies[0].summary.significance,
+        margin=min(study.summary.margin for study in studies),
+        significance=min(study.summary.significance for study in studies),
     )
     return results, summary

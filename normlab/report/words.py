@@ -13,7 +13,7 @@ from ..inference.verdict import Comparison
 
 def hundredfold(share: float) -> str:
     """0.98123 -> "98.12"."""
-    return f"{100 * share:.2f}"
+    return _minus(f"{100 * share:.2f}")
 
 
 def percent(share: float) -> str:
@@ -45,6 +45,11 @@ def interval(estimate: Estimate, end: Callable[[float], str] = points) -> str:
 def tuned_value(value: Any) -> str:
     """A tuned value as a reader would write it: 1e-05, 0.1, cosine."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def confidence(summary: Summary) -> str:
+    """What the intervals of a summary are of, as "95%"."""
+    return f"{100 * (1 - summary.significance):g}%"
 
 
 def listed(names: Iterable[str]) -> str:
@@ -159,9 +164,14 @@ def _headline(summary: Summary, contest: Contest) -> str:
     role = "the baseline"
     if other not in contest.leads:
         other, role = _runner_up(contest), "the runner-up"
-    above = hundredfold(contest.leads[other].difference.value)
-    lead = f"{above} points above {summary[other].variant}, {role}"
-    return f"{best.variant} {first} with {reached}, {lead}."
+    difference = contest.leads[other].difference.value
+    lead = f"{hundredfold(abs(difference))} points {_side(difference)} {summary[other].variant}"
+    return f"{best.variant} {first} with {reached}, {lead}, {role}."
+
+
+def _side(difference: float) -> str:
+    """Where the best arm lies: over the seeds of a pair alone it may be below, while runs lack."""
+    return "above" if difference >= 0 else "below"
 
 
 def _rivals(contest: Contest) -> list[str]:
@@ -250,12 +260,14 @@ def _facts(summary: Summary, contest: Contest) -> Iterable[Fact]:
         return
     baseline, runner_up = summary.baselines[contest.best], _runner_up(contest)
     if baseline in contest.leads:
-        yield _fact(f"above {baseline}, the baseline", contest.leads[baseline])
+        yield _fact(f"{baseline}, the baseline", contest.leads[baseline])
     if runner_up != baseline:
-        yield _fact(f"above {runner_up}, the runner-up", contest.leads[runner_up])
+        yield _fact(f"{runner_up}, the runner-up", contest.leads[runner_up])
 
 
-def _fact(label: str, comparison: Comparison) -> Fact:
+def _fact(other: str, comparison: Comparison) -> Fact:
+    # The number beside it has its sign.
+    label = f"{'above' if comparison.difference.value >= 0 else 'against'} {other}"
     if comparison.verdict == "better":
         return Fact(label, comparison, "yes")
     return Fact(label, comparison, "no" if comparison.verdict == "equivalent" else "open")
@@ -273,17 +285,24 @@ def _remarks(summary: Summary) -> Iterable[str]:
             f"the smallest p-value of the exact sign-flip test is {smallest:.2g} then. "
             f"Take at least {fewest}."
         )
-    if len(comparisons) > 1:
-        confidence = f"{100 * (1 - summary.significance):g}%"
+    if len(comparisons) > 1 and any(it.difference.interval for it in comparisons):
+        families = (
+            "; those on each task are, and those over all tasks, by themselves"
+            if summary.tasks
+            else ""
+        )
         yield (
             f"The p-values of {len(comparisons)} comparisons are corrected together by Holm's "
-            f"method; each {confidence} interval holds by itself."
+            f"method{families}; each {confidence(summary)} interval holds by itself."
         )
     if any(len(it.leads) > 1 for it in summary.contests):
         yield ("The best arm was picked by the same runs that compare it, which flatters its lead.")
     if len({it.runs for it in summary.arms}) > 1:
         counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
-        yield f"The arms have unequal numbers of final runs: {counts}."
+        yield (
+            f"The arms have unequal numbers of final runs: {counts}. The best is picked over the "
+            "seeds that all have, where there are such."
+        )
     for arm in summary.arms:
         if arm.diverged:
             yield (

@@ -102,6 +102,10 @@ def test_an_unlucky_study_is_drawn_without_a_complaint(opened, tmp_path):
     write_report(draw_study(tmp_path, SOMETIMES_DIVERGED))
     page = opened(tmp_path)
     expect(page.locator("#test-accuracy-0-chart")).to_contain_text("2 of 8 diverged")
+    chart = page.locator("#differences-0-chart")
+    note = chart.locator("text", has_text="2 of 8 diverged").bounding_box()
+    (zero,) = [it.bounding_box() for it in chart.locator("line[stroke-dasharray='4,3']").all()]
+    assert not note["x"] - 3 <= zero["x"] <= note["x"] + note["width"] + 3
 
 
 def test_a_click_on_a_header_sorts_and_another_turns_round(opened, quickstart):
@@ -157,6 +161,10 @@ def test_a_button_hides_an_arm_everywhere(opened, quickstart):
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
     assert "ghost16" not in arms(page)
+    page.get_by_text("Medians, interquartile means, chances").click()
+    others = page.locator("table:not(.results) tbody tr:visible th").all_inner_texts()
+    assert sorted(others) == ["batch", "group", "layer", "none", "rms"]
+    assert page.get_by_role("columnheader", name="chance to beat none").is_visible()
     page.wait_for_function(
         """color => ![...document.querySelectorAll('.chart svg')]
         .some(it => it.innerHTML.toLowerCase().includes(color))""",

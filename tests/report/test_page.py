@@ -20,8 +20,9 @@ from report.studies import (
 
 from normlab.compare.arm import arms
 from normlab.compare.store import Store
+from normlab.inference.estimates import estimate
 from normlab.report import read_study, words, write_page, write_report
-from normlab.report.charts import figures
+from normlab.report.charts import figures, overview
 from normlab.report.style import BASELINE_COLOR, COLORS, looks
 from normlab.report.view import views
 
@@ -238,6 +239,89 @@ def test_studies_are_joined_over_the_arms_that_they_share(tmp_path):
     assert {path.name for path in (tmp_path / "joint_charts").iterdir()} == {
         *("all-studies-together", "first", "second")
     }
+
+
+def told(folder, **changes):
+    """A study of two variants that says more of how it is judged."""
+    two = {name: QUICKSTART[name] for name in ("none", "batch")}
+    draw_study(folder, two, tune={}, study=folder.name, epochs=6)
+    store = Store(folder)
+    store.write_config(store.config() | changes)
+    return folder
+
+
+def test_joined_studies_are_judged_by_the_strictest_in_any_order(tmp_path):
+    lax = told(tmp_path / "lax", margin=0.02, significance=0.1)
+    strict = told(tmp_path / "strict", margin=0.001, significance=0.01)
+    without = told(tmp_path / "without", margin=None)
+    for folders, expected in (
+        ((lax, strict), (0.001, 0.01)),
+        ((strict, lax), (0.001, 0.01)),
+        ((lax, without), (0, 0.05)),
+        ((without, lax), (0, 0.05)),
+    ):
+        joined = views([read_study(it) for it in folders])[0].summary
+        assert (joined.margin, joined.significance) == expected
+        assert joined["batch"].comparison.level == expected[1]
+
+
+def test_each_view_says_by_what_it_judges(tmp_path):
+    lax = told(tmp_path / "lax", margin=0.02, significance=0.1)
+    without = told(tmp_path / "without", margin=None, significance=0.04)
+    text = Parsed(write_page([lax, without], tmp_path / "joint.html")).text
+    assert re.findall(r"p-value of at most ([\d.]+)\.", text) == ["0.04", "0.1", "0.04"]
+    assert re.findall(r"within the margin of (\S+) points", text) == ["±2"]
+    assert re.findall(r"Means over seeds with (\d+%) intervals", text) == ["96%", "90%", "96%"]
+
+
+def test_intervals_of_charts_are_of_the_studys_significance(tmp_path):
+    (view,) = views([read_study(told(tmp_path / "lax", significance=0.1))])
+    made = {it.name: it for it in figures(view)}
+    for name in ("validation-accuracy", "training-loss"):
+        assert "Mean over seeds with 90% intervals." in made[name].caption.replace(
+            "Geometric m", "M"
+        )
+    last = [it for it in made["validation-accuracy"].datasets["accuracies"] if it["epoch"] == 6]
+    for row in last:
+        scores = [it.curve.validation_accuracy[-1] for it in view.runs(row["arm"])]
+        low, high = estimate([scores], confidence=0.9).interval
+        assert (row["low"], row["high"]) == pytest.approx((100 * low, 100 * high), rel=1e-4)
+    subtitle = overview(view, "lax", "a setting")["title"]["subtitle"]
+    assert subtitle == "a setting. Mean over seeds with 90% intervals; small dots are seeds."
+
+
+def test_bands_of_profiles_are_of_the_studys_significance(tmp_path):
+    store = Store(draw_study(tmp_path, **WITH_TASKS | {"tune": {}, "epochs": 4}))
+    store.write_config(store.config() | {"significance": 0.2})
+    made = {it.name: it for it in figures(views([read_study(tmp_path)])[0])}
+    assert "Bands: 80% at each point" in made["performance-profile"].caption
+
+
+def test_charts_say_what_they_leave_out(tmp_path):
+    draw_study(tmp_path / "some", SOMETIMES_DIVERGED, tune={}, epochs=8)
+    draw_study(tmp_path / "none", {it: QUICKSTART[it] for it in ("none", "batch")}, tune={})
+    said = "Diverged runs, and the means that they lower, are left out here; the table has them."
+    for folder, expected in (("some", True), ("none", False)):
+        made = {it.name: it.caption for it in figures(views([read_study(tmp_path / folder)])[0])}
+        assert (said in made["test-accuracy"]) == (said in made["differences"]) == expected
+        assert (
+            "no difference is shown, which does not mean that there is none"
+            in (made["differences"])
+        )
+
+
+def test_a_factor_on_data_is_no_same_data_for_all(with_factor, quickstart):
+    text = Parsed(with_factor / "report.html").text
+    assert "Arms at the same level of data.batch_size train on the same data." in text
+    assert "Every arm trains on the same data." not in text
+    assert "Every arm trains on the same data." in Parsed(quickstart / "report.html").text
+
+
+def test_one_seed_has_no_intervals_to_speak_of(tmp_path):
+    draw_study(tmp_path, seeds=1, tune={}, epochs=4)
+    text = Parsed(write_report(tmp_path)).text
+    assert "Means over seeds. The p-values" in text
+    assert "intervals in brackets" not in text
 
 
 def test_studies_that_share_no_comparison_are_shown_side_by_side(tmp_path):

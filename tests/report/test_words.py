@@ -9,7 +9,16 @@ from report.studies import QUICKSTART, draw_study
 from normlab.compare.arm import arms
 from normlab.compare.summary import summarize
 from normlab.report import read_study
-from normlab.report.words import conclude, listed, loss, number, percent, points, tuned_value
+from normlab.report.words import (
+    conclude,
+    interval,
+    listed,
+    loss,
+    number,
+    percent,
+    points,
+    tuned_value,
+)
 
 BASE = [0.90, 0.91, 0.92, 0.90, 0.91, 0.92, 0.90, 0.92]
 NOISE = [0.001, 0.003, 0.002, 0.001, 0.002, 0.003, 0.002, 0.002]
@@ -127,6 +136,13 @@ def test_one_seed_is_no_evidence():
     )
 
 
+def test_of_one_seed_nothing_is_said_of_corrections_and_intervals():
+    found = said({"base": BASE[:1], "a": above(0.02, 1), "b": above(0.01, 1)})
+    assert found.remarks == (
+        "The best arm was picked by the same runs that compare it, which flatters its lead.",
+    )
+
+
 def test_diverged_runs_are_listed_by_seed():
     results = finals("base", BASE) + finals("a", above(0.02)[:6])
     results += [run("final", "a", seed, [], diverged=True) for seed in (6, 7)]
@@ -159,7 +175,56 @@ def test_chosen_values_at_the_edge_are_remarked_together():
 
 def test_unequal_numbers_of_runs_are_remarked():
     found = said({"base": BASE, "a": above(0.02)[:7]})
-    assert "The arms have unequal numbers of final runs: base 8 and a 7." in found.remarks
+    assert (
+        "The arms have unequal numbers of final runs: base 8 and a 7. The best is picked over the "
+        "seeds that all have, where there are such."
+    ) in found.remarks
+
+
+def test_while_runs_lack_the_best_is_picked_over_the_seeds_that_all_have():
+    base = [0.95, 0.96, 0.95, 0.96, 0.80, 0.81, 0.80, 0.81]
+    found = said({"base": base, "a": [0.94, 0.95, 0.94, 0.95]})
+    assert found.headline == (
+        "base came first with 88.00% test accuracy, 1.00 points above a, the runner-up."
+    )
+
+
+def test_a_lead_that_is_none_over_more_seeds_is_no_negative_lead():
+    accuracies = {"base": [0.90] * 2 + [0.95] * 6, "a": [0.92] * 2 + [0.91] * 6, "b": [0.80] * 2}
+    found = said(accuracies)
+    assert found.headline == (
+        "a came first with 91.25% test accuracy, 2.50 points below base, the baseline."
+    )
+    (fact,) = found.facts
+    assert fact.label == "against base, the baseline"
+    assert points(fact.comparison.difference.value) == "\N{MINUS SIGN}2.50"
+
+
+def test_accuracies_of_diverged_runs_have_no_interval_beyond_a_hundred_percent():
+    results = finals("base", BASE) + finals("a", [0.99] * 6)
+    results += [run("final", "a", seed, [], diverged=True) for seed in (6, 7)]
+    results += [run("tune", "a", seed, it) for seed, it in ((8, 0.9), (9, 1.0))]
+    summary = summarize(results, arms(["base", "a"], {}, []), "base")
+    accuracy = summary["a"].accuracy
+    assert accuracy.interval[1] == 1
+    assert interval(accuracy, percent) == f"[{percent(accuracy.interval[0])}, 100.00%]"
+    assert summary["a"].trials[0].accuracy.interval[1] == 1
+    # A difference may lie beyond.
+    assert summary["a"].comparison.difference.interval[0] < -0.5
+
+
+def test_each_task_and_all_together_are_corrected_by_themselves():
+    results = [
+        it
+        for task in ("digits", "fashion")
+        for name, lift in {"base": 0, "a": 0.01, "b": 0.02}.items()
+        for it in finals(name, above(lift), task=task)
+    ]
+    names = arms(["base", "a", "b"], {}, ["digits", "fashion"])
+    assert (
+        "The p-values of 2 comparisons are corrected together by Holm's method; those on each task "
+        "are, and those over all tasks, by themselves; each 99% interval holds by itself."
+    ) in conclude(summarize(results, names, "base", significance=0.01)).remarks
 
 
 def test_of_two_tasks_the_aggregate_comes_first():

@@ -41,7 +41,7 @@ function show() {
     button.setAttribute("aria-pressed", String(!hidden.has(arm)));
     button.hidden = out.includes(arm) && !hidden.has(arm);
   }
-  for (const row of all(".results tr[data-arm], .sentences li")) row.hidden = out.includes(row.dataset.arm);
+  for (const row of all("tr[data-arm], .sentences li")) row.hidden = out.includes(row.dataset.arm);
   for (const chart of page.views[shown].charts) update(chart, out);
 }
 
