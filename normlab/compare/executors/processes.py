@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -60,7 +61,9 @@ class ProcessExecutor(Executor):
         self._idle: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
         for seat in self._seats:
             self._idle.put(seat)
-        # Ctrl-C goes to all processes of a terminal. Workers inherit that it is not for them.
+        # Ctrl-C goes to all processes of a terminal. Workers inherit that it is not for them, unless
+        # the one thread that starts this helper of theirs has let it through again meanwhile.
+        resource_tracker.ensure_running()
         self._threads = ThreadPoolExecutor(len(self._seats), initializer=_block_interrupts)
         self._closing = threading.Lock()
         self._closed = False
