@@ -61,8 +61,8 @@ class ProcessExecutor(Executor):
         self._idle: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
         for seat in self._seats:
             self._idle.put(seat)
-        # Ctrl-C goes to all processes of a terminal. Workers inherit that it is not for them, unless
-        # the one thread that starts this helper of theirs has let it through again meanwhile.
+        # Ctrl-C goes to all processes of a terminal. Workers inherit that it is not for them, but
+        # not from a thread that starts this helper of theirs, which lets it through again.
         resource_tracker.ensure_running()
         self._threads = ThreadPoolExecutor(len(self._seats), initializer=_block_interrupts)
         self._closing = threading.Lock()
