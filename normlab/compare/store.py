@@ -23,6 +23,7 @@ from pydantic import (
 from yaml import YAMLError
 
 from ..errors import UserError
+from .search import Range
 
 
 class StoreError(UserError):
@@ -157,15 +158,28 @@ class Result(Label):
         return self.status == "diverged"
 
 
-class _Named(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Named(_Strict):
     name: str
 
 
-class _Epochs(BaseModel):
+class _Epochs(_Strict):
     epochs: int
 
 
-class _Config(BaseModel):
+class _Tune(_Strict):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Any] | Range]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    seeds: int = 1
+    trials: int | None = None
+    extend: int = 0
+
+
+class _Config(_Strict):
     """What status and report read of a configuration; `Study` cannot check it without JAX."""
 
     study: str
@@ -178,7 +192,7 @@ class _Config(BaseModel):
     seeds: int
     factors: dict[str, list[Any]] | list[dict[str, Any]] | None = None
     tasks: dict[str, dict[str, Any]] | None = None
-    tune: dict[str, Any] | None = None
+    tune: _Tune | None = None
     target_accuracy: float | None = None
     margin: float | None = None
     significance: float = 0.05

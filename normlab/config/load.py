@@ -259,14 +259,14 @@ def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> d
         if other != name:
             found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
         for path, values in (study.tune.space if study.tune else {}).items():
-            tried = values
-            if isinstance(values, Range):
-                tried = values.low, values.high, values.at(_BETWEEN)
-            for value in tried:
+            between = values.at(_BETWEEN) if isinstance(values, Range) else None
+            for value in (
+                (values.low, values.high, between) if isinstance(values, Range) else values
+            ):
                 told = _problems(model, schema, with_values(base, {path: value}))
                 for where, what in told.items():
                     what = f"with {value!r}, {where}: {what}" if where != path else what
-                    if isinstance(values, Range) and values.low < value < values.high:
+                    if value is between:
                         what = "a range draws fractions; give a list of whole numbers"
                     found.setdefault(f"tune.{path}", what + of_arm)
     return found

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
@@ -177,7 +177,7 @@ def test_a_run_that_fails_is_recorded_and_tried_again_next_time(tmp_path, layers
 
 
 class _SecondBreaks(LocalExecutor):
-    """Trains the first group, and breaks at the second beside it."""
+    """Trains the first group, and breaks at the second once that is done."""
 
     slots = 2
     taken = 0
@@ -185,7 +185,9 @@ class _SecondBreaks(LocalExecutor):
     def submit(self, group):
         self.taken += 1
         if self.taken == 1:
-            return super().submit(group)
+            made = super().submit(group)
+            wait([made])
+            return made
         broken = Future()
         broken.set_exception(UserError("the machine is gone"))
         return broken

@@ -178,7 +178,10 @@ def test_the_environment_comes_back(tmp_path):
         ({"seeds": None}, "seeds: Input should be a valid integer"),
         ({"variants": ["none"]}, "variants: Input should be a valid dictionary"),
         ({"baseline": "other"}, "the baseline 'other' is none of the variants"),
+        ({"seeds": "3"}, "seeds: Input should be a valid integer"),
         ({"tune": [1]}, "tune: Input should be a valid dictionary"),
+        ({"tune": {"optimizer.learning_rate": 0.1}}, "tune.optimizer.learning_rate.*list"),
+        ({"tune": {"optimizer.learning_rate": {"low": 1.0}}}, "tune.optimizer.learning_rate"),
     ],
 )
 @pytest.mark.parametrize("read", [read_status, read_study])

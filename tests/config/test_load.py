@@ -618,3 +618,10 @@ def test_a_significance_that_no_number_of_runs_can_reach_is_told():
     sizes = ", ".join(map(str, range(8, 48)))
     (line,) = problems(QUICKSTART, "significance=1e-3", f"factors.data.batch_size=[{sizes}]")
     assert line.startswith("significance: level 0.001 over 600 comparisons cannot be reached")
+
+
+def test_a_list_whose_entries_are_wrong_is_not_called_too_short_as_well():
+    (line,) = problems(QUICKSTART, "model.hidden=[a]")
+    assert line.startswith("model.hidden[0]: should be a valid integer")
+    (line,) = problems(QUICKSTART, "model.hidden=[]")
+    assert line.startswith("model.hidden: Tuple should have at least 1 item")
