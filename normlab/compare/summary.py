@@ -249,8 +249,12 @@ def summarize(
     pairs = _differences(
         (pair for it in contests for pair in itertools.combinations(_best_first(it), 2)), alone
     )
-    duels = compare_jointly(
-        pairs, margin=margin or 0.0, level=significance, diverged=_diverged(alone)
+    leads = compare_jointly(
+        pairs,
+        [pair for pair in pairs if pair[0] in {it.best for it in contests}],
+        margin=margin or 0.0,
+        level=significance,
+        diverged=_diverged(alone),
     )
     target, times, first = None, {}, {}
     if len(tasks) == 1:
@@ -282,7 +286,7 @@ def summarize(
         baselines=baselines,
         contests=tuple(
             replace(
-                it, leads={other: duel for (name, other), duel in duels.items() if name == it.best}
+                it, leads={other: lead for (name, other), lead in leads.items() if name == it.best}
             )
             for it in contests
         ),

@@ -1,7 +1,7 @@
 """The verdict on an arm against a baseline, in a word and in a sentence made of its numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -166,12 +166,13 @@ def compare(
         ValueError: The margin is negative or infinite, or the level is not a probability; see also
             `checked`.
     """
-    p_values = {pair: sign_flip_p(tasks) for pair, tasks in differences.items()}
-    return _compared(differences, p_values, holm(p_values), "Holm", margin, level, diverged or {})
+    adjusted = holm({pair: sign_flip_p(tasks) for pair, tasks in differences.items()})
+    return _compared(differences, adjusted, "Holm", margin, level, diverged or {})
 
 
 def compare_jointly(
     differences: Mapping[tuple[str, str], Sequence[Mapping[int, float]]],
+    told: Collection[tuple[str, str]],
     *,
     margin: float = 0.0,
     level: float = 0.05,
@@ -184,22 +185,25 @@ def compare_jointly(
 
     Args:
         differences: Two arms -> for each task seed -> the first one's difference from the second.
+        told: Those of them that are asked for; all are corrected for.
         margin: See `compare`, as all that follows.
         level: Likewise.
         diverged: Likewise.
 
     Returns:
-        The two arms -> comparison, in the order given.
+        The two arms -> comparison, of those asked for, in the order given.
     """
-    by_task = {pair: [[*it.values()] for it in tasks] for pair, tasks in differences.items()}
-    p_values = {pair: sign_flip_p(tasks) for pair, tasks in by_task.items()}
+    by_task = {
+        pair: [list(it.values()) for it in tasks]
+        for pair, tasks in differences.items()
+        if pair in told
+    }
     adjusted = joint_sign_flip_p(differences)
-    return _compared(by_task, p_values, adjusted, "joint", margin, level, diverged or {})
+    return _compared(by_task, adjusted, "joint", margin, level, diverged or {})
 
 
 def _compared(
     differences: Mapping[tuple[str, str], Tasks],
-    p_values: Mapping[tuple[str, str], float],
     adjusted: Mapping[tuple[str, str], float],
     correction: Literal["Holm", "joint"],
     margin: float,
@@ -213,7 +217,7 @@ def _compared(
     for (arm, baseline), tasks in arrays.items():
         difference = estimate(tasks, confidence=1 - level)
         # The smallest p-value of joint flips is that of one test, however many the comparisons.
-        needed = fewest_pairs(level, len(arrays) if correction == "Holm" else 1)
+        needed = fewest_pairs(level, len(adjusted) if correction == "Holm" else 1)
         equal = bool(np.ptp(np.concatenate(tasks)) < EQUAL)
         enough = difference.count >= needed or not equal
         comparisons[arm, baseline] = Comparison(
@@ -223,12 +227,12 @@ def _compared(
             bootstrap=bootstrap_interval(tasks, confidence=1 - level),
             pairs=tuple(map(len, tasks)),
             equal=equal,
-            p=p_values[arm, baseline],
+            p=sign_flip_p(tasks),
             adjusted_p=adjusted[arm, baseline],
             correction=correction,
-            comparisons=len(arrays),
+            comparisons=len(adjusted),
             needed=needed,
-            needed_for_spread=_needed_for_spread(tasks, difference, level, len(arrays)),
+            needed_for_spread=_needed_for_spread(tasks, difference, level, len(adjusted)),
             margin=margin,
             level=level,
             diverged=(diverged.get(arm, 0), diverged.get(baseline, 0)),
