@@ -1,7 +1,7 @@
 """Results as tables for other programs: a row a run, or a row an epoch; without JAX."""
 
+import io
 import json
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import UserError
-from .store import Failure, Result, Store
+from .store import Failure, Result, Store, write_whole
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -50,9 +50,9 @@ def curve_table(folder: str | Path) -> pl.DataFrame:
 def write_curves(folder: str | Path) -> None:
     """Writes the learning curves of all runs of a study to `metrics.parquet`."""
     path = Path(folder) / "metrics.parquet"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # Two may write at a time.
-    curve_table(folder).write_parquet(temporary)
-    temporary.replace(path)
+    content = io.BytesIO()
+    curve_table(folder).write_parquet(content)
+    write_whole(path, content.getvalue())
 
 
 def to_latex(table: pl.DataFrame) -> str:

@@ -42,6 +42,9 @@ class Run:
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
         """All that determines the result of this run, however the study came to ask for it.
 
+        The phase, the variant's name and which values were tuned belong to it, though they change
+        no number: to rename a variant, or to tune over a single value, makes its runs anew.
+
         Args:
             versions: Versions of packages, device and data that the result depends on as well.
         """

@@ -14,7 +14,7 @@ from .executors.interface import Executor
 from .executors.start import start_executor
 from .grid import Run, extended, final_runs, tuning_runs
 from .selection import best_values
-from .store import Failure, NoStudyError, Result, Store
+from .store import Failure, Result, Store, StoreError
 from .study import Study, StudyError
 from .workbench import Group, Workbench, label
 
@@ -68,6 +68,7 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
     every = [run for runs in tuning.values() for run in runs]
     work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
     plan = {bench.identify(run)[0]: label(run) for run in every}
+    searched, extensions = study, study.tune.extend if study.tune else 0
 
     def tuned(arm: Arm) -> bool:
         return not work.missing(tuning[arm.title])
@@ -83,8 +84,30 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
 
     def plan_further(runs: Sequence[Run]) -> None:
         plan.update({bench.identify(run)[0]: label(run) for run in runs})
-        store.write_plan(plan)
 
+    def further_tuning() -> list[Run]:
+        """The runs of the next extension of the grid, now planned; none if it goes on no more."""
+        nonlocal searched, extensions
+        wider = (
+            extended(searched, [best(arm) for arm in arms if tuned(arm)]) if extensions else None
+        )
+        if wider is None:
+            extensions = 0
+            return []
+        searched, extensions = wider, extensions - 1
+        further = []
+        for arm in arms:
+            runs = tuning_runs(searched, arm)
+            added = [run for run in runs if bench.identify(run)[0] not in plan]
+            tuning[arm.title] += added
+            further += added
+        work.planned += len(further)
+        plan_further(further)
+        return further
+
+    # A study that was stopped or is finished takes up the extensions that it had come to.
+    while not work.missing(every) and (further := further_tuning()):
+        every += further
     advance("tracing", *work.counts())
     # An arm whose tuning is done needs its program as well, if it has reported runs to make.
     groups = work.groups(every, chosen())
@@ -93,25 +116,15 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
         # Not before every program is traced: a study that cannot run leaves the folder as it was.
         store.write_config(study.model_dump(mode="json"))
         store.write_environment(environment)
-        plan_further([] if study.tune and study.tune.extend else chosen())
+        plan_further([] if extensions else chosen())
+        store.write_plan(plan)
         work.complete(every, where)
-        searched = study
-        for _ in range(study.tune.extend if study.tune else 0):
-            searched = extended(searched, [best(arm) for arm in arms if tuned(arm)])
-            if searched is None:
-                break
-            further = []
-            for arm in arms:
-                added = [
-                    run for run in tuning_runs(searched, arm) if bench.identify(run)[0] not in plan
-                ]
-                tuning[arm.title] += added
-                further += added
-            work.planned += len(further)
-            plan_further(further)
+        while further := further_tuning():
+            store.write_plan(plan)
             work.complete(further, where)
         final = chosen()
         plan_further(final)
+        store.write_plan(plan)
         work.complete(final, where)
     return Ending(*work.counts(), work.here, tuple(work.failed.values()))
 
@@ -171,12 +184,16 @@ class _Work:
                 else:
                     done = set()
                     time.sleep(PATIENCE)
-                ended = [(future.result(), active.pop(future)) for future in done]
-                self._submit(waiting, active, where)  # They train while these are written.
+                broken = [it for it in done if it.exception()]
+                ended = [(it.result(), active.pop(it)) for it in done if it not in broken]
+                if not broken:
+                    self._submit(waiting, active, where)  # They train while these are written.
                 for results, claimed in ended:
                     self._take(results)
                     claimed.release()
                     self._count(claimed.group.runs)
+                for future in broken:  # Not before what ended beside it is written.
+                    future.result()
         finally:
             for claimed in active.values():
                 claimed.release()
@@ -238,8 +255,8 @@ def _words(run: Run) -> str:
 
 def _refuse_another_study(store: Store, study: Study) -> None:
     try:
-        there = store.config().get("study")
-    except NoStudyError:
+        there = store.config()["study"]
+    except StoreError:  # There is none, or a damaged one, which is written anew.
         return
     if there != study.study:
         raise StudyError(

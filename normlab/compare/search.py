@@ -53,10 +53,10 @@ Trials = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def points(space: Space, trials: int | None) -> list[dict[str, Any]]:
-    """Returns the points to try: the full grid, or so many draws.
+    """Returns the points to try, each once: the full grid, or so many draws.
 
     Draw k of a path depends on the path and on k alone, so that more draws, or another path beside
-    it, leave it as it is.
+    it, leave it as it is. Draws from lists that are equal are one point.
 
     Args:
         space: Dotted path -> values, or a range.
@@ -68,7 +68,8 @@ def points(space: Space, trials: int | None) -> list[dict[str, Any]]:
         lists = [values for values in space.values() if isinstance(values, tuple)]
         return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
     draws = {path: _draws(path, values, trials) for path, values in space.items()}
-    return [{path: drawn[k] for path, drawn in draws.items()} for k in range(trials)]
+    drawn = dict.fromkeys(zip(*draws.values(), strict=True))
+    return [dict(zip(space, point, strict=True)) for point in drawn]
 
 
 def _draws(path: str, values: tuple[Any, ...] | Range, count: int) -> list[Any]:

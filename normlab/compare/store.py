@@ -23,6 +23,7 @@ from pydantic import (
 from yaml import YAMLError
 
 from ..errors import UserError
+from .search import Range
 
 
 class StoreError(UserError):
@@ -157,6 +158,52 @@ class Result(Label):
         return self.status == "diverged"
 
 
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Named(_Strict):
+    name: str
+
+
+class _Epochs(_Strict):
+    epochs: int
+
+
+class _Tune(_Strict):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Any] | Range]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    seeds: int = 1
+    trials: int | None = None
+    extend: int = 0
+
+
+class _Config(_Strict):
+    """What status and report read of a configuration; `Study` cannot check it without JAX."""
+
+    study: str
+    data: _Named
+    model: _Named
+    optimizer: _Named
+    train: _Epochs
+    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    baseline: str
+    seeds: int
+    factors: dict[str, list[Any]] | list[dict[str, Any]] | None = None
+    tasks: dict[str, dict[str, Any]] | None = None
+    tune: _Tune | None = None
+    target_accuracy: float | None = None
+    margin: float | None = None
+    significance: float = 0.05
+
+    @model_validator(mode="after")
+    def _baseline_is_a_variant(self) -> "_Config":
+        if self.baseline not in self.variants:
+            raise ValueError(f"the baseline {self.baseline!r} is none of the variants")
+        return self
+
+
 class Store:
     """Reads and writes the folder of one study.
 
@@ -272,15 +319,20 @@ class Store:
 
         Raises:
             NoStudyError: The folder holds no study.
+            StoreError: The file is damaged.
         """
         path = self._existing("config.yaml")
         try:
-            config = OmegaConf.to_container(OmegaConf.load(path))
+            config: Any = OmegaConf.to_container(OmegaConf.load(path))
         except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
-        if not isinstance(config, dict) or not {"study", "variants", "baseline"} <= set(config):
-            raise StoreError(f"{path} does not describe a study. {_REPAIR}")
-        return {str(key): value for key, value in config.items()}
+        try:
+            _Config.model_validate(config)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"])) or "all of it"
+            what = f"{where}: {error.errors()[0]['msg']}"
+            raise StoreError(f"{path} does not describe a study ({what}). {_REPAIR}") from error
+        return dict(config)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes versions, device, git revision and command to `environment.json`."""
@@ -331,20 +383,21 @@ class Store:
         if not path.is_file():
             raise NoStudyError(
                 f"{self.folder} holds no study: {name} is missing. Give the folder that "
-                "`normlab compare` wrote."
+                "`normlab compare` writes; a study that has just begun writes it once all of its "
+                "programs are traced."
             )
         return path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that nobody ever sees a part of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8, so that nobody ever sees a part of it."""
     # A reader looks for whole names only, and a rename within one folder is atomic. The name is
     # unique, so two writers on one folder never share a temporary file.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

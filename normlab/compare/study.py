@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from pydantic import (
 
 from ..data import DataSpec
 from ..errors import UserError
+from ..inference.permutation import fewest_pairs
 from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
@@ -132,9 +134,9 @@ class TuneSpec(Spec):
     Attributes:
         seeds: Runs at each point.
         trials: Points to draw, the same for every arm; None for the full grid. A path with a list
-            of values is drawn from the list.
+            of values is drawn from the list; equal points are tried once.
         extend: How often a grid may go on by a value, for all arms alike, on a side where some
-            arm's best value lies.
+            arm's best value lies; not with trials.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -164,6 +166,15 @@ class TuneSpec(Spec):
         ranges = [path for path, values in self.space.items() if isinstance(values, Range)]
         if ranges and self.trials is None:
             raise ValueError(f"{', '.join(ranges)}: a range needs trials, as in trials: 20")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_grid_goes_on(self) -> "TuneSpec":
+        if self.extend and self.trials is not None:
+            raise ValueError(
+                f"extend={self.extend} continues a grid, but trials={self.trials} draws at random; "
+                "leave out one of the two"
+            )
         return self
 
 
@@ -227,7 +238,7 @@ class Study(Spec):
     baseline: str = ""
     target_accuracy: float | None = Field(None, gt=0, le=1)
     margin: float | None = Field(0.005, gt=0, lt=1)
-    significance: float = Field(0.05, gt=0, lt=1)
+    significance: float = Field(0.05, ge=1e-3, lt=1)
     executor: ExecutorSpec = LocalSpec()
 
     @model_validator(mode="before")
@@ -271,6 +282,15 @@ class Study(Spec):
         variants = info.data.get("variants", {given: None})  # absent if they have problems
         if given not in variants:
             raise ValueError(f"{given!r} is none of the variants {', '.join(variants)}")
+        return given
+
+    @field_validator("significance")
+    @classmethod
+    def _can_be_reached(cls, given: float, info: Any) -> float:
+        variants, factors = (info.data.get(it) or {} for it in ("variants", "factors"))
+        # At most as many as the report makes: all pairs of arms at each combination of levels.
+        comparisons = math.comb(len(variants), 2) * len(levels(factors))
+        fewest_pairs(given, max(1, comparisons))
         return given
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What the runs of a study say: estimates, comparisons with a baseline, contests, tasks."""
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -21,7 +22,7 @@ from ..inference.survival import (
     first_to_target,
     time_to_target,
 )
-from ..inference.verdict import Comparison, compare
+from ..inference.verdict import Comparison, compare, compare_jointly
 from .arm import Arm, baseline_arms
 from .outcome import accuracy_on_test, accuracy_on_validation, loss_on_test, steps_to
 from .search import Range, at_edge
@@ -114,9 +115,10 @@ class Contest:
         best: The arm with the highest mean accuracy on the test split, at equal accuracy with the
             lowest loss; None as long as no final run finished. Of unequal numbers of runs those
             seeds count that all arms have, if there are any on every task.
-        leads: Name of each other arm with final runs -> the best compared with it. Against the
-            baseline, the comparison is that of the study; the others are one family over all
-            contests.
+        leads: Name of each other arm with final runs -> the best compared with it. They are
+            corrected jointly for all pairs of arms of all contests, since the best was chosen by
+            the same runs; against the baseline, too, so that this comparison may say less than that
+            of the arm's summary, which was planned.
     """
 
     levels: dict[str, Any]
@@ -235,18 +237,26 @@ def summarize(
         for name, arm in named.items()
     }
 
-    def family(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Comparison]:
-        return _compare(pairs, alone, margin or 0.0, significance)
-
-    compared = family((name, other) for name, other in baselines.items() if name != other)
+    compared = _compare(
+        [(name, other) for name, other in baselines.items() if name != other],
+        alone,
+        margin or 0.0,
+        significance,
+    )
     contests = [
         Contest(levels, name, names, _best([alone[it] for it in names]), {})
         for name, (levels, names) in _by_levels(named).items()
     ]
-    leads = family(
-        (it.best, name) for it in contests if it.best for name in it.arms if name != it.best
+    pairs = _differences(
+        (pair for it in contests for pair in itertools.combinations(_best_first(it), 2)), alone
     )
-    leads |= {pair: it for pair, it in compared.items() if pair in leads}
+    leads = compare_jointly(
+        pairs,
+        [pair for pair in pairs if pair[0] in {it.best for it in contests}],
+        margin=margin or 0.0,
+        level=significance,
+        diverged=_diverged(alone),
+    )
     target, times, first = None, {}, {}
     if len(tasks) == 1:
         runs = {name: next(iter(it.values())) for name, it in final.items()}
@@ -277,7 +287,7 @@ def summarize(
         baselines=baselines,
         contests=tuple(
             replace(
-                it, leads={name: lead for (best, name), lead in leads.items() if best == it.best}
+                it, leads={other: lead for (name, other), lead in leads.items() if name == it.best}
             )
             for it in contests
         ),
@@ -361,18 +371,41 @@ def _compare(
     margin: float,
     significance: float,
 ) -> dict[tuple[str, str], Comparison]:
-    """Compares pairs of arms over the seeds that both have, where they have some on each task."""
-    differences = {}
+    """Compares pairs of arms as one family of planned comparisons."""
+    differences = {
+        pair: [list(it.values()) for it in tasks]
+        for pair, tasks in _differences(pairs, arms).items()
+    }
+    return compare(differences, margin=margin, level=significance, diverged=_diverged(arms))
+
+
+def _differences(
+    pairs: Iterable[tuple[str, str]], arms: Mapping[str, ArmSummary]
+) -> dict[tuple[str, str], list[dict[int, float]]]:
+    """Paired differences by seed, task by task, of pairs of arms that share some on each task."""
+    found = {}
     for name, other in pairs:
         ours, theirs = arms[name].accuracies, arms[other].accuracies
         shared = {task: [it for it in ours[task] if it in theirs[task]] for task in ours}
         if all(shared.values()):
-            differences[name, other] = paired_differences(
+            differences = paired_differences(
                 [[ours[task][seed] for seed in seeds] for task, seeds in shared.items()],
                 [[theirs[task][seed] for seed in seeds] for task, seeds in shared.items()],
             )
-    diverged = {name: len(arm.diverged) for name, arm in arms.items()}
-    return compare(differences, margin=margin, level=significance, diverged=diverged)
+            found[name, other] = [
+                dict(zip(seeds, of_task.tolist(), strict=True))
+                for seeds, of_task in zip(shared.values(), differences, strict=True)
+            ]
+    return found
+
+
+def _diverged(arms: Mapping[str, ArmSummary]) -> dict[str, int]:
+    return {name: len(arm.diverged) for name, arm in arms.items()}
+
+
+def _best_first(contest: Contest) -> list[str]:
+    """The arms of a contest, the best one first; in any order if there is none."""
+    return sorted(contest.arms, key=lambda name: name != contest.best)
 
 
 def _improvement(arm: ArmSummary, baseline: ArmSummary, confidence: float) -> Estimate:

@@ -34,11 +34,19 @@ def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str
         One sentence for each dotted path at which something is wrong.
     """
     found: dict[str, str] = {}
+    short: set[str] = set()
     for finding in error.errors(include_url=False):
         path, known = _follow(finding["loc"], schema)
         # Each type of a union that does not fit is a finding of its own; one is enough.
         found.setdefault(path, _sentence(finding, known))
-    return found
+        if finding["type"] == "too_short":
+            short.add(path)
+    # A list is too short as well when its entries have problems, since those do not count.
+    return {
+        path: what
+        for path, what in found.items()
+        if path not in short or not any(it.startswith((f"{path}[", f"{path}.")) for it in found)
+    }
 
 
 # Words of configuration files for what pydantic calls by its Python types.

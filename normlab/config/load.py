@@ -1,6 +1,7 @@
 """Reading a study: a YAML file, overrides, the user's modules, and every mistake in them."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from ..errors import nearest
 from ..modules import import_module
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
+
+# Of a range, a share that lies at no whole number.
+_BETWEEN = 1 / math.pi
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -258,9 +262,14 @@ def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> d
         if other != name:
             found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
         for path, values in (study.tune.space if study.tune else {}).items():
-            for value in (values.low, values.high) if isinstance(values, Range) else values:
+            between = values.at(_BETWEEN) if isinstance(values, Range) else None
+            for value in (
+                (values.low, values.high, between) if isinstance(values, Range) else values
+            ):
                 told = _problems(model, schema, with_values(base, {path: value}))
                 for where, what in told.items():
                     what = f"with {value!r}, {where}: {what}" if where != path else what
+                    if value is between:
+                        what = "a range draws fractions; give a list of whole numbers"
                     found.setdefault(f"tune.{path}", what + of_arm)
     return found

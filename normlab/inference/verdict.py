@@ -1,14 +1,14 @@
 """The verdict on an arm against a baseline, in a word and in a sentence made of its numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from .estimates import Estimate, bootstrap_interval, estimate, standard_error
-from .permutation import fewest_pairs, holm, pairs_for_power, sign_flip_p
+from .permutation import fewest_pairs, holm, joint_sign_flip_p, pairs_for_power, sign_flip_p
 from .scores import Floats, Tasks, checked
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
@@ -29,8 +29,8 @@ class Comparison:
       interval of 1 - 2a; the wider one is asked, so that one interval serves every claim, and a
       wrong "equivalent" has a probability of a/2 at most.
     - "better", "worse": the interval lies above, below 0, and the p-value of the exact sign-flip
-      test, adjusted by Holm over all comparisons, is at most a. The interval leans on normal
-      differences and the test on none, so that a claim stands on both.
+      test, adjusted for all comparisons, is at most a. The interval leans on normal differences
+      and the test on none, so that a claim stands on both.
     - "undecided": anything else; always with a single pair, with an infinite difference, and when
       all differences are equal though they are too few for the level, since such data say nothing
       of the spread.
@@ -46,7 +46,8 @@ class Comparison:
         pairs: Number of pairs in each task.
         equal: Whether all differences are equal.
         p: Of the sign-flip test.
-        adjusted_p: By Holm, over `comparisons`.
+        adjusted_p: Adjusted for `comparisons`.
+        correction: By what: "Holm", or "joint" for `joint_sign_flip_p`.
         comparisons: Number of comparisons that the correction is for.
         needed: Pairs that the level takes, whatever the data, all tasks together.
         needed_for_spread: Pairs that would show a difference of the observed size and spread with
@@ -65,6 +66,7 @@ class Comparison:
     equal: bool
     p: float
     adjusted_p: float
+    correction: Literal["Holm", "joint"]
     comparisons: int
     needed: int
     needed_for_spread: float | None
@@ -136,7 +138,8 @@ class Comparison:
     def _correction(self) -> str:
         if self.comparisons == 1:
             return ""
-        return f" after Holm's correction for {self.comparisons} comparisons"
+        by = {"Holm": "Holm's correction", "joint": "a joint correction"}[self.correction]
+        return f" after {by} for {self.comparisons} comparisons"
 
 
 def compare(
@@ -146,7 +149,7 @@ def compare(
     level: float = 0.05,
     diverged: Mapping[str, int] | None = None,
 ) -> dict[tuple[str, str], Comparison]:
-    """Compares arms with their baselines, as one family of comparisons.
+    """Compares arms with their baselines, as one family of comparisons, corrected by Holm.
 
     Args:
         differences: Arm and baseline -> the arm's paired differences from the baseline, task by
@@ -163,16 +166,58 @@ def compare(
         ValueError: The margin is negative or infinite, or the level is not a probability; see also
             `checked`.
     """
+    adjusted = holm({pair: sign_flip_p(tasks) for pair, tasks in differences.items()})
+    return _compared(differences, adjusted, "Holm", margin, level, diverged or {})
+
+
+def compare_jointly(
+    differences: Mapping[tuple[str, str], Sequence[Mapping[int, float]]],
+    told: Collection[tuple[str, str]],
+    *,
+    margin: float = 0.0,
+    level: float = 0.05,
+    diverged: Mapping[str, int] | None = None,
+) -> dict[tuple[str, str], Comparison]:
+    """Compares arms with each other, corrected by joint sign flips.
+
+    Of all pairs of arms, those of the arm that came out best may be told by themselves: that it was
+    chosen by the same data is accounted for. See `joint_sign_flip_p`.
+
+    Args:
+        differences: Two arms -> for each task seed -> the first one's difference from the second.
+        told: Those of them that are asked for; all are corrected for.
+        margin: See `compare`, as all that follows.
+        level: Likewise.
+        diverged: Likewise.
+
+    Returns:
+        The two arms -> comparison, of those asked for, in the order given.
+    """
+    by_task = {
+        pair: [list(it.values()) for it in tasks]
+        for pair, tasks in differences.items()
+        if pair in told
+    }
+    adjusted = joint_sign_flip_p(differences)
+    return _compared(by_task, adjusted, "joint", margin, level, diverged or {})
+
+
+def _compared(
+    differences: Mapping[tuple[str, str], Tasks],
+    adjusted: Mapping[tuple[str, str], float],
+    correction: Literal["Holm", "joint"],
+    margin: float,
+    level: float,
+    diverged: Mapping[str, int],
+) -> dict[tuple[str, str], Comparison]:
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin {margin}; expected a difference of scores, 0 or more")
-    diverged = diverged or {}
     arrays = {pair: checked(tasks) for pair, tasks in differences.items()}
-    p_values = {pair: sign_flip_p(tasks) for pair, tasks in arrays.items()}
-    adjusted = holm(p_values)
     comparisons = {}
     for (arm, baseline), tasks in arrays.items():
         difference = estimate(tasks, confidence=1 - level)
-        needed = fewest_pairs(level, len(arrays))
+        # The smallest p-value of joint flips is that of one test, however many the comparisons.
+        needed = fewest_pairs(level, len(adjusted) if correction == "Holm" else 1)
         equal = bool(np.ptp(np.concatenate(tasks)) < EQUAL)
         enough = difference.count >= needed or not equal
         comparisons[arm, baseline] = Comparison(
@@ -182,11 +227,12 @@ def compare(
             bootstrap=bootstrap_interval(tasks, confidence=1 - level),
             pairs=tuple(map(len, tasks)),
             equal=equal,
-            p=p_values[arm, baseline],
+            p=sign_flip_p(tasks),
             adjusted_p=adjusted[arm, baseline],
-            comparisons=len(arrays),
+            correction=correction,
+            comparisons=len(adjusted),
             needed=needed,
-            needed_for_spread=_needed_for_spread(tasks, difference, level, len(arrays)),
+            needed_for_spread=_needed_for_spread(tasks, difference, level, len(adjusted)),
             margin=margin,
             level=level,
             diverged=(diverged.get(arm, 0), diverged.get(baseline, 0)),

@@ -1,12 +1,11 @@
 """A study as its folder tells it: configuration, environment, results and what they mean."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..compare.arm import Arm, arms
-from ..compare.search import Range
+from ..compare.search import Range, points
 from ..compare.store import Result, Store
 from ..compare.summary import Summary, summarize
 
@@ -113,7 +112,7 @@ def read_study(folder: str | Path) -> Study:
         for path, values in tune.items()
         if isinstance(values, dict)
     }
-    points = trials or math.prod(len(values) for values in tuned.values())
+    tried = points({path: ranges.get(path) or tuple(it) for path, it in tuned.items()}, trials)
     return Study(
         folder=store.folder,
         config=config,
@@ -132,10 +131,10 @@ def read_study(folder: str | Path) -> Study:
         ),
         tuned=tuned,
         ranges=ranges,
-        points=points,
+        points=len(tried),
         tune_seeds=tune_seeds,
         planned={
-            "tune": len(planned_arms) * points * tune_seeds if tuned else 0,
+            "tune": len(planned_arms) * len(tried) * tune_seeds,
             "final": len(planned_arms) * config["seeds"],
         },
     )

@@ -296,7 +296,11 @@ def _remarks(summary: Summary) -> Iterable[str]:
             f"method{families}; each {confidence(summary)} interval holds by itself."
         )
     if any(len(it.leads) > 1 for it in summary.contests):
-        yield ("The best arm was picked by the same runs that compare it, which flatters its lead.")
+        lead = next(it for contest in summary.contests for it in contest.leads.values())
+        yield (
+            "The best arm was picked by the same runs that compare it, which flatters its lead; "
+            f"the p-values of its leads are corrected for all {lead.comparisons} pairs of arms."
+        )
     if len({it.runs for it in summary.arms}) > 1:
         counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
         yield (

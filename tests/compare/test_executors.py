@@ -7,16 +7,19 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
 from command import table
 
 from normlab.compare.environment import environment
+from normlab.compare.executors.local import LocalExecutor
 from normlab.compare.run import run_study
 from normlab.compare.status import read_status
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
+from normlab.errors import UserError
 from normlab.modules import import_module
 from normlab.variants import VARIANTS
 
@@ -171,6 +174,33 @@ def test_a_run_that_fails_is_recorded_and_tried_again_next_time(tmp_path, layers
     assert (ending.done, ending.here, ending.failures) == (12, 6, ())
     assert Store(folder).failures() == []
     assert read_status(folder).total.failed == 0
+
+
+class _SecondBreaks(LocalExecutor):
+    """Trains the first group, and breaks at the second once that is done."""
+
+    slots = 2
+    taken = 0
+
+    def submit(self, group):
+        self.taken += 1
+        if self.taken == 1:
+            made = super().submit(group)
+            wait([made])
+            return made
+        broken = Future()
+        broken.set_exception(UserError("the machine is gone"))
+        return broken
+
+
+def test_what_ended_beside_a_group_that_broke_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "normlab.compare.run.start_executor",
+        lambda study, bench, environment, store: _SecondBreaks(bench, store),
+    )
+    with pytest.raises(UserError, match="the machine is gone"):
+        run(tmp_path, study(tune=None, seeds=1, train={"epochs": 1}))
+    assert [it.arm for it in Store(tmp_path).results()] == ["none"]
 
 
 def test_a_module_that_the_workers_do_not_find_is_told(tmp_path, layers):

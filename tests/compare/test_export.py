@@ -12,6 +12,10 @@ from normlab.compare.store import Curve, Evaluation, Failure, Label, NoStudyErro
 
 CONFIG = {
     "study": "small",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp"},
+    "optimizer": {"name": "sgd"},
+    "train": {"epochs": 2},
     "baseline": "none",
     "variants": {"none": {"layer": "identity"}, "b&_%": {"layer": "batch_norm"}},
     "factors": {"data.batch_size": [16], "model.activation": ["relu"]},

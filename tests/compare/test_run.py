@@ -406,7 +406,9 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
         assert report.summary[name].accuracy.count == 4
 
 
-def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(tmp_path):
+def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(
+    tmp_path, monkeypatch
+):
     # Rates so small that more is always better.
     made = study(tune={"optimizer.learning_rate": [1e-5, 1e-4], "extend": 2}, seeds=1)
     store, _ = run(tmp_path, made)
@@ -420,8 +422,32 @@ def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edg
         assert sorted(tried) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
     report = read_study(tmp_path)
     assert report.done("tune") == report.planned["tune"] == 2 * 4
+    # Started again, it plans at no time less than it had come to.
+    plans, whole = [], store.plan()
+    monkeypatch.setattr(Store, "write_plan", lambda _, plan: plans.append(dict(plan)))
     run(tmp_path, made)
+    assert plans
+    assert all(plan == whole for plan in plans)
     assert len(store.results()) == len(results)
+
+
+def test_a_study_that_draws_from_a_list_makes_equal_draws_once(tmp_path):
+    tune = {"optimizer.learning_rate": [0.01, 0.1], "trials": 7}
+    store, _ = run(tmp_path, study(tune=tune, seeds=1, train={"epochs": 1}))
+    tried = [it.values["optimizer.learning_rate"] for it in store.results() if it.phase == "tune"]
+    assert sorted(tried) == [0.01, 0.01, 0.1, 0.1]  # of two arms
+    report = read_study(tmp_path)
+    assert report.points == 2
+    assert report.done("tune") == report.planned["tune"] == 4
+
+
+def test_a_damaged_configuration_is_written_anew(tmp_path):
+    made = study(tune=None, seeds=1, train={"epochs": 1})
+    store, _ = run(tmp_path, made)
+    config = store.config()
+    (tmp_path / "config.yaml").write_text("study: [small")
+    run(tmp_path, made)
+    assert store.config() == config
 
 
 def test_a_grid_does_not_go_on_to_what_the_study_refuses():

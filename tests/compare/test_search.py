@@ -27,6 +27,17 @@ def test_a_draw_stays_what_it_is_when_trials_or_paths_are_added():
     assert len({point[RATE] for point in points(SPACE, 50)}) == 50
 
 
+def test_equal_draws_from_lists_are_one_point():
+    drawn = points({RATE: (0.01, 0.1), DECAY: (0, 1)}, 50)
+    assert sorted(map(tuple, (it.values() for it in drawn))) == [
+        (0.01, 0),
+        (0.01, 1),
+        (0.1, 0),
+        (0.1, 1),
+    ]
+    assert points({RATE: (0.01, 0.1)}, 50)[0] == points({RATE: (0.01, 0.1)}, 1)[0]
+
+
 @pytest.mark.parametrize("scale", ["log", "linear"])
 def test_draws_are_uniform_on_their_scale(scale):
     tried = [it[RATE] for it in points({RATE: Range(low=0.01, high=100, scale=scale)}, 2000)]

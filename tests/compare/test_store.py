@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from normlab.compare.status import read_status
 from normlab.compare.store import (
     Curve,
     Evaluation,
@@ -19,6 +20,7 @@ from normlab.compare.store import (
     StoreError,
     write_whole,
 )
+from normlab.report import read_study
 
 
 def result(name="final-batch-0", loss=0.5, **changes):
@@ -147,6 +149,11 @@ def test_the_configuration_comes_back_with_its_types(tmp_path):
     config = {
         "study": "<script>alert(1)</script>",
         "baseline": "none",
+        "seeds": 3,
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd"},
+        "train": {"epochs": 2},
         "tune": {"optimizer.learning_rate": [0.003, 1e-05, 1e7], "seeds": 2},
         "variants": {"none": {"layer": "identity"}, "yes": {"layer": "1e-3", "on": True}},
         "target_accuracy": None,
@@ -163,6 +170,39 @@ def test_the_environment_comes_back(tmp_path):
     store = Store(tmp_path)
     store.write_environment(environment)
     assert store.environment() == environment
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seeds": None}, "seeds: Input should be a valid integer"),
+        ({"variants": ["none"]}, "variants: Input should be a valid dictionary"),
+        ({"baseline": "other"}, "the baseline 'other' is none of the variants"),
+        ({"seeds": "3"}, "seeds: Input should be a valid integer"),
+        ({"tune": [1]}, "tune: Input should be a valid dictionary"),
+        ({"tune": {"optimizer.learning_rate": 0.1}}, "tune.optimizer.learning_rate.*list"),
+        ({"tune": {"optimizer.learning_rate": {"low": 1.0}}}, "tune.optimizer.learning_rate"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_status, read_study])
+def test_a_configuration_of_which_something_is_lost_is_told(tmp_path, read, changes, what):
+    config = {
+        "study": "small",
+        "baseline": "none",
+        "seeds": 3,
+        "data": {"name": "digits"},
+        "model": {"name": "mlp"},
+        "optimizer": {"name": "sgd"},
+        "train": {"epochs": 2},
+        "variants": {"none": {"layer": "identity"}},
+    }
+    store = Store(tmp_path)
+    store.write_environment({"packages": {}})
+    store.write_config(config)
+    read(tmp_path)
+    store.write_config(config | changes)
+    with pytest.raises(StoreError, match=f"{what}.*Run the study again"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("read", [Store.config, Store.environment])

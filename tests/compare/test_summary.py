@@ -1,5 +1,6 @@
 """What the runs of a study say: against numbers by hand and against other formulations in scipy."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -14,6 +15,7 @@ from normlab.compare.search import Range
 from normlab.compare.store import Evaluation, StoreError
 from normlab.compare.summary import summarize
 from normlab.inference.estimates import Estimate, estimate
+from normlab.inference.permutation import joint_sign_flip_p
 
 
 def summed(results, variants, baseline, **options):
@@ -377,8 +379,30 @@ def test_with_factors_arms_compete_and_are_compared_at_their_own_levels():
     assert summary.best == "base, batch_size=64"
 
 
-def test_against_its_baseline_the_best_arm_has_one_comparison():
+def test_leads_are_corrected_for_all_pairs_and_planned_comparisons_for_themselves():
     accuracies = {"a": [0.5, 0.6, 0.7], "b": [0.6, 0.8, 0.7], "c": [0.9, 0.6, 0.5]}
     results = [it for name, values in accuracies.items() for it in finals(name, values)]
     summary = summed(results, ["a", "b", "c"], "a")
-    assert summary.contests[0].leads["a"] is summary["b"].comparison
+    lead, planned = summary.contests[0].leads["a"], summary["b"].comparison
+    assert (lead.arm, lead.baseline) == (planned.arm, planned.baseline) == ("b", "a")
+    assert lead.difference == planned.difference
+    assert (lead.correction, lead.comparisons) == ("joint", 3)
+    assert (planned.correction, planned.comparisons) == ("Holm", 2)
+    assert "after a joint correction for 3 comparisons" in lead.sentence
+
+
+def test_without_a_difference_the_best_arm_seldom_seems_to_win():
+    draw = np.random.default_rng(0)
+    names = [f"arm {place}" for place in range(10)]
+    won = 0
+    for _ in range(200):
+        scores = draw.normal(size=8) + draw.normal(size=(10, 8))
+        pairs = {
+            (one, other): [dict(enumerate(scores[a] - scores[b]))]
+            for (a, one), (b, other) in itertools.combinations(enumerate(names), 2)
+        }
+        best = names[int(np.argmax(scores.mean(1)))]
+        adjusted = joint_sign_flip_p(pairs)
+        won += any(p <= 0.05 for pair, p in adjusted.items() if best in pair)
+    # With a true level of 5%, more than 18 of 200 have a probability below 0.5%.
+    assert won <= 18

@@ -600,3 +600,28 @@ def test_random_search_is_understood_and_its_problems_are_told(crossed):
     ]
     (line,) = problems(crossed, *drawn[:2])
     assert line.startswith("tune: optimizer.learning_rate: a range needs trials")
+
+
+def test_a_range_over_whole_numbers_is_told_when_the_study_is_read():
+    told = problems(QUICKSTART, "tune.trials=3", "tune.data.batch_size={low: 8, high: 64}")
+    assert told == ["tune.data.batch_size: a range draws fractions; give a list of whole numbers"]
+
+
+def test_random_draws_do_not_go_on_as_a_grid_does():
+    (line,) = problems(QUICKSTART, "tune.trials=3", "tune.extend=1")
+    assert line.startswith("tune: extend=1 continues a grid, but trials=3 draws at random")
+
+
+def test_a_significance_that_no_number_of_runs_can_reach_is_told():
+    (line,) = problems(QUICKSTART, "significance=1e-4")
+    assert line == "significance: should be greater than or equal to 0.001, but 0.0001 was given"
+    sizes = ", ".join(map(str, range(8, 48)))
+    (line,) = problems(QUICKSTART, "significance=1e-3", f"factors.data.batch_size=[{sizes}]")
+    assert line.startswith("significance: level 0.001 over 600 comparisons cannot be reached")
+
+
+def test_a_list_whose_entries_are_wrong_is_not_called_too_short_as_well():
+    (line,) = problems(QUICKSTART, "model.hidden=[a]")
+    assert line.startswith("model.hidden[0]: should be a valid integer")
+    (line,) = problems(QUICKSTART, "model.hidden=[]")
+    assert line.startswith("model.hidden: Tuple should have at least 1 item")

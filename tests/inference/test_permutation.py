@@ -10,6 +10,7 @@ from scipy import stats
 from normlab.inference.permutation import (
     fewest_pairs,
     holm,
+    joint_sign_flip_p,
     pairs_for_power,
     sign_flip_p,
     smallest_p,
@@ -147,3 +148,51 @@ def test_holm_holds_the_error_of_the_family():
 
 def flips(pairs):
     return itertools.product([1, -1], repeat=pairs)
+
+
+@pytest.mark.parametrize("pairs", [2, 7, 12])
+def test_joint_flips_of_one_comparison_are_the_exact_test(pairs):
+    differences = np.random.default_rng(pairs).normal(0.5, 1, pairs)
+    found = joint_sign_flip_p({"only": [dict(enumerate(differences))]})
+    assert found == {"only": pytest.approx(sign_flip_p([differences]))}
+
+
+def test_joint_flips_step_down_over_the_largest_statistics():
+    scores = np.random.default_rng(3).normal([[0], [0.4], [1.5]], 1, (3, 6))
+    pairs = {(a, b): scores[a] - scores[b] for a, b in [(0, 1), (0, 2), (1, 2)]}
+    length = {pair: np.linalg.norm(it) for pair, it in pairs.items()}
+    left, expected, reached = dict(pairs), {}, 0.0
+    while left:
+        pair = max(left, key=lambda it: abs(left[it].sum()) / length[it])
+        observed = abs(left[pair].sum()) / length[pair]
+        largest = [max(abs(it @ signs) / length[p] for p, it in left.items()) for signs in flips(6)]
+        reached = max(reached, np.mean(np.array(largest) >= observed - 1e-12))
+        expected[pair] = reached
+        del left[pair]
+    found = joint_sign_flip_p({pair: [dict(enumerate(it))] for pair, it in pairs.items()})
+    assert list(found) == list(pairs)
+    assert found == pytest.approx(expected)
+    assert len(set(found.values())) > 1
+
+
+def test_joint_flips_show_a_clear_order_of_many_arms_where_holm_cannot():
+    draw = np.random.default_rng(0)
+    scores = draw.normal(3 * np.arange(10)[:, None], 1, (10, 8))
+    pairs = {(a, b): scores[a] - scores[b] for a, b in itertools.combinations(range(10), 2)}
+    found = joint_sign_flip_p({pair: [dict(enumerate(it))] for pair, it in pairs.items()})
+    assert max(p for pair, p in found.items() if 9 in pair) == pytest.approx(2 / 2**8)
+    assert min(holm({pair: sign_flip_p([it]) for pair, it in pairs.items()}).values()) > 0.05
+
+
+def test_joint_flips_take_seeds_that_not_all_have_equal_arms_and_many_seeds():
+    found = joint_sign_flip_p(
+        {"few": [{3: 0.1, 4: 0.2}], "more": [{3: 0.1, 5: -0.2, 6: 0.3}], "equal": [{3: 0.0}]}
+    )
+    assert found["equal"] == 1
+    # Of the two that "few" has, both signs alike in half of the flips, or "more" at its largest.
+    assert found["few"] == pytest.approx(0.5 + 0.5 * 0.25)
+    draw = np.random.default_rng(1)
+    differences = draw.normal(0.5, 1, 18)
+    many = joint_sign_flip_p({"only": [dict(enumerate(differences))]})["only"]
+    assert many == pytest.approx(sign_flip_p([differences]), abs=0.005)
+    assert joint_sign_flip_p({}) == {}

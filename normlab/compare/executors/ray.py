@@ -56,8 +56,14 @@ class RayExecutor(Executor):
                 f"--head`, or give executor.address=local. {error}"
             ) from error
         resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        self._slots = workers or gpus or int(resources["CPU"])
+        gpus, cores = (int(resources.get(it, 0)) for it in ("GPU", "CPU"))
+        if not cores:  # Each task takes one, and would wait for it for ever.
+            ray.shutdown()
+            raise StudyError(
+                f"executor.address={address}: no node of this Ray cluster offers a CPU; start one "
+                "with `ray start --address=ADDRESS --num-cpus=N`"
+            )
+        self._slots = workers or gpus or cores
         self._setting = ray.put(setting)
         self._task: Any = ray.remote(
             num_cpus=1, num_gpus=1 if gpus else 0, max_retries=ATTEMPTS - 1
