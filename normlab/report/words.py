@@ -297,10 +297,13 @@ def _remarks(summary: Summary) -> Iterable[str]:
         )
     if any(len(it.leads) > 1 for it in summary.contests):
         lead = next(it for contest in summary.contests for it in contest.leads.values())
-        yield (
-            "The best arm was picked by the same runs that compare it, which flatters its lead; "
-            f"the p-values of its leads are corrected for all {lead.comparisons} pairs of arms."
+        flattered = (
+            "The best arm was picked by the same runs that compare it, which flatters its lead"
         )
+        corrected = (
+            f"the p-values of its leads are corrected for all {lead.comparisons} pairs of arms"
+        )
+        yield f"{flattered}; {corrected}." if lead.difference.count > 1 else f"{flattered}."
     if len({it.runs for it in summary.arms}) > 1:
         counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
         yield (
