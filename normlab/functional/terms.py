@@ -37,9 +37,12 @@ def term(
     tangent = lax.pcast(tangent, axes, to="varying") if axes else tangent
 
     def separate(tangent, *factors):
-        tangent, factors = apart(place, (tangent, factors), like)
+        factors = apart(place, factors, like)
         if not constant:
-            return apart(place, function(tangent, *factors), like)
+            # What comes back to a large tangent is added to other terms, best in one go.
+            result = function(tangent, *factors)
+            return result if result.shape == like.shape else apart(place, result, like)
+        tangent = apart(place, tangent, like)
         tangent = cut.spread(tangent, cut.view(like))
         result = function(tangent, *jax.tree.map(cut.view, factors))
         return apart(place, cut.whole(result, like), like)
