@@ -18,12 +18,12 @@ from jaxtyping import Array
 
 from .apart import fence
 
-# What goes into one sum, in elements. 50,000 were too much for every shape tried, from (32, 8, 8,
-# 512) to (32, 56, 56, 64); blocks of less than half of this cost up to twice as much, by their
-# number.
+# What goes into the sums of one leading index, in elements. Up to this many, all was computed
+# beside the sum in each shape tried, from (32, 8, 8, 512) to (32, 56, 56, 64); with 50,000 in none.
+# Blocks of less than half of this cost up to twice as much, by their number.
 _MOST = 2**15
 
-# Values in a sum. Where a length has no good divisor, the sums of blocks of 2 to 29 were so many
+# Values in one sum. Where a length has no good divisor, the sums of blocks of 2 to 29 were so many
 # that they took up to twice as long as the whole; of 61 and more they paid off.
 _LEAST = 32
 
