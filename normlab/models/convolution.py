@@ -1,41 +1,39 @@
-"""A convolution for CPU that is fast in training loops: patches times weights, block by block.
+"""A convolution whose derivatives too are fast on CPU, inside of training loops and mapped.
 
-XLA's convolution is slow on CPU, and its gradient inside `lax.scan` is up to a hundred times slower
-still, which would rule out epochs that run as one scan. A convolution is also a matrix product.
-Let the row p(b, h, w) hold the kh * kw * c values of the padded input under the kernel's window at
-output position (h, w) of image b. Then
+XLA for CPU hands convolutions to the library Eigen, which runs them at the speed of its matrix
+products. Three things keep a network that is trained from having that:
 
-    y[b, h, w, :] = p(b, h, w) @ K        K: the kernel as a matrix of (kh * kw * c, features)
+- Inside a loop, such as `lax.scan`, only a convolution whose dimensions come in the order NHWC,
+  HWIO, NHWC is handed over. The derivatives that JAX makes have other orders, and are then computed
+  number by number, up to a thousand times slower.
+- Of more than 16 channels another library, YNN, takes over most of what would go to Eigen, and
+  takes up to five times as long. It leaves alone what has holes in its input.
+- A map over kernels (`jax.vmap` over runs) becomes one convolution in groups, which is slow.
 
-All patches of a batch would be kh * kw times as large as the input. So the product runs over blocks
-of a few images, whose patches stay in the cache.
+A convolution and its two derivatives are the three contractions of one sum of products,
 
-The derivatives are those of this formula, and JAX finds them by itself in every mode: the gradient
-to the kernel is the sum over blocks of dy^T @ patches, the one to the input adds dy @ K^T into the
-windows that the patches came from. Two things make them fast. Each block is a `jax.checkpoint`, so
-the patches are cut again for the backward pass and never stored. And the kernel takes part as its
-transpose (features, kh * kw * c), because JAX then writes the gradient to the kernel as
-dy^T @ patches, which runs up to 1.5 times faster than patches^T @ dy.
+    sum over n, h, w, i, j, c, f of  x[n, s h + i, s w + j, c] K[i, j, c, f] y[n, h, w, f],
 
-Many runs at once may be mapped by `jax.vmap` or by `jax.lax.map`. On CPU the second is faster for
-convolutions, by a factor of about two: one run's matrix products keep all cores busy already, and
-its blocks fit the cache.
+with the images x (padded), the kernel K, the output y and the stride s: each of the three is linear
+in the other two, and the derivatives of a contraction are the other two contractions. So there is
+one primitive, `_contract`, with all derivatives of every order. For CPU each contraction becomes a
+convolution in the order that is handed over, run by run; for all other platforms, which need no
+help, the library's convolution or its derivative.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-
-# What the patches of a block may take up, in bytes. Between 1 and 2 MiB, a core's second-level
-# cache, was fastest for inputs from (32, 32, 3) to (8, 8, 128); twice as much cost up to 50% more.
-_BLOCK_BYTES = 2**21
+_FACTORS = ("images", "kernel", "output")
 
 
 def convolution(
@@ -52,14 +50,14 @@ def convolution(
     preferred_element_type: Any = None,
     out_sharding: Any = None,
 ) -> Array:
-    """Convolve as `jax.lax.conv_general_dilated` does, on CPU by blocked matrix products.
+    """Convolve as `jax.lax.conv_general_dilated` does, fast on CPU.
 
     For `flax.linen.Conv(conv_general_dilated=...)`. Two-dimensional NHWC/HWIO convolutions in
-    float32 or bfloat16, without dilation or groups, are blocked when they are compiled for a CPU,
-    unless the types of the arrays name a sharding: a loop over images would gather them. All
-    others, and all other platforms, get the library's convolution. The platform is looked at when
-    the program is lowered, not when it is traced, so that a program compiled on a CPU machine for
-    an accelerator holds the library's convolution.
+    float32 or bfloat16, without dilation or groups, are computed here when they are compiled for a
+    CPU, unless the types of the arrays name a sharding. All others, and all other platforms, get
+    the library's convolution. The platform is looked at when the program is lowered, not when it
+    is traced, so that a program compiled on a CPU machine for an accelerator holds the library's
+    convolution.
 
     Args:
         lhs: Images, (batch, height, width, channels).
@@ -97,6 +95,7 @@ def convolution(
     )
     # Before anything else, so that wrong arguments raise the library's errors.
     output = jax.eval_shape(library, lhs, rhs)
+    types = jax.typeof(lhs), jax.typeof(rhs)
     plain = (
         lhs.ndim == 4
         and lhs.dtype in (jnp.float32, jnp.bfloat16)
@@ -105,7 +104,7 @@ def convolution(
         and feature_group_count == batch_group_count == 1
         and preferred_element_type is None
         and out_sharding is None
-        and not any(jax.typeof(lhs).sharding.spec + jax.typeof(rhs).sharding.spec)
+        and not any(types[0].sharding.spec + types[1].sharding.spec)
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     )
@@ -113,69 +112,201 @@ def convolution(
         return library(lhs, rhs)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-    blocked = partial(
-        _blocked,
-        strides=window_strides,
-        padding=padding,
-        output_size=output.shape[1:3],
-        precision=precision,
+    geometry = _Geometry(
+        (lhs.shape, rhs.shape, output.shape),
+        tuple(window_strides),
+        tuple((int(low), int(high)) for low, high in padding),
+        precision,
     )
-    # The checkpoint lets only `lhs` and `rhs` wait for the backward pass. Without it both branches
-    # would put aside what they need, each a copy. Nothing is computed twice for its sake: the
-    # derivatives of a product need its factors, not its result.
-    convolve = partial(lax.platform_dependent, cpu=blocked, default=library)
-    return jax.checkpoint(convolve, prevent_cse=False)(lhs, rhs)
+    # What is the same on all devices of `shard_map` becomes each device's own.
+    varying = [kind.manual_axis_type.varying for kind in types]
+    lhs, rhs = (
+        lax.pcast(x, axes, to="varying") if (axes := tuple(other - own)) else x
+        for x, own, other in zip((lhs, rhs), varying, varying[::-1], strict=True)
+    )
+    return _contract.bind(lhs[None], rhs[None], wanted="output", geometry=geometry)[0]
 
 
-def _blocked(
-    images: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels features"],
-    *,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    output_size: Sequence[int],
-    precision: Any,
-) -> Float[Array, "batch output_height output_width features"]:
-    kernel_height, kernel_width, channels, features = kernel.shape
-    height, width = output_size
-    taps = kernel_height * kernel_width
-    # All casts stand outside of the loop: the kernel's gradient is summed over blocks in float32,
-    # and a cast to bfloat16 inside made the gradient to unpadded images five times slower.
-    weights = kernel.reshape(taps * channels, features).T.astype(jnp.float32)
-    edges = [(low, high, 0) for low, high in padding]
+class _Geometry(NamedTuple):
+    """What the three contractions have in common.
 
-    def convolve(image: Float[Array, "height width channels"]) -> Float[Array, "h w features"]:
-        image = lax.pad(image, jnp.float32(0), [*edges, (0, 0, 0)])
-        windows = [
-            lax.slice(
-                image,
-                (top, left, 0),
-                (
-                    top + (height - 1) * strides[0] + 1,
-                    left + (width - 1) * strides[1] + 1,
-                    channels,
-                ),
-                (*strides, 1),
-            )
-            for top in range(kernel_height)
-            for left in range(kernel_width)
-        ]
-        patches = jnp.concatenate(windows, axis=-1)
-        return lax.dot_general(patches, weights, (((2,), (1,)), ((), ())), precision)
-
-    # A 1x1 kernel's patches are the image itself: one product does, and 0 asks `lax.map` for that.
-    bytes_per_image = height * width * taps * channels * 4
-    block = 0 if taps == 1 else _images_per_block(len(images), bytes_per_image)
-    convolve = jax.checkpoint(convolve, prevent_cse=False)
-    return lax.map(convolve, images.astype(jnp.float32), batch_size=block).astype(images.dtype)
-
-
-def _images_per_block(batch: int, bytes_per_image: int) -> int:
-    """Return as many images as the cache holds, or rather fewer if that divides the batch.
-
-    What is left over when nothing near divides the batch becomes a smaller block of its own, which
-    costs a copy of the images and one of the result.
+    Attributes:
+        shapes: Of images, kernel and output.
+        strides: Of the kernel along height and width.
+        padding: (low, high) of the images along height and width.
+        precision: Of the products.
     """
-    most = max(1, min(batch, _BLOCK_BYTES // bytes_per_image))
-    divisor = max(size for size in range(1, most + 1) if batch % size == 0)
-    return divisor if 2 * divisor >= most else most
+
+    shapes: tuple[tuple[int, ...], ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    precision: Any
+
+    def lengths(self) -> Iterator[tuple[int, int, int, int]]:
+        """Along height and width: padding below, and what images, kernel and output measure.
+
+        The output is spread out over the images by the strides.
+        """
+        images, kernel, output = self.shapes
+        for axis, ((low, _), stride) in enumerate(zip(self.padding, self.strides, strict=True)):
+            yield low, images[axis + 1], kernel[axis], (output[axis + 1] - 1) * stride + 1
+
+
+# Contracts two of images, kernel and output, in this order, to the third, which is `wanted`. Each
+# has an axis of runs before its own.
+_contract = Primitive("contract")
+
+
+def _operands(wanted: str) -> list[str]:
+    return [name for name in _FACTORS if name != wanted]
+
+
+@_contract.def_impl
+@partial(jax.jit, static_argnames=("wanted", "geometry"))
+def _(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
+    return _contract.bind(a, b, wanted=wanted, geometry=geometry)
+
+
+@_contract.def_abstract_eval
+def _(a: Any, b: Any, *, wanted: str, geometry: _Geometry) -> Any:
+    return a.update(shape=(a.shape[0], *geometry.shapes[_FACTORS.index(wanted)]))
+
+
+def _transpose(
+    place: int, cotangent: Array, a: Any, b: Any, *, wanted: str, geometry: _Geometry
+) -> Array:
+    """The derivative to the operand at a place, which is a contraction of the others."""
+    names = _operands(wanted)
+    known = {wanted: cotangent, names[1 - place]: (a, b)[1 - place]}
+    arrays = [known[name] for name in _operands(names[place])]
+    return _contract.bind(*arrays, wanted=names[place], geometry=geometry)
+
+
+ad.defbilinear(_contract, partial(_transpose, 0), partial(_transpose, 1))
+
+
+def _map(
+    arrays: Sequence[Array], axes: Sequence[int | None], *, wanted: str, geometry: _Geometry
+) -> tuple[Array, int]:
+    """The rule of `vmap`: what has one kernel becomes more images, all else more runs."""
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    of_operand = dict(zip(_operands(wanted), axes, strict=True))
+    if of_operand.get("kernel", 0) is None:
+        place = 1
+        images, kernel, output = geometry.shapes
+        shapes = ((size * images[0], *images[1:]), kernel, (size * output[0], *output[1:]))
+        geometry = geometry._replace(shapes=shapes)
+    else:
+        place = 0
+        arrays = [
+            jnp.broadcast_to(x, (size, *x.shape)) if axis is None else x
+            for x, axis in zip(arrays, axes, strict=True)
+        ]
+    merged = []
+    for x, axis in zip(arrays, of_operand.values(), strict=True):
+        if axis is not None or place == 0:
+            x = jnp.moveaxis(x, axis or 0, place)
+            x = x.reshape(*x.shape[:place], -1, *x.shape[place + 2 :])
+        merged.append(x)
+    result = _contract.bind(*merged, wanted=wanted, geometry=geometry)
+    return result.reshape(*result.shape[:place], size, -1, *result.shape[place + 1 :]), place
+
+
+batching.primitive_batchers[_contract] = _map
+
+
+def _by_the_library(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
+    def convolve(images: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            geometry.strides,
+            geometry.padding,
+            dimension_numbers=_NHWC,
+            precision=geometry.precision,
+        )
+
+    def contract(a: Array, b: Array) -> Array:
+        if wanted == "output":
+            return convolve(a, b)
+        shape = jax.ShapeDtypeStruct(geometry.shapes[_FACTORS.index(wanted)], a.dtype)
+        of_wanted = (lambda x: convolve(x, a)) if wanted == "images" else partial(convolve, a)
+        return jax.linear_transpose(of_wanted, shape)(b)[0]
+
+    return contract(a[0], b[0])[None] if len(a) == 1 else jax.vmap(contract)(a, b)
+
+
+def _on_cpu(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
+    function = {"output": _output, "images": _images, "kernel": _kernel}[wanted]
+    contract = partial(function, geometry)
+    # Eigen's sums of bfloat16 would be rounded at every step.
+    x, y = a.astype(jnp.float32), b.astype(jnp.float32)
+    result = (
+        contract(x[0], y[0])[None] if len(a) == 1 else lax.map(lambda xy: contract(*xy), (x, y))
+    )
+    return result.astype(a.dtype)
+
+
+def _output(geometry: _Geometry, images: Array, kernel: Array) -> Array:
+    return _convolve(geometry, images, kernel, geometry.padding, strides=geometry.strides)
+
+
+def _images(geometry: _Geometry, kernel: Array, output: Array) -> Array:
+    """Convolves the output, spread out, with the kernel backwards."""
+    padding = [
+        (taps - 1 - low, low + size - spread) for low, size, taps, spread in geometry.lengths()
+    ]
+    backwards = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    return _convolve(geometry, output, backwards, padding, lhs_dilation=geometry.strides)
+
+
+def _kernel(geometry: _Geometry, images: Array, output: Array) -> Array:
+    """Convolves the images with the output, spread out; batch and channels change places."""
+    padding = [
+        (low, taps - 1 - low + spread - size) for low, size, taps, spread in geometry.lengths()
+    ]
+
+    def contract(images: Array, output: Array) -> Array:
+        images, output = images.transpose(3, 1, 2, 0), output.transpose(1, 2, 0, 3)
+        kernel = _convolve(geometry, images, output, padding, rhs_dilation=geometry.strides)
+        return kernel.transpose(1, 2, 0, 3)
+
+    # What images and output are computed by would be drawn into the transposition and be up to
+    # twenty times as slow there. XLA does not do so with a branch; that the other one is never
+    # taken it cannot know.
+    first = output[0, 0, 0, 0]
+    always = (first == first) | jnp.isnan(first)
+    never = jnp.full(geometry.shapes[1], first)
+    return lax.cond(always, contract, lambda *_: never, images, output)
+
+
+def _convolve(
+    geometry: _Geometry,
+    lhs: Array,
+    rhs: Array,
+    padding: Sequence[tuple[int, int]],
+    strides: tuple[int, ...] = (1, 1),
+    lhs_dilation: tuple[int, ...] = (1, 1),
+    rhs_dilation: tuple[int, ...] = (1, 1),
+) -> Array:
+    """A convolution in the order and form that XLA hands over to Eigen."""
+    if lhs_dilation == (1, 1) and max(lhs.shape[-1], rhs.shape[-1]) > 16:
+        # Zeros between the columns of the images, and everything else twice as wide: each number
+        # is the same sum of the same products, but YNN does not take it over.
+        lhs_dilation = (1, 2)
+        strides, rhs_dilation = ((a, 2 * b) for a, b in (strides, rhs_dilation))
+        padding = [padding[0], (2 * padding[1][0], 2 * padding[1][1])]
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        _NHWC,
+        precision=geometry.precision,
+    )
+
+
+mlir.register_lowering(_contract, mlir.lower_fun(_by_the_library, multiple_results=False))
+mlir.register_lowering(_contract, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
