@@ -13,9 +13,11 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from rich.progress import track
 from normlab.process import settings
 
 Peer = Callable[[Any], Callable[[], Any] | None]
+DEVICES = ("cpu", "cuda")  # as both JAX and PyTorch call them
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "keras", "equinox", "numpy")
 RESULTS = Path(__file__).parent / "results"
 console = Console(highlight=False)
@@ -37,24 +40,32 @@ def measure(
     rounds: int,
     calls: int,
     *,
+    device: str = "cpu",
     tuned: bool = True,
     warm_up: int = 2,
-) -> list[dict[str, list[Any]]]:
-    """Returns, for each case, the seconds of every call by peer.
+) -> Iterator[dict[str, list[Any]]]:
+    """Yields, for each case, the seconds of every call by peer.
 
     Args:
         peers: What is compared, by name; functions at the top of a module.
         cases: What they are asked to do; anything that can be pickled.
         rounds: How often it is each peer's turn.
         calls: Calls in a turn.
+        device: One of `DEVICES`. In the processes of the peers JAX_PLATFORMS has it.
         tuned: Whether the processes have the settings of normlab's command line.
         warm_up: Calls of each peer that are not counted, before its first turn.
     """
     before = dict(os.environ)
-    os.environ.update({"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")})
+    os.environ.update({"JAX_PLATFORMS": device})
     os.environ.update({"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "2"})
+    if device == "cuda":
+        # Peers share the memory of the GPU. JAX would take most of it at its start, and else keeps
+        # twice of what it has once needed.
+        os.environ.update({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+        os.environ.update({"XLA_CLIENT_MEM_FRACTION": "0.3"})
     if tuned:
         os.environ.update(settings() | {"JAX_COMPILATION_CACHE_DIR": ""})
+    if tuned and device == "cpu":
         # Nothing here compiles for long, with threads that would wait for each other's memory.
         os.environ["GLIBC_TUNABLES"] += ":glibc.malloc.arena_max=1"
     context = multiprocessing.get_context("spawn")
@@ -67,7 +78,6 @@ def measure(
     os.environ.clear()
     os.environ.update(before)
 
-    measured = []
     for case in track(cases, "measuring", console=console):
         ready = []
         for name, connection in connections.items():
@@ -77,10 +87,9 @@ def measure(
         for _ in range(rounds):
             for name in ready:
                 seconds[name] += _ask(connections[name], ("call", calls))
-        measured.append(seconds)
+        yield seconds
     for connection in connections.values():
         connection.send(None)
-    return measured
 
 
 def _ask(connection: Any, request: Any) -> Any:
@@ -141,6 +150,20 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
     }
+
+
+@cache
+def gpu_name() -> str:
+    """What the first GPU is called; asked of its driver, so that this process takes none of it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
+        0
+    ]
+
+
+def name_of_results(script: str, device: str) -> str:
+    """The name of the file: that of the script, and on a GPU also the GPU's."""
+    return script if device == "cpu" else f"{script}_{gpu_name()}".lower().replace(" ", "_")
 
 
 def command_line() -> str:

@@ -155,7 +155,7 @@ def _layers(sweep: str, sizes: Iterable[int], given: argparse.Namespace) -> list
         shape = (n, 32, 32, 64) if sweep == "batch" else (64, 32, 32, n)
         cases += [layers.Case(layer, shape, "float32") for layer in LAYERS]
     peers = {"normlab": layers.normlab, "floor": layers.floor}
-    measured = measure(peers, cases, given.rounds, given.calls)
+    measured = list(measure(peers, cases, given.rounds, given.calls))
     # At the largest size, which no cache holds.
     floor = spread(measured[-1]["floor"])["median"] / math.prod(cases[-1].shape)
     return [
