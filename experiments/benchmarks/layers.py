@@ -5,14 +5,32 @@
 The floor is eight passes over the tensor, as four copies of it: forward it must be read twice and
 the result written, backward input and incoming gradient are read twice and a gradient written.
 Input, incoming gradient, scale and bias are arguments of the compiled programs, never constants.
+
+    python experiments/benchmarks/layers.py --device cuda
+
+takes arrays that fill a GPU, and measures forward and backward pass each by itself as well, against
+three and five passes. A call is one of many that are enqueued at once, so that what it takes to
+launch them is hidden behind those that came before.
 """
 
 import argparse
+import os
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from interleaved import command_line, console, geometric_mean, measure, save, spread
+from interleaved import (
+    DEVICES,
+    command_line,
+    console,
+    geometric_mean,
+    gpu_name,
+    measure,
+    name_of_results,
+    save,
+    spread,
+)
 from rich.table import Table
 
 IMAGES, LATE, ROWS, NARROW = (128, 32, 32, 64), (32, 8, 8, 512), (8192, 768), (65536, 64)
@@ -24,7 +42,21 @@ SHAPES = {
     "layer_norm": [ROWS, NARROW, LATE, WIDE, TINY],
     "rms_norm": [ROWS, NARROW, LATE, WIDE, TINY],
 }
+# Hundreds of megabytes each: no cache holds them, and to pass over one takes longer than to enqueue
+# the next call. The second is where a ResNet-50 ends.
+GPU_IMAGES, GPU_LATE = (1024, 32, 32, 128), (2048, 7, 7, 2048)
+GPU_ROWS, GPU_WIDE = (262144, 768), (32768, 4096)
+GPU_SHAPES = {
+    "batch_norm": [GPU_IMAGES, GPU_LATE],
+    "group_norm": [GPU_IMAGES, GPU_LATE],
+    "instance_norm": [GPU_IMAGES, GPU_LATE],
+    "layer_norm": [GPU_ROWS, GPU_WIDE],
+    "rms_norm": [GPU_ROWS, GPU_WIDE],
+}
 DTYPES = ("float32", "bfloat16")
+# The passes over the tensor that are the floor.
+PASSES = {"forward": 3, "backward": 5, "both": 8}
+ENQUEUED = 10
 # What Flax lacks, with the layer of Flax that does most nearly as much.
 NEAREST = {
     "ghost_batch_norm": "batch_norm",
@@ -50,7 +82,106 @@ class Case(NamedTuple):
     dtype: str
 
 
-def _gradients_of_linen(layer: Any, case: Case, arguments: dict[str, Any]) -> Callable[[], None]:
+Work = Callable[[], Any]
+
+
+def _work_of_jax(
+    function: Callable[..., Any],
+    trained: Any,
+    state: Any,
+    x: Any,
+    dy: Any,
+    jit: Callable[..., Any] | None = None,
+) -> Work:
+    """Forward and backward pass of what takes and returns its state.
+
+    Args:
+        function: Of trained arrays, state and input; returns output and state.
+        trained: The arrays whose gradients are wanted, besides that of the input.
+        state: The state before.
+        x: The input.
+        dy: The gradient that comes in.
+        jit: What compiles it, if not `jax.jit`.
+    """
+    import jax
+
+    def forward(trained, state, x):
+        def output(trained, x):
+            return function(trained, state, x)
+
+        y, backward, state_after = jax.vjp(output, trained, x, has_aux=True)
+        return y, backward, state_after
+
+    @(jit or jax.jit)
+    def both(trained, state, x, dy):
+        y, backward, state_after = forward(trained, state, x)
+        return y, backward(dy), state_after
+
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        return lambda: jax.block_until_ready(both(trained, state, x, dy))
+    alone, backward, held = programs_apart(forward, (trained, state, x))
+    calls = {
+        "forward": lambda: alone(trained, state, x),
+        "backward": lambda: backward(held, dy),
+        "both": lambda: both(trained, state, x, dy),
+    }
+    return lambda: {part: _seconds(call, jax.block_until_ready) for part, call in calls.items()}
+
+
+def programs_apart(forward: Callable[..., Any], arguments: Any) -> tuple[Any, Any, Any]:
+    """Forward and backward pass as two programs.
+
+    A pullback holds arguments of the forward pass, and one array more than once. A program that
+    returned them would copy each, which no training step does. So the forward pass returns only
+    what it made, and the backward pass takes the rest from where it came.
+
+    Args:
+        forward: Returns output, pullback and state.
+        arguments: What it is called with.
+
+    Returns:
+        The program of the forward pass, of the arguments; that of the backward pass, of what it
+        holds and the gradient that comes in; and what it holds.
+    """
+    import jax
+
+    traced = jax.jit(forward).trace(*arguments)
+    structure = jax.tree.structure(traced.out_info)
+    program = traced.jaxpr.jaxpr
+    given, returned = list(map(id, program.invars)), list(map(id, program.outvars))
+    distinct = list(dict.fromkeys(given + returned))
+    places = [distinct.index(array) for array in returned]
+    made = [places.index(place) for place in range(len(given), len(distinct))]
+
+    @jax.jit
+    def alone(*arguments):
+        leaves = jax.tree.leaves(forward(*arguments))
+        return [leaves[place] for place in made]
+
+    @jax.jit
+    def backward(held, dy):
+        _, pullback, _ = jax.tree.unflatten(structure, [held[place] for place in places])
+        return pullback(dy)
+
+    return alone, backward, [*jax.tree.leaves(arguments), *alone(*arguments)]
+
+
+def _seconds(call: Callable[[], Any], wait: Callable[[Any], Any]) -> float:
+    """The seconds of each of many calls that are enqueued at once.
+
+    Args:
+        call: Enqueues work on a GPU, and returns before it is done.
+        wait: Waits for it, given what the last call returned.
+    """
+    last = None
+    start = time.perf_counter()
+    for _ in range(ENQUEUED):
+        last = call()
+    wait(last)
+    return (time.perf_counter() - start) / ENQUEUED
+
+
+def _linen(layer: Any, case: Case, arguments: dict[str, Any]) -> Work:
     import jax
     import jax.numpy as jnp
 
@@ -60,35 +191,30 @@ def _gradients_of_linen(layer: Any, case: Case, arguments: dict[str, Any]) -> Ca
     params, state = variables.pop("params", {}), variables
     params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, params)
 
-    @jax.jit
-    def both(params, state, x, dy):
-        def forward(params, x):
-            return layer.apply({"params": params, **state}, x, mutable=list(state), **arguments)
+    def apply(params, state, x):
+        return layer.apply({"params": params, **state}, x, mutable=list(state), **arguments)
 
-        y, backward, state_after = jax.vjp(forward, params, x, has_aux=True)
-        return y, backward(dy), state_after
-
-    return lambda: jax.block_until_ready(both(params, state, x, dy))
+    return _work_of_jax(apply, params, state, x, dy)
 
 
-def normlab(case: Case) -> Callable[[], None]:
+def normlab(case: Case) -> Work:
     from normlab.variants import VARIANTS
 
     layer = VARIANTS[case.layer].layer(dtype=case.dtype)
-    return _gradients_of_linen(layer, case, {"use_running_average": False})
+    return _linen(layer, case, {"use_running_average": False})
 
 
-def flax(case: Case) -> Callable[[], None] | None:
+def flax(case: Case) -> Work | None:
     from flax import linen as nn
 
     name = {"rms_norm": "RMSNorm"}.get(case.layer, case.layer.title().replace("_", ""))
     if case.layer not in SHAPES:
         return None
     arguments = {"use_running_average": False} if case.layer == "batch_norm" else {}
-    return _gradients_of_linen(getattr(nn, name)(dtype=case.dtype), case, arguments)
+    return _linen(getattr(nn, name)(dtype=case.dtype), case, arguments)
 
 
-def keras(case: Case) -> Callable[[], None] | None:
+def keras(case: Case) -> Work | None:
     import jax
     import keras
 
@@ -113,19 +239,10 @@ def keras(case: Case) -> Callable[[], None] | None:
     trained = [v.value for v in layer.trainable_variables]
     state = [v.value for v in layer.non_trainable_variables]
     arguments = {"training": True} if case.layer == "batch_norm" else {}
-
-    @jax.jit
-    def both(trained, state, x, dy):
-        def forward(trained, x):
-            return layer.stateless_call(trained, state, x, **arguments)
-
-        y, backward, state_after = jax.vjp(forward, trained, x, has_aux=True)
-        return y, backward(dy), state_after
-
-    return lambda: jax.block_until_ready(both(trained, state, x, dy))
+    return _work_of_jax(partial(layer.stateless_call, **arguments), trained, state, x, dy)
 
 
-def equinox(case: Case) -> Callable[[], None] | None:
+def equinox(case: Case) -> Work | None:
     import equinox as eqx
     import jax
 
@@ -146,24 +263,19 @@ def equinox(case: Case) -> Callable[[], None] | None:
     trained, rest = eqx.partition(layer, eqx.is_inexact_array)
     state = eqx.nn.State(layer)
 
-    @eqx.filter_jit
-    def both(trained, state, x, dy):
-        def forward(trained, x):
-            layer = eqx.combine(trained, rest)
-            if case.layer != "batch_norm":
-                return jax.vmap(layer)(x).astype(x.dtype), state
-            y, after = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(
-                x, state
-            )
-            return y.astype(x.dtype), after
+    def apply(trained, state, x):
+        layer = eqx.combine(trained, rest)
+        if case.layer != "batch_norm":
+            return jax.vmap(layer)(x).astype(x.dtype), state
+        y, after = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(
+            x, state
+        )
+        return y.astype(x.dtype), after
 
-        y, backward, state_after = jax.vjp(forward, trained, x, has_aux=True)
-        return y, backward(dy), state_after
-
-    return lambda: jax.block_until_ready(both(trained, state, x, dy))
+    return _work_of_jax(apply, trained, state, x, dy, jit=eqx.filter_jit)
 
 
-def torch(case: Case, compiled: bool = False) -> Callable[[], None] | None:
+def torch(case: Case, compiled: bool = False) -> Work | None:
     import torch as pt
 
     channels, images = case.shape[-1], len(case.shape) == 4
@@ -176,9 +288,9 @@ def torch(case: Case, compiled: bool = False) -> Callable[[], None] | None:
     }
     if case.layer not in layers:
         return None
-    dtype = getattr(pt, case.dtype)
-    layer = layers[case.layer](channels).to(dtype)
-    x, dy = (pt.randn(case.shape).to(dtype) for _ in range(2))
+    dtype, device = getattr(pt, case.dtype), os.environ["JAX_PLATFORMS"]
+    layer = layers[case.layer](channels).to(device, dtype)
+    x, dy = (pt.randn(case.shape, device=device).to(dtype) for _ in range(2))
     if images and case.layer not in ("layer_norm", "rms_norm"):
         x, dy = (a.permute(0, 3, 1, 2) for a in (x, dy))  # the same memory: channels last
     x.requires_grad_()
@@ -186,27 +298,50 @@ def torch(case: Case, compiled: bool = False) -> Callable[[], None] | None:
     function = pt.compile(layer) if compiled else layer
     inputs = (x, *layer.parameters())
 
-    def work():
+    def both():
         pt.autograd.grad(function(x), inputs, dy)
 
-    return work
+    if device == "cpu":
+        return both
+    # Else a compiled backward pass may overwrite what it is given, and refuses to be repeated.
+    from torch._functorch import config
+
+    config.donated_buffer = False
+    y = function(x)
+    calls = {
+        "forward": lambda: function(x),
+        "backward": lambda: pt.autograd.grad(y, inputs, dy, retain_graph=True),
+        "both": both,
+    }
+    return lambda: {part: _seconds(call, _wait_for_torch) for part, call in calls.items()}
 
 
-def torch_compiled(case: Case) -> Callable[[], None] | None:
+def _wait_for_torch(_: Any) -> None:
+    import torch as pt
+
+    pt.cuda.synchronize()
+
+
+def torch_compiled(case: Case) -> Work | None:
     return torch(case, compiled=True)
 
 
-def floor(case: Case) -> Callable[[], None]:
+def floor(case: Case) -> Work:
     import torch as pt
 
-    source = pt.randn(case.shape).to(getattr(pt, case.dtype))
+    device = os.environ["JAX_PLATFORMS"]
+    source = pt.randn(case.shape, device=device).to(getattr(pt, case.dtype))
     target = pt.empty_like(source)
 
     def work():
-        for _ in range(4):
+        for _ in range(PASSES["both"] // 2):
             target.copy_(source)
 
-    return work
+    def work_on_gpu():
+        of_pass = _seconds(lambda: target.copy_(source), _wait_for_torch) / 2
+        return {part: passes * of_pass for part, passes in PASSES.items()}
+
+    return work if device == "cpu" else work_on_gpu
 
 
 PEERS = {
@@ -222,15 +357,17 @@ PEERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=5, help="in each peer's turn")
     parser.add_argument("--layers", nargs="*", default=[*SHAPES, *NEAREST])
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--untuned", action="store_true", help="without normlab's settings")
-    parser.add_argument("--name", default="layers", help="of the file of results")
+    parser.add_argument("--name", help="of the file of results, if not that of script and GPU")
     given = parser.parse_args()
 
-    shapes = SHAPES | {name: SHAPES[nearest][:1] for name, nearest in NEAREST.items()}
+    shapes = SHAPES if given.device == "cpu" else GPU_SHAPES
+    shapes = shapes | {name: shapes[nearest][:1] for name, nearest in NEAREST.items()}
     cases = [
         Case(layer, shape, dtype)
         for layer in given.layers
@@ -238,15 +375,58 @@ def main() -> None:
         for dtype in DTYPES
     ]
     peers = {name: PEERS[name] for name in given.peers}
-    measured = measure(peers, cases, given.rounds, given.calls, tuned=not given.untuned)
-    rows = [
-        {**case._asdict(), "seconds": {peer: spread(times) for peer, times in seconds.items()}}
-        for case, seconds in zip(cases, measured, strict=True)
-    ]
-    results = {"rows": rows, "ratios": ratios(rows)}
-    show(results)
-    path = save(given.name, command_line(), results)
+    name = given.name or name_of_results("layers", given.device)
+    measured = measure(
+        peers, cases, given.rounds, given.calls, device=given.device, tuned=not given.untuned
+    )
+    rows, results, path = [], {}, None
+    # Written after every case, so that what was measured is kept if the rest is cut off.
+    for case, seconds in zip(cases, measured, strict=True):
+        if given.device == "cpu":
+            spreads = {peer: spread(calls) for peer, calls in seconds.items()}
+            rows.append({**case._asdict(), "seconds": spreads})
+            results = {"rows": rows, "ratios": ratios(rows)}
+        else:
+            rows.append({**case._asdict(), **_by_part(seconds)})
+            of_parts = {part: ratios(_rows_of(part, rows)) for part in PASSES}
+            results = {"device": gpu_name(), "rows": rows, "ratios": of_parts}
+        path = save(name, command_line(), results)
+    if given.device == "cpu":
+        show(results, "forward + backward, median milliseconds")
+    else:
+        for part in PASSES:
+            of_part = {"rows": _rows_of(part, rows), "ratios": results["ratios"][part]}
+            show(of_part, f"{part}, median milliseconds (passes over the tensor)")
     console.print(f"\n{path}")
+
+
+def _by_part(seconds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """The spread of each part's seconds by peer, and how many passes could be made in that time."""
+    spreads = {
+        peer: {part: spread([call[part] for call in calls]) for part in PASSES}
+        for peer, calls in seconds.items()
+    }
+    if "floor" not in spreads:
+        return {"seconds": spreads}
+    of_pass = spreads["floor"]["both"]["median"] / PASSES["both"]
+    passes = {
+        peer: {part: it[part]["median"] / of_pass for part in PASSES}
+        for peer, it in spreads.items()
+    }
+    return {"seconds": spreads, "passes": passes}
+
+
+def _rows_of(part: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with that part alone, and with the fastest of the other libraries for each."""
+    found = []
+    for row in rows:
+        seconds = {peer: it[part] for peer, it in row["seconds"].items()}
+        passes = {peer: it[part] for peer, it in row.get("passes", {}).items()}
+        others = [it for peer, it in seconds.items() if peer not in ("normlab", "floor")]
+        if others:
+            seconds["fastest_other"] = min(others, key=lambda it: it["median"])
+        found.append({**row, "seconds": seconds, "passes": passes})
+    return found
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -267,14 +447,17 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def show(results: dict[str, Any]) -> None:
+def show(results: dict[str, Any], title: str) -> None:
     peers = [p for p in PEERS if any(p in row["seconds"] for row in results["rows"])]
-    table = Table(box=None, pad_edge=False, title="forward + backward, median milliseconds")
+    table = Table(box=None, pad_edge=False, title=title)
     for column in ("layer", "shape", "dtype", *peers):
         table.add_column(column, justify="left" if column in ("layer", "dtype") else "right")
     for row in results["rows"]:
         times = [row["seconds"].get(peer) for peer in peers]
         cells = [f"{it['median'] * 1e3:.2f}" if it else "" for it in times]
+        if row.get("passes"):
+            passes = [row["passes"].get(peer) for peer in peers]
+            cells = [f"{c} ({n:.2f})" if n else "" for c, n in zip(cells, passes, strict=True)]
         shape = "x".join(map(str, row["shape"]))
         table.add_row(row["layer"], shape, row["dtype"].replace("float", "f"), *cells)
     console.print(table)
