@@ -1,6 +1,7 @@
 """Networks, step and evaluation as one writes them with Flax alone: what normlab is compared with.
 
-The networks are those of `configs/`, layer by layer, with Flax's own convolutions and norms.
+The networks are those of `configs/`, layer by layer, with Flax's own convolutions and norms. Where
+they take a dtype, all but parameters, statistics and loss is computed in it.
 """
 
 from collections.abc import Callable
@@ -19,19 +20,24 @@ he_normal = nn.initializers.he_normal()
 class CNN(nn.Module):
     """The network of `configs/keras_cnn.yaml`."""
 
+    dtype: Any = jnp.float32
+
     @nn.compact
     def __call__(self, x, *, train):
         glorot_uniform = nn.initializers.glorot_uniform()
+        conv = partial(nn.Conv, padding="VALID", kernel_init=glorot_uniform, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, not train, momentum=0.99, epsilon=1e-3, dtype=self.dtype)
         for channels in (32, 64):
-            x = nn.Conv(channels, (3, 3), padding="VALID", kernel_init=glorot_uniform)(x)
-            x = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3)(nn.relu(x))
-        return nn.Dense(10, kernel_init=glorot_uniform)(x.reshape(len(x), -1))
+            x = norm()(nn.relu(conv(channels, (3, 3))(x)))
+        x = nn.Dense(10, kernel_init=glorot_uniform, dtype=self.dtype)(x.reshape(len(x), -1))
+        return x.astype(jnp.float32)
 
 
 class ResNet8(nn.Module):
     """The network of `configs/cifar10_resnet8.yaml`; its convolutions can be given."""
 
     convolution: Callable[..., Any] = jax.lax.conv_general_dilated
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -41,8 +47,9 @@ class ResNet8(nn.Module):
             use_bias=False,
             kernel_init=he_normal,
             conv_general_dilated=self.convolution,
+            dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, not train, momentum=0.9)
+        norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype)
         x = nn.relu(norm()(conv(16)(x)))
         for width, stride in ((16, 1), (32, 2), (64, 2)):
             y = nn.relu(norm()(conv(width, strides=stride)(x)))
@@ -50,7 +57,7 @@ class ResNet8(nn.Module):
             shortcut = x[:, ::stride, ::stride]
             added = ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1]))
             x = nn.relu(y + jnp.pad(shortcut, added))
-        return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
+        return nn.Dense(10, dtype=self.dtype)(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
 
 
 class GhostBatchNorm(nn.Module):

@@ -3,11 +3,11 @@
     python experiments/benchmarks/training.py
 
 The networks and optimizers of configs/keras_cnn.yaml and configs/cifar10_resnet8.yaml, at a
-constant rate, on random images of 32x32x3, in float32. One call is an epoch: a fresh order of the
-images, cut into batches, each a step that also returns loss and accuracy. normlab runs it as one
-compiled program, as `normlab compare` does; plain Flax, Keras 3 on JAX and PyTorch step through it.
+constant rate, on random images of 32x32x3. One call is an epoch: a fresh order of the images, cut
+into batches, each a step that also returns loss and accuracy. normlab runs it as one compiled
+program, as `normlab compare` does; plain Flax, Keras 3 on JAX and PyTorch step through it.
 
-JAX_PLATFORMS=cuda runs all of it on a GPU.
+In bfloat16, parameters, statistics and loss are float32; PyTorch has autocast, Keras its policy.
 """
 
 import argparse
@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from interleaved import command_line, console, measure, save, spread
+from interleaved import (
+    DEVICES,
+    command_line,
+    console,
+    gpu_name,
+    measure,
+    name_of_results,
+    save,
+    spread,
+)
 from rich.table import Table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,6 +39,7 @@ ARMS = {
     "ghost_48_smaller_group": GHOST % (48, "smaller_group"),
     "ghost_48_merge_last": GHOST % (48, "merge_last"),
 }
+PRECISIONS = ("float32", "bfloat16")
 SEEDS = 4
 
 
@@ -38,11 +48,12 @@ class Case(NamedTuple):
     arm: str
     images: int
     batch_size: int
+    precision: str = "float32"
 
 
 def random_images(count: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
-    images = generator.normal(size=(count, 32, 32, 3)).astype(np.float32)
+    images = generator.standard_normal((count, 32, 32, 3), np.float32)
     return images, generator.integers(10, size=count, dtype=np.int32)
 
 
@@ -60,7 +71,8 @@ def study_of(case: Case) -> Any:
     from normlab.config import load_study
 
     arms = [f"variants.{name}={fields}" for name, fields in ARMS.items() if fields]
-    return load_study(CONFIGS / f"{case.model}.yaml", ["optimizer.schedule=constant", *arms])
+    fixed = ["optimizer.schedule=constant", f"train.precision={case.precision}"]
+    return load_study(CONFIGS / f"{case.model}.yaml", [*fixed, *arms])
 
 
 def trainer_of(case: Case) -> tuple[Any, ...]:
@@ -136,10 +148,10 @@ def flax_state(case: Case) -> tuple[Any, Any, Any]:
     images, labels = map(jax.device_put, random_images(case.images))
     optimizer = study_of(case).optimizer
     if case.model == "keras_cnn":
-        model: Any = plain_flax.CNN()
+        model: Any = plain_flax.CNN(dtype=case.precision)
         transformation = optax.adam(optimizer.learning_rate, eps=optimizer.epsilon)
     else:
-        model = plain_flax.ResNet8()
+        model = plain_flax.ResNet8(dtype=case.precision)
         decay = optax.add_decayed_weights(
             optimizer.weight_decay, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
         )
@@ -180,6 +192,8 @@ def keras(case: Case) -> Callable[[], None] | None:
     if case.arm != "batch":
         return None
     optimizer = study_of(case).optimizer
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[case.precision]
+    kr.config.set_dtype_policy(policy)
     if case.model == "keras_cnn":
         model = kr.Sequential(
             [
@@ -233,7 +247,7 @@ def torch(case: Case, compiled: bool = False) -> Callable[[], None] | None:
     if case.arm != "batch":
         return None
     optimizer = study_of(case).optimizer
-    device = "cpu" if os.environ["JAX_PLATFORMS"] == "cpu" else "cuda"
+    device = os.environ["JAX_PLATFORMS"]
     cnn = case.model == "keras_cnn"
     model = (_torch_cnn() if cnn else _torch_resnet()).to(device, memory_format=pt.channels_last)
     if cnn:
@@ -250,8 +264,9 @@ def torch(case: Case, compiled: bool = False) -> Callable[[], None] | None:
     def work():
         losses, correct = pt.zeros((), device=device), pt.zeros((), device=device)
         for batch in pt.as_tensor(_batches(order, case), device=device):
-            logits = function(images[batch].permute(0, 3, 1, 2))  # channels last in memory
-            loss = pt.nn.functional.cross_entropy(logits, labels[batch])
+            with pt.autocast(device, pt.bfloat16, enabled=case.precision == "bfloat16"):
+                logits = function(images[batch].permute(0, 3, 1, 2))  # channels last in memory
+                loss = pt.nn.functional.cross_entropy(logits, labels[batch])
             rule.zero_grad()
             loss.backward()
             rule.step()
@@ -337,11 +352,12 @@ def step_memory(case: Case) -> dict[str, int]:
         return plain_flax.step(state, images, labels, slice(None))
 
     images = jax.ShapeDtypeStruct((case.batch_size, 32, 32, 3), jnp.float32)
+    own_images = jax.ShapeDtypeStruct(images.shape, case.precision)  # standardized before the step
     labels = jax.ShapeDtypeStruct((case.batch_size,), jnp.int32)
     state = jax.eval_shape(trainer._initialize, jnp.uint32(0), traced)
     of_flax = jax.eval_shape(lambda: flax_state(case)[0])
     lowered = {
-        "normlab": jax.jit(step, donate_argnums=0).lower(state, traced, images, labels),
+        "normlab": jax.jit(step, donate_argnums=0).lower(state, traced, own_images, labels),
         "flax": jax.jit(flax_step, donate_argnums=0).lower(of_flax, images, labels),
     }
     found = {}
@@ -358,36 +374,55 @@ def step_memory(case: Case) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=2, help="in each peer's turn")
     parser.add_argument("--images", type=int, default=1280, help="in an epoch")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precisions", nargs="*", default=["float32"], choices=PRECISIONS)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--untuned", action="store_true", help="without normlab's settings")
-    parser.add_argument("--name", default="training", help="of the file of results")
+    parser.add_argument("--name", help="of the file of results, if not that of script and GPU")
     given = parser.parse_args()
     if given.images % given.batch_size:
         parser.error("--images must be a multiple of --batch-size")
 
     cases = [
-        Case(model, arm, given.images, given.batch_size)
+        Case(model, arm, given.images, given.batch_size, precision)
+        for precision in given.precisions
         for model in given.models
         for arm in given.arms
         # The CNN's norms stand on the largest arrays; what holds there holds for the other.
         if arm == "batch" or model == "keras_cnn"
     ]
     peers = {name: PEERS[name] for name in given.peers}
-    measured = measure(peers, cases, given.rounds, given.calls, tuned=not given.untuned)
-    rows = [_row(case, seconds) for case, seconds in zip(cases, measured, strict=True)]
-    results = {"rows": rows, "ratios": ratios(rows), "bytes_of_step": {}}
-    if {"normlab", "flax"} <= set(peers):
+    name = given.name or name_of_results("training", given.device)
+    measured = measure(
+        peers, cases, given.rounds, given.calls, device=given.device, tuned=not given.untuned
+    )
+    results: dict[str, Any] = {"rows": [], "ratios": {}, "bytes_of_step": {}}
+    if given.device == "cuda":
+        results = {"device": gpu_name(), **results}
+    # Written after every case, so that what was measured is kept if the rest is cut off.
+    for case, seconds in zip(cases, measured, strict=True):
+        results["rows"].append(_row(case, seconds))
+        results["ratios"] = ratios(results["rows"])
+        save(name, command_line(), results)
+    # On a GPU every program would be compiled once more for it, which takes long.
+    if given.device == "cpu" and {"normlab", "flax"} <= set(peers):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        results["bytes_of_step"] = {c.model: step_memory(c) for c in cases if c.arm == "batch"}
+        of_batch = [case for case in cases if case.arm == "batch"]
+        results["bytes_of_step"] = {network(it._asdict()): step_memory(it) for it in of_batch}
     show(results)
-    path = save(given.name, command_line(), results)
+    path = save(name, command_line(), results)
     console.print(f"\n{path}")
+
+
+def network(row: dict[str, Any]) -> str:
+    """The model, with its precision where that is not float32."""
+    return row["model"] if row["precision"] == "float32" else f"{row['model']} {row['precision']}"
 
 
 def _row(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:
@@ -398,21 +433,21 @@ def _row(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many times as fast as each peer normlab is, by model; and the other arms as batch norm.
+    """How many times as fast as each peer normlab is, by network; the other arms as batch norm.
 
     Of `normlab_vmap` and `normlab_map` it is the time of a run among several over that of a run
     alone.
     """
     found: dict[str, Any] = {}
-    of_batch = {row["model"]: row["images_per_second"] for row in rows if row["arm"] == "batch"}
-    for model, rates in of_batch.items():
+    of_batch = {network(row): row["images_per_second"] for row in rows if row["arm"] == "batch"}
+    for name, rates in of_batch.items():
         if "normlab" in rates:
             others = {p: rates["normlab"] / rate for p, rate in rates.items() if p != "normlab"}
-            found[model] = {"times_as_fast_as": others} if others else {}
+            found[name] = {"times_as_fast_as": others} if others else {}
     for row in rows:
-        rates, batch = row["images_per_second"], of_batch.get(row["model"], {})
+        rates, batch = row["images_per_second"], of_batch.get(network(row), {})
         if row["arm"] != "batch" and "normlab" in rates and "normlab" in batch:
-            times = found[row["model"]].setdefault("time_over_batch_norm", {})
+            times = found[network(row)].setdefault("time_over_batch_norm", {})
             times[row["arm"]] = batch["normlab"] / rates["normlab"]
     return found
 
@@ -428,7 +463,7 @@ def show(results: dict[str, Any]) -> None:
             times = row["seconds"][peer]
             low, high = (rate * times["median"] / times[end] for end in ("high", "low"))
             quartiles = f"{low:.0f}-{high:.0f}"
-            table.add_row(row["model"], row["arm"], peer, f"{rate:.0f}", quartiles)
+            table.add_row(network(row), row["arm"], peer, f"{rate:.0f}", quartiles)
     console.print(table)
     for model, of_model in results["ratios"].items():
         for what, numbers in of_model.items():
