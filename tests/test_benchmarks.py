@@ -4,12 +4,17 @@ import importlib
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
+
+import normlab
 
 HERE = Path(__file__).parents[1] / "experiments/benchmarks"
 STUDY = """
@@ -36,9 +41,10 @@ def results_of(script, monkeypatch, tmp_path):
     """Runs a script and returns what it has written."""
     monkeypatch.setattr(script("interleaved"), "RESULTS", tmp_path)
 
-    def run(name, command):
+    def run(name, command, gpu=""):
         monkeypatch.setattr(sys, "argv", [name, *command.split()])
         script(name).main()
+        name = f"{name}_{gpu}" if gpu else name
         return json.loads((tmp_path / f"{name}.json").read_text())
 
     return run
@@ -60,6 +66,103 @@ def test_layers(script, results_of, monkeypatch):
         ratio = results["ratios"][row["dtype"]]["flax"]
         assert ratio["geometric_mean"] == pytest.approx(times["flax"] / times["normlab"])
         assert ratio["cases"] == 1
+
+
+@pytest.fixture
+def a_gpu(script, monkeypatch):
+    """Stands for a GPU whose copy makes a pass a second, and for peers that take what is given."""
+
+    def measured(seconds):
+        def measure(peers, cases, rounds, calls, *, device, tuned):
+            assert device == "cuda"
+            assert tuned
+            return ({peer: [of_peer] for peer, of_peer in seconds.items()} for _ in cases)
+
+        for name in ("interleaved", "layers", "training"):
+            monkeypatch.setattr(script(name), "gpu_name", lambda: "NVIDIA H100")
+        for name in ("layers", "training"):
+            monkeypatch.setattr(script(name), "measure", measure)
+
+    return measured
+
+
+def test_layers_on_a_gpu(results_of, a_gpu):
+    floor = {"forward": 3.0, "backward": 5.0, "both": 8.0}
+    own = {"forward": 4.0, "backward": 5.0, "both": 10.0}
+    flax = {"forward": 6.0, "backward": 10.0, "both": 20.0}
+    torch = {"forward": 8.0, "backward": 5.0, "both": 15.0}
+    a_gpu({"normlab": own, "flax": flax, "torch": torch, "floor": floor})
+    results = results_of("layers", "--device cuda --layers rms_norm dynamic_tanh", "nvidia_h100")
+    assert results["device"] == "NVIDIA H100"
+    assert len(results["rows"]) == 2 * 2 + 2
+    for row in results["rows"]:
+        assert row["passes"]["normlab"] == own
+        assert row["seconds"]["flax"]["both"]["median"] == 20
+    best = {"forward": 6 / 4, "backward": 5 / 5, "both": 15 / 10}
+    for part, ratio in best.items():
+        of_peer = results["ratios"][part]["bfloat16"]
+        assert of_peer["fastest_other"]["least"] == pytest.approx(ratio)
+        assert of_peer["floor"]["least"] == pytest.approx(floor[part] / own[part])
+
+
+@pytest.mark.parametrize("library", ["normlab", "flax"])
+def test_programs_apart_do_what_one_does(script, library):
+    layers = script("layers")
+    layer = {"normlab": normlab, "flax": nn}[library].BatchNorm(use_running_average=False)
+    x, dy = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
+    variables = layer.init(jax.random.key(1), x)
+
+    def forward(params, state, x):
+        def output(params, x):
+            return layer.apply({"params": params, **state}, x, mutable=["batch_stats"])
+
+        return jax.vjp(output, params, x, has_aux=True)
+
+    arguments = variables["params"], {"batch_stats": variables["batch_stats"]}, x
+    with jax.numpy_rank_promotion("allow"):  # As Flax broadcasts its statistics.
+        y, backward, _ = forward(*arguments)
+        alone, backward_alone, held = layers.programs_apart(forward, arguments)
+        chex.assert_trees_all_close(alone(*arguments)[0], y, rtol=1e-6, atol=1e-6)
+        chex.assert_trees_all_close(backward_alone(held, dy), backward(dy), rtol=1e-5, atol=1e-5)
+    # The input is held where it is, and no program has a copy of it.
+    assert sum(array is x for array in held) == 1
+    made = alone(*arguments)
+    assert len(held) == len(jax.tree.leaves(arguments)) + len(made)
+    if library == "normlab":
+        assert sum(array.shape == x.shape for array in made) == 1
+
+
+def test_training_on_a_gpu(results_of, a_gpu):
+    a_gpu({"normlab": 2.0, "flax": 3.0})
+    precisions = "--precisions float32 bfloat16"
+    command = f"--device cuda --models keras_cnn --arms batch {precisions}"
+    results = results_of("training", command, "nvidia_h100")
+    assert results["device"] == "NVIDIA H100"
+    assert [row["precision"] for row in results["rows"]] == ["float32", "bfloat16"]
+    assert results["ratios"].keys() == {"keras_cnn", "keras_cnn bfloat16"}
+    for ratio in results["ratios"].values():
+        assert ratio["times_as_fast_as"] == {"flax": pytest.approx(3 / 2)}
+
+
+def test_training_in_bfloat16(results_of):
+    command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --arms batch --peers flax"
+    results = results_of("training", f"{command} --models keras_cnn --precisions bfloat16")
+    [row] = results["rows"]
+    assert row["precision"] == "bfloat16"
+    assert is_spread(row["seconds"]["flax"])
+
+
+@pytest.mark.parametrize("name", ["CNN", "ResNet8"])
+def test_plain_flax_computes_in_bfloat16(script, name):
+    model = getattr(script("plain_flax"), name)(dtype="bfloat16")
+    images = jnp.ones((2, 32, 32, 3))
+    with jax.numpy_rank_promotion("allow"):  # A plain script broadcasts as NumPy does.
+        variables = model.init(jax.random.key(0), images, train=True)
+        computed = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
+    names = ("conv_general_dilated", "dot_general")
+    products = [it for it in computed.eqns if it.primitive.name in names]
+    assert {it.outvars[0].aval.dtype.name for it in products} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
 
 
 def test_training(results_of):
@@ -100,9 +203,10 @@ def test_training_with_other_libraries(results_of):
     pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
     pytest.importorskip("keras", reason="Keras comes with the extra `parity`")
     command = "--rounds 1 --calls 1 --images 4 --batch-size 2 --arms batch --peers keras torch"
-    results = results_of("training", f"{command} --models keras_cnn")
-    [row] = results["rows"]
-    assert row["seconds"].keys() == {"keras", "torch"}
+    precisions = "--precisions float32 bfloat16"
+    results = results_of("training", f"{command} {precisions} --models keras_cnn")
+    assert [row["precision"] for row in results["rows"]] == ["float32", "bfloat16"]
+    assert all(row["seconds"].keys() == {"keras", "torch"} for row in results["rows"])
 
 
 @pytest.mark.parametrize("name", ["keras_cnn", "cifar10_resnet8"])
