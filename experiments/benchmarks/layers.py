@@ -187,7 +187,8 @@ def _linen(layer: Any, case: Case, arguments: dict[str, Any]) -> Work:
 
     keys = jax.random.split(jax.random.key(0), 3)
     x, dy = (jax.random.normal(key, case.shape).astype(case.dtype) for key in keys[:2])
-    variables = dict(layer.init(keys[2], x, **arguments))
+    # Compiled, so that the output, which is not asked for, is not computed.
+    variables = dict(jax.jit(partial(layer.init, **arguments))(keys[2], x))
     params, state = variables.pop("params", {}), variables
     params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, params)
 
