@@ -99,6 +99,11 @@ def moments(
     return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
 
 
+# In elements of the last axis. Of rows of 64 a part took as long as all, on CPU even longer; of 768
+# and of 4096 it saved a GPU a quarter to a half of forward and backward pass, and a CPU nothing.
+_LEAST_OF_PARTS = 512
+
+
 def _near_mean(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     """A number near the mean over the axes: that of some of the values, where it is cheaper."""
     if x.size == 0:
@@ -106,10 +111,13 @@ def _near_mean(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     if not axes:
         return x.astype(dtype)
     # The first axis is the batch, which may be spread over devices, and so may another one that its
-    # type names; parts of the last are no cheaper to read than all; and of few digits none can be
-    # spared.
+    # type names; a part of the last is cheaper to read than all if it is a few cache lines; and of
+    # few digits none can be spared.
     spread = jax.typeof(x).sharding.spec
-    axis = next((a for a in axes if 0 < a < x.ndim - 1 and spread[a] is None), None)
+    length = x.shape[-1]
+    long = isinstance(length, int) and length >= _LEAST_OF_PARTS  # not of an exported program
+    last = x.ndim if long else x.ndim - 1
+    axis = next((a for a in axes if 0 < a < last and spread[a] is None), None)
     if axis is not None and jnp.finfo(dtype).nmant >= 23:
         x = lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis)
     return _one_number(jnp.mean(x.astype(dtype), axes, keepdims=True))
