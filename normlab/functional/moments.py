@@ -100,7 +100,7 @@ def moments(
 
 
 # In elements of the last axis. Of rows of 64 a part took as long as all, on CPU even longer; of 768
-# and of 4096 it saved a GPU a quarter to a half of forward and backward pass, and a CPU nothing.
+# and of 4096 it saved a GPU about a tenth of forward and backward pass, and a CPU nothing.
 _LEAST_OF_PARTS = 512
 
 
