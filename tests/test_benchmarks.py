@@ -56,10 +56,13 @@ def is_spread(measured):
 
 def test_layers(script, results_of, monkeypatch):
     monkeypatch.setitem(script("layers").SHAPES, "instance_norm", [(4, 3, 3, 8)])
-    command = "--rounds 1 --calls 1 --layers instance_norm --peers normlab flax"
+    command = "--rounds 1 --calls 1 --layers instance_norm position_norm --peers normlab flax"
     results = results_of("layers", command)
-    assert [row["dtype"] for row in results["rows"]] == ["float32", "bfloat16"]
-    for row in results["rows"]:
+    *rows, of_float32, of_bfloat16 = results["rows"]
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
+    for row, lacking in zip(rows, (of_float32, of_bfloat16), strict=True):
+        over = lacking["seconds"]["normlab"]["median"] / row["seconds"]["flax"]["median"]
+        assert results["over_nearest"][row["dtype"]] == {"position_norm": pytest.approx(over)}
         assert row["seconds"].keys() == {"normlab", "flax"}
         assert all(map(is_spread, row["seconds"].values()))
         times = {peer: seconds["median"] for peer, seconds in row["seconds"].items()}

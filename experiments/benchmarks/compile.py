@@ -8,7 +8,7 @@ epoch and evaluation. Plain Flax has a step and an evaluation, and initializes o
 operation. `others` are the small programs that JAX makes of single operations on the way.
 
 The last rows are the gradient of plain Flax's ResNet-8 with a batch of 128, with normlab's
-convolution by blocks in the place of the library's.
+convolution in the place of the library's.
 """
 
 import argparse

@@ -386,7 +386,7 @@ def main() -> None:
         if given.device == "cpu":
             spreads = {peer: spread(calls) for peer, calls in seconds.items()}
             rows.append({**case._asdict(), "seconds": spreads})
-            results = {"rows": rows, "ratios": ratios(rows)}
+            results = {"rows": rows, "ratios": ratios(rows), "over_nearest": over_nearest(rows)}
         else:
             rows.append({**case._asdict(), **_by_part(seconds)})
             of_parts = {part: ratios(_rows_of(part, rows)) for part in PASSES}
@@ -448,6 +448,21 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def over_nearest(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The time of each layer that Flax lacks over that of Flax's nearest, by dtype."""
+    times = {
+        (row["layer"], tuple(row["shape"]), row["dtype"], peer): it["median"]
+        for row in rows
+        for peer, it in row["seconds"].items()
+    }
+    found: dict[str, Any] = {dtype: {} for dtype in DTYPES}
+    for (layer, shape, dtype, peer), seconds in times.items():
+        nearest = times.get((NEAREST.get(layer), shape, dtype, "flax"))
+        if peer == "normlab" and nearest:
+            found[dtype][layer] = seconds / nearest
+    return found
+
+
 def show(results: dict[str, Any], title: str) -> None:
     peers = [p for p in PEERS if any(p in row["seconds"] for row in results["rows"])]
     table = Table(box=None, pad_edge=False, title=title)
@@ -468,6 +483,10 @@ def show(results: dict[str, Any], title: str) -> None:
             for peer, it in of_peer.items()
         )
         console.print(f"{dtype}: times as fast as {said}")
+    for dtype, of_layer in results.get("over_nearest", {}).items():
+        if of_layer:
+            said = ", ".join(f"{layer} {ratio:.2f}" for layer, ratio in of_layer.items())
+            console.print(f"{dtype}: time over that of Flax's nearest layer: {said}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from compile import STAGES
+from layers import NEAREST, PASSES
+
 HERE = Path(__file__).parent
-SEEDS, MANY = 4, ("normlab_vmap", "normlab_map")
+GPU = "nvidia_h200"
 PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
 
 
@@ -38,6 +41,16 @@ def layers() -> str:
     return table(["milliseconds", *peers, "floor"], lines) + "\n\n" + ratios()
 
 
+def nearest() -> str:
+    """The time of the layers that Flax lacks over that of the nearest one it has."""
+    found = results("layers")["over_nearest"]
+    lines = [
+        [f"`{layer}`", f"`{NEAREST[layer]}`", *(f"{found[dtype][layer]:.2f}" for dtype in found)]
+        for layer in found["float32"]
+    ]
+    return table(["layer", "nearest", *found], lines)
+
+
 def ratios() -> str:
     """How many times as fast as each peer, in geometric mean over all shapes."""
     found = results("layers")["ratios"]
@@ -51,18 +64,38 @@ def ratios() -> str:
 
 def training() -> str:
     """Images a second of two networks."""
+    return _rates("training")
+
+
+def training_on_gpu() -> str:
+    """As on a CPU, in two precisions."""
+    return _rates(f"training_{GPU}")
+
+
+def _rates(name: str) -> str:
     lines = []
-    for row in results("training")["rows"]:
+    for row in results(name)["rows"]:
         if row["arm"] != "batch":
             continue
-        peers = list(row["seconds"])
-        # Those that train several seeds at once go through as many times the images.
-        images = [row["images"] * (SEEDS if peer in MANY else 1) for peer in peers]
-        seconds = [it["median"] for it in row["seconds"].values()]
-        lines.append(
-            [row["model"], *(f"{n / s:.0f}" for n, s in zip(images, seconds, strict=True))]
-        )
-    return table(["training, images a second", *peers], lines)
+        rates = row["images_per_second"]
+        precision = "" if row["precision"] == "float32" else f" {row['precision']}"
+        lines.append([row["model"] + precision, *(f"{rate:,.0f}" for rate in rates.values())])
+    return table(["training, images a second", *rates], lines)
+
+
+def layers_on_gpu() -> str:
+    """What each layer takes, in passes over the array; of other libraries, both parts together."""
+    rows = results(f"layers_{GPU}")["rows"]
+    others = [peer for peer in rows[0]["passes"] if peer not in ("normlab", "floor")]
+    lines = []
+    for row in rows:
+        own = [f"{row['passes']['normlab'][part]:.1f}" for part in PASSES]
+        times = [row["passes"].get(peer) for peer in others]
+        shape = " x ".join(map(str, row["shape"]))
+        cells = [f"{it['both']:.1f}" if it else "" for it in times]
+        lines.append([f"`{row['layer']}` {shape} {row['dtype']}", *own, *cells])
+    columns = [f"{part} ({passes})" for part, passes in PASSES.items()]
+    return table(["passes (floor)", *columns, *(f"{peer} both" for peer in others)], lines)
 
 
 def grid() -> str:
@@ -75,7 +108,33 @@ def grid() -> str:
     return table(["quickstart, 108 runs from cold", *rows], lines)
 
 
-TABLES = {"layers": layers, "ratios": ratios, "training": training, "grid": grid}
+def compilation() -> str:
+    """Programs, and seconds of tracing, lowering and compiling them, by arm."""
+    rows = results("compile")["rows"]
+    peers = list(rows[0]["programs"])
+    lines = []
+    for row in rows:
+        cells = []
+        for peer in peers:
+            made = row["programs"].get(peer, {}).values()
+            seconds = sum(it[stage]["median"] for it in made for stage in STAGES.values())
+            count = sum(it["programs"] for it in made)
+            cells += [str(count), f"{seconds:.2f}"] if made else ["", ""]
+        lines.append([f"{row['study']} {row['arm']}", *cells])
+    columns = [f"{peer}, {what}" for peer in peers for what in ("programs", "seconds")]
+    return table(["arm", *columns], lines)
+
+
+TABLES = {
+    "layers": layers,
+    "nearest": nearest,
+    "ratios": ratios,
+    "training": training,
+    "grid": grid,
+    "compile": compilation,
+    "layers on gpu": layers_on_gpu,
+    "training on gpu": training_on_gpu,
+}
 
 
 def main() -> None:
