@@ -23,9 +23,12 @@ def thresholded_linear(x: Float[Array, "..."], threshold: Array) -> Array:
 
     .. math:: y = \max(x, \tau)
 
+    Both are compared, and the gradient to the threshold is summed, in the wider of their dtypes.
+    The result has the dtype of `x`.
+
     Source: Singh and Krishnan, 2020, "Filter Response Normalization Layer", equation 3.
     """
-    return jnp.maximum(x, threshold)
+    return jnp.maximum(x, threshold).astype(x.dtype)
 
 
 def swish(x: Float[Array, "..."], v: Array) -> Array:

@@ -51,4 +51,12 @@ def local_response(
         window_strides=(1,) * x.ndim,
         padding=((0, 0),) * others + ((reach, reach),),
     )
-    return x * jnp.power(k + (alpha / size if average else alpha) * energy, -beta)
+    return x / _power(k + (alpha / size if average else alpha) * energy, beta)
+
+
+def _power(base: Array, exponent: float) -> Array:
+    """A power; where the exponent is in quarters by square roots, several times as fast."""
+    if 4 * exponent not in (1, 2, 3, 4):
+        return jnp.power(base, exponent)
+    root = jnp.sqrt(base)
+    return {1: jnp.sqrt(root), 2: root, 3: root * jnp.sqrt(root), 4: base}[int(4 * exponent)]

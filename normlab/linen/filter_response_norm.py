@@ -117,5 +117,5 @@ class FilterResponseNorm(nn.Module):
             statistics = statistics._replace(variance=variance)
         y = normalized(self, inputs, x, statistics, channels, scale, bias, centre=False)
         if self.use_threshold:
-            y = thresholded_linear(y, learned("threshold", 0.0).astype(y.dtype))
+            y = thresholded_linear(y, learned("threshold", 0.0))
         return y
