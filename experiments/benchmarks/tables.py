@@ -63,8 +63,14 @@ def ratios() -> str:
 
 
 def training() -> str:
-    """Images a second of two networks."""
-    return _rates("training")
+    """Images a second of two networks, and the memory of a step."""
+    sizes = results("training")["bytes_of_step"]
+    lines = [
+        [name, *(f"{n / 1e6:.0f}" for n in of_peer.values())] for name, of_peer in sizes.items()
+    ]
+    peers = next(iter(sizes.values()))
+    memory = table(["memory of a step at its peak, MB", *peers], lines)
+    return _rates("training") + "\n\n" + memory
 
 
 def training_on_gpu() -> str:
