@@ -5,7 +5,7 @@ products. Three things keep a network that is trained from having that:
 
 - Inside a loop, such as `lax.scan`, only a convolution whose dimensions come in the order NHWC,
   HWIO, NHWC is handed over. The derivatives that JAX makes have other orders, and are then computed
-  number by number, up to a thousand times slower.
+  number by number: that to a kernel of 3x3 from 32 to 64 channels took 300 times as long.
 - Of more than 16 channels another library, YNN, takes over most of what would go to Eigen, and
   takes up to five times as long. It leaves alone what has holes in its input.
 - A map over kernels (`jax.vmap` over runs) becomes one convolution in groups, which is slow.
@@ -30,10 +30,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_FACTORS = ("images", "kernel", "output")
 
 
 def convolution(
@@ -57,7 +56,7 @@ def convolution(
     CPU, unless the types of the arrays name a sharding. All others, and all other platforms, get
     the library's convolution. The platform is looked at when the program is lowered, not when it
     is traced, so that a program compiled on a CPU machine for an accelerator holds the library's
-    convolution.
+    convolution. To the policies of `jax.checkpoint` that save products it is none.
 
     Args:
         lhs: Images, (batch, height, width, channels).
@@ -112,11 +111,14 @@ def convolution(
         return library(lhs, rhs)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    if precision is None:  # The setting that holds now may not when the program is lowered.
+        settings: Any = jax.config
+        precision = settings.jax_default_matmul_precision
     geometry = _Geometry(
         (lhs.shape, rhs.shape, output.shape),
         tuple(window_strides),
         tuple((int(low), int(high)) for low, high in padding),
-        precision,
+        tuple(precision) if isinstance(precision, list) else precision,
     )
     # What is the same on all devices of `shard_map` becomes each device's own.
     varying = [kind.manual_axis_type.varying for kind in types]
@@ -131,18 +133,32 @@ class _Geometry(NamedTuple):
     """What the three contractions have in common.
 
     Attributes:
-        shapes: Of images, kernel and output.
+        shapes: Of images, kernel and output; in an exported program some numbers are symbols.
         strides: Of the kernel along height and width.
         padding: (low, high) of the images along height and width.
         precision: Of the products.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[Any, ...], ...]
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     precision: Any
 
-    def lengths(self) -> Iterator[tuple[int, int, int, int]]:
+    def shape(self, name: str) -> tuple[Any, ...]:
+        """That of images, kernel or output."""
+        return self.shapes[list(_AXES).index(name)]
+
+    def with_more(self, axis: str, times: int) -> "_Geometry":
+        """The same with several times the batch (n), channels (c) or features (f)."""
+        shapes = tuple(
+            tuple(
+                times * n if of == axis else n for n, of in zip(self.shape(name), axes, strict=True)
+            )
+            for name, axes in _AXES.items()
+        )
+        return self._replace(shapes=shapes)
+
+    def lengths(self) -> Iterator[tuple[Any, ...]]:
         """Along height and width: padding below, and what images, kernel and output measure.
 
         The output is spread out over the images by the strides.
@@ -156,20 +172,25 @@ class _Geometry(NamedTuple):
 # has an axis of runs before its own.
 _contract = Primitive("contract")
 
+# The axes of the three. Two of n, c and f are in each.
+_AXES = {"images": "nhwc", "kernel": "ijcf", "output": "nhwf"}
+
 
 def _operands(wanted: str) -> list[str]:
-    return [name for name in _FACTORS if name != wanted]
+    return [name for name in _AXES if name != wanted]
 
 
 @_contract.def_impl
-@partial(jax.jit, static_argnames=("wanted", "geometry"))
 def _(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
-    return _contract.bind(a, b, wanted=wanted, geometry=geometry)
+    with jax.disable_jit(False):  # Else this function would be called again.
+        return jax.jit(partial(_contract.bind, wanted=wanted, geometry=geometry))(a, b)
 
 
 @_contract.def_abstract_eval
 def _(a: Any, b: Any, *, wanted: str, geometry: _Geometry) -> Any:
-    return a.update(shape=(a.shape[0], *geometry.shapes[_FACTORS.index(wanted)]))
+    return a.update(
+        shape=(a.shape[0], *geometry.shape(wanted)), weak_type=a.weak_type and b.weak_type
+    )
 
 
 def _transpose(
@@ -188,28 +209,35 @@ ad.defbilinear(_contract, partial(_transpose, 0), partial(_transpose, 1))
 def _map(
     arrays: Sequence[Array], axes: Sequence[int | None], *, wanted: str, geometry: _Geometry
 ) -> tuple[Array, int]:
-    """The rule of `vmap`: what has one kernel becomes more images, all else more runs."""
+    """The rule of `vmap`: where both operands are mapped there are more runs.
+
+    Else what is mapped is more of the one of batch, channels and features that the operand that is
+    not mapped does not have: more images of one kernel, say, or more features of the same images.
+    """
+    mapped = dict(zip(_operands(wanted), axes, strict=True))
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    of_operand = dict(zip(_operands(wanted), axes, strict=True))
-    if of_operand.get("kernel", 0) is None:
-        place = 1
-        images, kernel, output = geometry.shapes
-        shapes = ((size * images[0], *images[1:]), kernel, (size * output[0], *output[1:]))
-        geometry = geometry._replace(shapes=shapes)
-    else:
-        place = 0
-        arrays = [
-            jnp.broadcast_to(x, (size, *x.shape)) if axis is None else x
-            for x, axis in zip(arrays, axes, strict=True)
-        ]
+    if size == 0:
+        runs = arrays[0].shape[1 if axes[0] == 0 else 0]
+        return jnp.zeros((0, runs, *geometry.shape(wanted)), arrays[0].dtype), 0
+    alone = next((name for name, axis in mapped.items() if axis is None), None)
+    more = next((axis for axis in "ncf" if alone and axis not in _AXES[alone]), None)
+
+    def place(name: str) -> int:
+        return 1 + _AXES[name].index(more) if more else 0
+
+    if more:
+        geometry = geometry.with_more(more, size)
     merged = []
-    for x, axis in zip(arrays, of_operand.values(), strict=True):
-        if axis is not None or place == 0:
-            x = jnp.moveaxis(x, axis or 0, place)
-            x = x.reshape(*x.shape[:place], -1, *x.shape[place + 2 :])
+    for x, (name, axis) in zip(arrays, mapped.items(), strict=True):
+        if axis is not None:
+            at = place(name)
+            x = jnp.moveaxis(x, axis, at)
+            x = x.reshape(*x.shape[:at], size * x.shape[at + 1], *x.shape[at + 2 :])
         merged.append(x)
     result = _contract.bind(*merged, wanted=wanted, geometry=geometry)
-    return result.reshape(*result.shape[:place], size, -1, *result.shape[place + 1 :]), place
+    at = place(wanted)
+    parts = size, result.shape[at] // size
+    return result.reshape(*result.shape[:at], *parts, *result.shape[at + 1 :]), at
 
 
 batching.primitive_batchers[_contract] = _map
@@ -229,7 +257,7 @@ def _by_the_library(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> 
     def contract(a: Array, b: Array) -> Array:
         if wanted == "output":
             return convolve(a, b)
-        shape = jax.ShapeDtypeStruct(geometry.shapes[_FACTORS.index(wanted)], a.dtype)
+        shape = jax.ShapeDtypeStruct(geometry.shape(wanted), a.dtype)
         of_wanted = (lambda x: convolve(x, a)) if wanted == "images" else partial(convolve, a)
         return jax.linear_transpose(of_wanted, shape)(b)[0]
 
@@ -247,12 +275,21 @@ def _on_cpu(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
     return result.astype(a.dtype)
 
 
-def _output(geometry: _Geometry, images: Array, kernel: Array) -> Array:
+def _output(
+    geometry: _Geometry, images: Float[Array, "n h w c"], kernel: Float[Array, "i j c f"]
+) -> Float[Array, "n p q f"]:
     return _convolve(geometry, images, kernel, geometry.padding, strides=geometry.strides)
 
 
-def _images(geometry: _Geometry, kernel: Array, output: Array) -> Array:
-    """Convolves the output, spread out, with the kernel backwards."""
+def _images(
+    geometry: _Geometry, kernel: Float[Array, "i j c f"], output: Float[Array, "n p q f"]
+) -> Float[Array, "n h w c"]:
+    """Convolves the output, spread out by the strides, with the kernel backwards.
+
+    x[s h + i - low] gets y[h] K[i]: at the position p of the images, the tap i of the kernel meets
+    the position p + low - i of the output spread out. The first, of p = 0 and the last tap, lies
+    taps - 1 - low before its begin; as many have to come behind as make the result fit the images.
+    """
     padding = [
         (taps - 1 - low, low + size - spread) for low, size, taps, spread in geometry.lengths()
     ]
@@ -260,8 +297,14 @@ def _images(geometry: _Geometry, kernel: Array, output: Array) -> Array:
     return _convolve(geometry, output, backwards, padding, lhs_dilation=geometry.strides)
 
 
-def _kernel(geometry: _Geometry, images: Array, output: Array) -> Array:
-    """Convolves the images with the output, spread out; batch and channels change places."""
+def _kernel(
+    geometry: _Geometry, images: Float[Array, "n h w c"], output: Float[Array, "n p q f"]
+) -> Float[Array, "i j c f"]:
+    """Convolves the images with the output, spread out; batch and channels change places.
+
+    K[i] gets x[s h + i - low] y[h]: the output, spread out, is laid on the padded images at i. As
+    many of these have to come behind as make it fit at the last tap.
+    """
     padding = [
         (low, taps - 1 - low + spread - size) for low, size, taps, spread in geometry.lengths()
     ]
@@ -276,7 +319,7 @@ def _kernel(geometry: _Geometry, images: Array, output: Array) -> Array:
     # taken it cannot know.
     first = output[0, 0, 0, 0]
     always = (first == first) | jnp.isnan(first)
-    never = jnp.full(geometry.shapes[1], first)
+    never = jnp.full(geometry.shape("kernel"), first)
     return lax.cond(always, contract, lambda *_: never, images, output)
 
 
@@ -290,7 +333,9 @@ def _convolve(
     rhs_dilation: tuple[int, ...] = (1, 1),
 ) -> Array:
     """A convolution in the order and form that XLA hands over to Eigen."""
-    if lhs_dilation == (1, 1) and max(lhs.shape[-1], rhs.shape[-1]) > 16:
+    channels = lhs.shape[-1], rhs.shape[-1]  # maybe symbolic: of an exported program
+    few = all(isinstance(n, int) and n <= 16 for n in channels)
+    if lhs_dilation == (1, 1) and not few:
         # Zeros between the columns of the images, and everything else twice as wide: each number
         # is the same sum of the same products, but YNN does not take it over.
         lhs_dilation = (1, 2)

@@ -105,6 +105,42 @@ def test_maps_within_maps():
     assert_close(gradients(ours), gradients(library))
 
 
+def test_it_maps_over_nothing():
+    ours, library = pair((1, 1), "SAME")
+    xs, ks = arrays((0, 2, 5, 5, 2), (0, 3, 3, 2, 3))
+    (k,) = arrays((3, 3, 2, 3))
+    assert jax.vmap(ours)(xs, ks).shape == jax.vmap(library)(xs, ks).shape
+    assert jax.vmap(ours, (0, None))(xs, k).shape == (0, 2, 5, 5, 3)
+
+
+def test_it_is_computed_where_compilation_is_switched_off():
+    ours, library = pair((1, 1), "SAME")
+    x, k = arrays((2, 5, 5, 2), (3, 3, 2, 3))
+    with jax.disable_jit():
+        given = jax.grad(loss(ours), (0, 1))(x, k)
+    assert_close(given, jax.grad(loss(library), (0, 1))(x, k))
+
+
+def test_the_default_precision_is_that_of_the_call():
+    """Not that of the time when the program is lowered, which the primitive alone would see."""
+
+    def highest(x, k):
+        with jax.default_matmul_precision("highest"):
+            return pair((1, 1), "SAME")[0](x, k)
+
+    said = convolutions(highest, "cuda")
+    assert len(said) == 3
+    assert all("HIGHEST" in it for it in said)
+
+
+def test_the_gradient_of_any_number_of_images_is_exported():
+    ours, library = pair((1, 1), "SAME")
+    x, k = arrays((3, 6, 5, 2), (3, 3, 2, 4))
+    batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 6, 5, 2"), jnp.float32)
+    exported = jax.export.export(jax.jit(jax.grad(loss(ours), (0, 1))))(batch, k)
+    assert_close(tuple(exported.call(x, k)), jax.grad(loss(library), (0, 1))(x, k))
+
+
 def test_a_kernel_that_all_devices_share_has_the_sum_of_their_gradients():
     ours, library = pair((1, 1), "SAME")
     x, k = arrays((8, 6, 6, 2), (3, 3, 2, 3))
@@ -197,6 +233,23 @@ def test_mapped_runs_have_convolutions_of_their_own_on_cpu():
     programs = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda")}
     assert "feature_group_count = 1 " in programs["cpu"]
     assert "feature_group_count = 5 " in programs["cuda"]
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0)])
+def test_what_shares_images_or_kernel_is_one_convolution(axes):
+    ours, _ = pair((1, 1), "SAME")
+    shapes = ((4, 8, 8, 3), (3, 3, 3, 4))
+    x, k = arrays(*((5, *s) if axis == 0 else s for s, axis in zip(shapes, axes, strict=True)))
+
+    def everything(x, k):
+        y, pullback = jax.vjp(jax.vmap(ours, axes), x, k)
+        return y, pullback(y)
+
+    for platform in ("cpu", "cuda"):
+        program = jax.jit(everything).trace(x, k).lower(lowering_platforms=(platform,)).as_text()
+        assert program.count("stablehlo.convolution(") == 3
+        assert program.count("feature_group_count = 1 ") == 3
+        assert "stablehlo.while" not in program
 
 
 def test_only_images_and_kernel_wait_for_the_backward_pass():
