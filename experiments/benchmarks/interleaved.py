@@ -172,10 +172,16 @@ def command_line() -> str:
     return shlex.join(["python", f"experiments/benchmarks/{Path(script).name}", *options])
 
 
-def save(name: str, command: str, results: dict[str, Any]) -> Path:
-    """Writes the results beside the script, with what they were measured on."""
+def save(name: str, command: str, results: dict[str, Any], *, complete: bool = True) -> Path:
+    """Writes the results beside the script, with what they were measured on.
+
+    What is not complete goes to a file of its own, which is gone once all is there.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    whole, partial = RESULTS / f"{name}.json", RESULTS / f"{name}.partial.json"
+    path = whole if complete else partial
     content = {"command": command, **machine(), **results}
     path.write_text(json.dumps(content, indent=1) + "\n")
+    if complete:
+        partial.unlink(missing_ok=True)
     return path

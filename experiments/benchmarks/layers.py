@@ -380,7 +380,7 @@ def main() -> None:
     measured = measure(
         peers, cases, given.rounds, given.calls, device=given.device, tuned=not given.untuned
     )
-    rows, results, path = [], {}, None
+    rows, results = [], {}
     # Written after every case, so that what was measured is kept if the rest is cut off.
     for case, seconds in zip(cases, measured, strict=True):
         if given.device == "cpu":
@@ -391,7 +391,8 @@ def main() -> None:
             rows.append({**case._asdict(), **_by_part(seconds)})
             of_parts = {part: ratios(_rows_of(part, rows)) for part in PASSES}
             results = {"device": gpu_name(), "rows": rows, "ratios": of_parts}
-        path = save(name, command_line(), results)
+        save(name, command_line(), results, complete=False)
+    path = save(name, command_line(), results)
     if given.device == "cpu":
         show(results, "forward + backward, median milliseconds")
     else:

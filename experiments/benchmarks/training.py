@@ -411,7 +411,7 @@ def main() -> None:
     for case, seconds in zip(cases, measured, strict=True):
         results["rows"].append(_row(case, seconds))
         results["ratios"] = ratios(results["rows"])
-        save(name, command_line(), results)
+        save(name, command_line(), results, complete=False)
     # On a GPU every program would be compiled once more for it, which takes long.
     if given.device == "cpu" and {"normlab", "flax"} <= set(peers):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

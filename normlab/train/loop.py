@@ -389,10 +389,11 @@ class Trainer:
 
 
 def _together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a function of one run, and of what all share, the first two arguments of several.
+    """Makes of a function of one run one of several, whose first two arguments are stacked.
 
-    An accelerator computes them at once. One run keeps the cores of a CPU busy and its caches full,
-    where all at once would take up to 1.4 times as long.
+    An accelerator computes them at once. On a CPU, whose cores and caches one run fills, all at
+    once took up to 1.4 times as long as one after the other; only of networks with less than 50
+    hidden units it took a third less.
     """
 
     def of_several(first: Any, second: Any, *shared: Any) -> Any:
