@@ -111,9 +111,9 @@ def _near_mean(x: Array, axes: tuple[int, ...], dtype: Any) -> Array:
     if not axes:
         return x.astype(dtype)
     # The first axis is the batch, which may be spread over devices, and so may another one that its
-    # type names. (Of one that only the compiler knows to be spread, it sends the part around.) A
-    # part of the last is cheaper to read than all if it is a few cache lines. And of few digits none
-    # can be spared.
+    # type names. (Of one that only the compiler knows to be spread, it sends the part around.) Of
+    # the last a part is cheaper to read than all if it is a few cache lines. Of few digits none can
+    # be spared.
     spread = jax.typeof(x).sharding.spec
     length = x.shape[-1]
     long = isinstance(length, int) and length >= _LEAST_OF_PARTS  # not a symbol
