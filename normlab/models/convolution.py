@@ -180,10 +180,15 @@ def _operands(wanted: str) -> list[str]:
     return [name for name in _AXES if name != wanted]
 
 
+@partial(jax.jit, static_argnames=("wanted", "geometry"))
+def _compiled(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
+    return _contract.bind(a, b, wanted=wanted, geometry=geometry)
+
+
 @_contract.def_impl
 def _(a: Array, b: Array, *, wanted: str, geometry: _Geometry) -> Array:
     with jax.disable_jit(False):  # Else this function would be called again.
-        return jax.jit(partial(_contract.bind, wanted=wanted, geometry=geometry))(a, b)
+        return _compiled(a, b, wanted=wanted, geometry=geometry)
 
 
 @_contract.def_abstract_eval

@@ -121,6 +121,24 @@ def test_it_is_computed_where_compilation_is_switched_off():
     assert_close(given, jax.grad(loss(library), (0, 1))(x, k))
 
 
+def test_a_call_outside_of_jit_is_compiled_once():
+    ours, _ = pair((1, 1), "SAME")
+    x, k = arrays((2, 5, 4, 2), (3, 3, 2, 3))
+    compiled = []
+
+    def note(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    ours(x, k)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        ours(x, k)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert not compiled
+
+
 def test_the_default_precision_is_that_of_the_call():
     """Not that of the time when the program is lowered, which the primitive alone would see."""
 
