@@ -156,9 +156,8 @@ def machine() -> dict[str, Any]:
 def gpu_name() -> str:
     """What the first GPU is called; asked of its driver, so that this process takes none of it."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
-        0
-    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return told.splitlines()[0]
 
 
 def name_of_results(script: str, device: str) -> str:

@@ -99,8 +99,8 @@ def moments(
     return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
 
 
-# In elements of the last axis. Of rows of 64 a part took as long as all, on CPU even longer; of 768
-# and of 4096 it saved a GPU about a tenth of forward and backward pass, and a CPU nothing.
+# In elements of the last axis. Of rows of 64 a part took a CPU longer than all; of 768 and of 4096
+# it saved a GPU time and a CPU nothing.
 _LEAST_OF_PARTS = 512
 
 

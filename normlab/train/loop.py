@@ -392,8 +392,8 @@ def _together(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes of a function of one run one of several, whose first two arguments are stacked.
 
     An accelerator computes them at once. On a CPU, whose cores and caches one run fills, all at
-    once took up to 1.4 times as long as one after the other; only of networks with less than 50
-    hidden units it took a third less.
+    once take longer than one after the other, but for the smallest networks
+    (`experiments/benchmarks/training.py` measures both).
     """
 
     def of_several(first: Any, second: Any, *shared: Any) -> Any:

@@ -245,6 +245,21 @@ def test_all_convolutions_for_cpu_come_in_the_order_that_is_fast_within_loops():
     assert sum(order in said for said in library) < 3
 
 
+def test_no_other_library_takes_over_and_nothing_is_drawn_into_a_transposition():
+    """Both cost several times the time of the convolution itself."""
+    ours, _ = pair((1, 1), "VALID")
+
+    def everything(x, k):
+        y, pullback = jax.vjp(ours, x, k)
+        return pullback(y)
+
+    compiled = jax.jit(everything).lower(*arrays((4, 12, 12, 32), (3, 3, 32, 64))).compile()
+    program = compiled.as_text()
+    taken_over = re.search(r"ynn.*convolution|convolution.*ynn", program)
+    assert taken_over is None
+    assert " conditional(" in program
+
+
 def test_mapped_runs_have_convolutions_of_their_own_on_cpu():
     ours, _ = pair((1, 1), "SAME")
     traced = jax.jit(jax.vmap(ours)).trace(*arrays((5, 4, 8, 8, 3), (5, 3, 3, 3, 4)))
