@@ -16,6 +16,7 @@ from .length import length as length
 from .local_response import local_response as local_response
 from .moments import moments as moments
 from .normalize import normalize as normalize
+from .own_moments import normalize_by_own_moments as normalize_by_own_moments
 from .pointwise import dynamic_erf as dynamic_erf
 from .pointwise import dynamic_tanh as dynamic_tanh
 from .pooling import Moments as Moments

@@ -9,12 +9,10 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import group_moments
 from .shared import (
     Axes,
     AxisName,
-    in_statistics_dtype,
-    normalized,
+    normalized_by_own_moments,
     number_of_groups,
     resolve_axes,
     with_mask,
@@ -91,23 +89,15 @@ class GroupNorm(nn.Module):
         """
         del use_running_average  # GroupNorm keeps no statistics.
         inputs, mask = with_mask(jnp.asarray(x), mask)
-        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        last = x.ndim - 1
-        axes = range(1, x.ndim) if self.reduction_axes is None else self.reduction_axes
-        axes = resolve_axes(axes if last else -1, x.ndim, "reduction_axes")
+        last = inputs.ndim - 1
+        axes = range(1, inputs.ndim) if self.reduction_axes is None else self.reduction_axes
+        axes = resolve_axes(axes if last else -1, inputs.ndim, "reduction_axes")
         if last not in axes:
             raise ValueError(
                 f"GroupNorm: reduction_axes={self.reduction_axes} must include the last axis of an "
-                f"input of shape {x.shape}, which holds the channels."
+                f"input of shape {inputs.shape}, which holds the channels."
             )
-        statistics = group_moments(
-            x,
-            axes[:-1],
-            number_of_groups(self, x.shape[-1]),
-            stored=inputs,
-            mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
+        groups = number_of_groups(self, inputs.shape[-1])
+        return normalized_by_own_moments(
+            self, inputs, mask, axes, (last,), scale, bias, groups=groups
         )
-        return normalized(self, inputs, x, statistics, (last,), scale, bias)

@@ -9,12 +9,10 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import moments
 from .shared import (
     Axes,
     AxisName,
-    in_statistics_dtype,
-    normalized,
+    normalized_by_own_moments,
     other_axes,
     resolve_axes,
     with_mask,
@@ -83,21 +81,12 @@ class InstanceNorm(nn.Module):
         """
         del use_running_average  # InstanceNorm keeps no statistics.
         inputs, mask = with_mask(jnp.asarray(x), mask)
-        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
+        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
         if 0 in feature_axes:
             raise ValueError(
                 "The channel axes cannot include the leading dimension as this is assumed to be "
                 f"the batch axis: InstanceNorm was given feature_axes={self.feature_axes} for an "
-                f"input of shape {x.shape}. Name other axes."
+                f"input of shape {inputs.shape}. Name other axes."
             )
-        statistics = moments(
-            x,
-            other_axes((0, *feature_axes), x.ndim),
-            stored=inputs,
-            mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
-        )
-        return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+        axes = other_axes((0, *feature_axes), inputs.ndim)
+        return normalized_by_own_moments(self, inputs, mask, axes, feature_axes, scale, bias)

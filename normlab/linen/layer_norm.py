@@ -9,15 +9,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import moments
-from .shared import (
-    Axes,
-    AxisName,
-    in_statistics_dtype,
-    normalized,
-    resolve_axes,
-    with_mask,
-)
+from .shared import Axes, AxisName, normalized_by_own_moments, resolve_axes, with_mask
 
 
 class LayerNorm(nn.Module):
@@ -80,15 +72,6 @@ class LayerNorm(nn.Module):
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         del use_running_average  # LayerNorm keeps no statistics.
         inputs, mask = with_mask(jnp.asarray(x), mask)
-        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        statistics = moments(
-            x,
-            resolve_axes(self.reduction_axes, x.ndim, "reduction_axes"),
-            stored=inputs,
-            mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_fast_variance=self.use_fast_variance,
-        )
-        feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
-        return normalized(self, inputs, x, statistics, feature_axes, scale, bias)
+        axes = resolve_axes(self.reduction_axes, inputs.ndim, "reduction_axes")
+        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
+        return normalized_by_own_moments(self, inputs, mask, axes, feature_axes, scale, bias)

@@ -19,6 +19,7 @@ from .shared import (
     AxisName,
     in_statistics_dtype,
     normalized,
+    normalized_by_own_moments,
     resolve_axes,
     with_mask,
 )
@@ -102,35 +103,40 @@ class RMSNorm(nn.Module):
         """
         del use_running_average  # RMSNorm keeps no statistics.
         inputs, mask = with_mask(jnp.asarray(x), mask)
-        x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        axes = resolve_axes(self.reduction_axes, x.ndim, "reduction_axes")
-        statistics = moments(
-            self._part(x, axes),
-            axes,
-            stored=self._part(inputs, axes),
-            mask=None if mask is None else self._part(mask, axes),
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-            use_mean=False,
-        )
-        feature_axes = resolve_axes(self.feature_axes, x.ndim, "feature_axes")
-        if scale is not None or not (self.use_scale and self.zero_centred):
+        axes = resolve_axes(self.reduction_axes, inputs.ndim, "reduction_axes")
+        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
+
+        def scaled(scale: ArrayLike | None) -> Array:
+            if self.fraction == 1:
+                return normalized_by_own_moments(
+                    self, inputs, mask, axes, feature_axes, scale, bias, centre=False
+                )
+            x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+            statistics = moments(
+                self._part(x, axes),
+                axes,
+                stored=self._part(inputs, axes),
+                mask=None if mask is None else self._part(mask, axes),
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+                use_mean=False,
+            )
             return normalized(self, inputs, x, statistics, feature_axes, scale, bias, centre=False)
+
+        if scale is not None or not (self.use_scale and self.zero_centred):
+            return scaled(scale)
 
         def less_one(*arguments):
             return jax.tree.map(lambda scale: scale - 1, self.scale_init(*arguments))
 
-        features = tuple(x.shape[axis] for axis in feature_axes)
+        features = tuple(inputs.shape[axis] for axis in feature_axes)
         learned = self.param("scale", less_one, features, self.param_dtype)
         # Half precision holds the parameter to more digits than it would hold the scale.
-        scale = 1 + learned.astype(jnp.promote_types(learned.dtype, jnp.float32))
-        y = normalized(self, inputs, x, statistics, feature_axes, scale, bias, centre=False)
+        y = scaled(1 + learned.astype(jnp.promote_types(learned.dtype, jnp.float32)))
         return y.astype(canonicalize_dtype(inputs, learned, bias, dtype=self.dtype))
 
     def _part(self, values: Array, axes: tuple[int, ...]) -> Array:
         """Returns the part of the reduced axis that the mean square is taken of."""
-        if self.fraction == 1:
-            return values
         if len(axes) != 1:
             raise ValueError(
                 f"RMSNorm: fraction={self.fraction} is a share of one axis, but "

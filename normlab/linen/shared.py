@@ -9,7 +9,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import Moments, normalize, squared_magnitude
+from ..functional import Moments, normalize, normalize_by_own_moments, squared_magnitude
 
 Axes = int | Sequence[int]
 AxisName = str | tuple[str, ...]
@@ -190,6 +190,53 @@ def affine(
         return broadcast_to_input(f"{type(module).__name__}: {name}", value, x.shape, feature_axes)
 
     return one("scale", scale), one("bias", bias)
+
+
+def normalized_by_own_moments(
+    module: Any,
+    inputs: Array,
+    mask: Array | None,
+    axes: tuple[int, ...],
+    feature_axes: tuple[int, ...],
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    groups: int | None = None,
+    centre: bool = True,
+) -> Array:
+    """Normalizes by the input's own moments, scales and shifts: all that some layers do.
+
+    Args:
+        module: The layer, with the fields of `LayerNorm` that are not about axes.
+        inputs: What the layer was given; decides the dtype of the output, as in Flax.
+        mask: True where a value counts, in the shape of the input.
+        axes: Axes that the moments are over.
+        feature_axes: Axes that scale and bias vary along.
+        scale: As in `affine`.
+        bias: As in `affine`.
+        groups: Number of groups of the last axis, each of which has moments of its own.
+        centre: Whether the mean is subtracted.
+
+    Raises:
+        ValueError: As in `affine`.
+    """
+    x = in_statistics_dtype(inputs, module.dtype, module.force_float32_reductions)
+    scale, bias = affine(module, x, feature_axes, scale, bias)
+    return normalize_by_own_moments(
+        x,
+        axes,
+        epsilon=module.epsilon,
+        groups=groups,
+        scale=scale,
+        bias=bias,
+        stored=inputs,
+        dtype=canonicalize_dtype(inputs, scale, bias, dtype=module.dtype),
+        mask=mask,
+        axis_name=module.axis_name,
+        axis_index_groups=module.axis_index_groups,
+        use_mean=centre,
+        use_fast_variance=module.use_fast_variance,
+    )
 
 
 def normalized(

@@ -1,0 +1,291 @@
+"""Normalization of an array by its own moments, as layer, group and instance norm do."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.interpreters import ad
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Inexact
+
+from .groups import group_moments
+from .kernels import Channels, Form, Values, kernels_run, normalize_backward, normalize_forward
+from .moments import moments
+from .normalize import normalize
+from .with_kernel import with_kernel
+
+
+def normalize_by_own_moments(
+    x: Inexact[Array, "..."],
+    axes: tuple[int, ...],
+    *,
+    epsilon: float | Array,
+    groups: int | None = None,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    stored: Array | None = None,
+    dtype: DTypeLike | None = None,
+    mask: Bool[Array, "..."] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    axis_index_groups: Any = None,
+    use_mean: bool = True,
+    use_fast_variance: bool = True,
+) -> Array:
+    r"""Normalizes `x` by its moments over `axes`.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    This is `moments` or `group_moments`, and `normalize`; but where the kernels can do it in fewer
+    passes over the memory of a GPU, they do. See `kernels_run` and `tiling` for where. It takes
+    values in float32 or half precision, channels last, examples first if axes besides that of the
+    channels are reduced, no mask, and a scale and bias that vary along the channels alone.
+
+    Args:
+        x: Values of any shape, float or complex, in the precision of the moments.
+        axes: Non-negative axes to reduce, in order; with groups, the last is that of the channels.
+        epsilon: As in `normalize`, like `scale`, `bias`, `stored` and `dtype`.
+        groups: Number of groups of neighbouring channels, each of which has moments of its own.
+        scale: Gamma.
+        bias: Beta.
+        stored: The array that `x` was converted from, if it was.
+        dtype: Dtype of the result.
+        mask: As in `moments`, like all that follow.
+        axis_name: Named axis over which the moments are pooled.
+        axis_index_groups: Groups of indices of `axis_name`.
+        use_mean: If false, nothing is subtracted.
+        use_fast_variance: If false, the two-pass formula.
+
+    Returns:
+        An array as that of `normalize`.
+    """
+    if mask is None and axis_name is None and use_fast_variance and isinstance(epsilon, float):
+        y = _by_kernel(x, axes, groups, epsilon, scale, bias, stored, dtype, use_mean)
+        if y is not None:
+            return y
+    return _in_two_steps(
+        x,
+        axes,
+        groups,
+        epsilon=epsilon,
+        scale=scale,
+        bias=bias,
+        stored=stored,
+        dtype=dtype,
+        use_mean=use_mean,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+    )
+
+
+def _in_two_steps(
+    x: Array,
+    axes: tuple[int, ...],
+    groups: int | None,
+    *,
+    epsilon: float | Array,
+    scale: Array | None,
+    bias: Array | None,
+    stored: Array | None,
+    dtype: Any,
+    use_mean: bool,
+    **of_moments: Any,
+) -> Array:
+    if groups is None:
+        found = moments(x, axes, stored=stored, use_mean=use_mean, **of_moments)
+    else:
+        found = group_moments(x, axes[:-1], groups, stored=stored, **of_moments)
+    return normalize(
+        x,
+        found.shift if use_mean else None,
+        found.variance,
+        epsilon=epsilon,
+        residual=found.residual if use_mean else None,
+        scale=scale,
+        bias=bias,
+        stored=stored,
+        dtype=dtype,
+    )
+
+
+def _by_kernel(
+    x: Array,
+    axes: tuple[int, ...],
+    groups: int | None,
+    epsilon: float,
+    scale: Array | None,
+    bias: Array | None,
+    stored: Array | None,
+    dtype: Any,
+    use_mean: bool,
+) -> Array | None:
+    """Normalizes by the kernels where they run, fit and pay."""
+    read = x if stored is None else stored
+    given = [it for it in (scale, bias) if it is not None]
+    dtype = jnp.dtype(dtype or jnp.result_type(x, *given))
+    three_axes = _three_axes(read, axes, groups)
+    narrow = all(it in (jnp.float32, jnp.bfloat16, jnp.float16) for it in (read.dtype, dtype))
+    of_channels = all(it.shape == (1,) * (x.ndim - 1) + x.shape[-1:] for it in given)
+    if three_axes is None or not (narrow and x.dtype == jnp.float32 and of_channels):
+        return None
+    shape, in_groups = three_axes
+    form = Form(in_groups, use_mean, epsilon, dtype)
+    if not (kernels_run() and form.fits(jax.ShapeDtypeStruct(shape, read.dtype))):
+        return None
+    scale, bias = (
+        jnp.full(shape[2:], default) if it is None else it.reshape(shape[2:]).astype(jnp.float32)
+        for it, default in ((scale, 1.0), (bias, 0.0))
+    )
+    return _layer.bind(read.reshape(shape), scale, bias, form=form)[0].reshape(x.shape)
+
+
+def _three_axes(
+    x: Array, axes: tuple[int, ...], groups: int | None
+) -> tuple[tuple[int, int, int], int] | None:
+    """The shape of an array as (examples, positions, channels), and its groups, or None.
+
+    Args:
+        x: Values.
+        axes: To reduce.
+        groups: As in `normalize_by_own_moments`.
+    """
+    fixed = all(isinstance(n, int) for n in x.shape)  # unlike those of an exported program
+    if x.ndim < 2 or not fixed or x.size == 0 or any(jax.typeof(x).sharding.spec):
+        return None
+    last, channels = x.ndim - 1, x.shape[-1]
+    if axes == (last,) and groups in (None, 1):
+        return (x.size // channels, 1, channels), 1
+    if axes and axes in (tuple(range(1, last)), tuple(range(1, last + 1))):
+        of_channels = 1 if last in axes else channels
+        return (x.shape[0], math.prod(x.shape[1:-1]), channels), groups or of_channels
+    return None
+
+
+# What the kernels compute, as three primitives: the layer, its derivative, and the transpose of
+# that. The first and the last are the kernels. The derivative is computed by the formula, as are
+# those of higher order. The moments that the layer returns beside its result are for the kernel of
+# the gradient alone.
+
+
+def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Values:
+    in_groups = 1 < form.groups < x.shape[2]
+    all_axes = (2,) if x.shape[1] == 1 else (1, 2)
+    return _in_two_steps(
+        x.astype(jnp.float32),
+        (1, 2) if in_groups else all_axes if form.groups == 1 else (1,),
+        form.groups if in_groups else None,
+        epsilon=form.epsilon,
+        scale=scale[None, None],
+        bias=bias[None, None],
+        stored=x,
+        dtype=form.dtype,
+        use_mean=form.centre,
+    )
+
+
+def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> list[Array]:
+    unused = [jnp.zeros(it.shape, it.dtype) for it in _types_of_moments(x, form)]
+    return [_formula(x, scale, bias, form=form), *unused]
+
+
+def _derivative_by_formula(x: Values, scale: Channels, *rest: Array, form: Form) -> Values:
+    tangents = rest[:3]  # and moments
+    primals = x, scale, jnp.zeros_like(scale)
+    return jax.jvp(partial(_formula, form=form), primals, tangents)[1]
+
+
+def _transpose_by_formula(
+    x: Values, scale: Channels, dy: Values, *_: Array, form: Form
+) -> list[Array]:
+    primals = x, scale, jnp.zeros_like(scale)
+    return list(jax.vjp(partial(_formula, form=form), *primals)[1](dy))
+
+
+def _types_of_moments(x: Any, form: Form) -> list[ShapedArray]:
+    of_moments = ShapedArray(form.tiles(x).of_moments, jnp.dtype(jnp.float32))
+    return [of_moments] * (2 if form.centre else 1)
+
+
+def _types_of_layer(x: Any, *_: Any, form: Form) -> list[ShapedArray]:
+    return [ShapedArray(x.shape, form.dtype), *_types_of_moments(x, form)]
+
+
+def _type_of_derivative(x: Any, *_: Any, form: Form) -> ShapedArray:
+    return ShapedArray(x.shape, form.dtype)
+
+
+def _types_of_transpose(x: Any, scale: Any, *_: Any, form: Form) -> list[ShapedArray]:
+    return [ShapedArray(it.shape, it.dtype) for it in (x, scale, scale)]
+
+
+_NAME = "normalize_by_own_moments"
+_layer = with_kernel(_NAME, _layer_by_formula, normalize_forward, _types_of_layer)
+_derivative = with_kernel(
+    f"{_NAME}_derivative",
+    _derivative_by_formula,
+    _derivative_by_formula,
+    _type_of_derivative,
+    several=False,
+)
+_transpose = with_kernel(
+    f"{_NAME}_transpose", _transpose_by_formula, normalize_backward, _types_of_transpose
+)
+
+
+def _derive_layer(primals: Any, tangents: Any, *, form: Form) -> tuple[Any, Any]:
+    y, *moments = _layer.bind(*primals, form=form)
+    tangents = map(ad.instantiate_zeros, tangents)
+    dy = _derivative.bind(*primals[:2], *tangents, *moments, form=form)
+    return [y, *moments], [dy, *map(jnp.zeros_like, moments)]
+
+
+def _derive_by_formula(formula: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    """The rule for a derivative of higher order.
+
+    Args:
+        formula: What computes the derivative.
+        arguments: How many arguments come before the moments, which are none to the formula.
+    """
+
+    def derive(primals: Any, tangents: Any, *, form: Form) -> Any:
+        def function(*arrays: Array) -> Any:
+            return formula(*arrays, *primals[arguments:], form=form)
+
+        tangents = tuple(map(ad.instantiate_zeros, tangents[:arguments]))
+        return jax.jvp(function, primals[:arguments], tangents)
+
+    return derive
+
+
+def _transpose_derivative(cotangent: Any, x: Any, scale: Any, *rest: Any, form: Form) -> list[Any]:
+    tangents, moments = rest[:3], rest[3:]
+    if type(cotangent) is ad.Zero:
+        found = [ad.Zero(it.aval) if ad.is_undefined_primal(it) else None for it in tangents]
+    else:
+        gradients = _transpose.bind(x, scale, cotangent, *moments, form=form)
+        found = [
+            gradient if ad.is_undefined_primal(it) else None
+            for gradient, it in zip(gradients, tangents, strict=True)
+        ]
+    return [None, None, *found, *[None] * len(moments)]
+
+
+def _transpose_transpose(
+    cotangents: Any, x: Any, scale: Any, dy: Any, *moments: Any, form: Form
+) -> list[Any]:
+    del dy
+    tangents = map(ad.instantiate_zeros, cotangents)
+    found = _derivative.bind(x, scale, *tangents, *moments, form=form)
+    return [None, None, found, *[None] * len(moments)]
+
+
+ad.primitive_jvps[_layer] = _derive_layer
+ad.primitive_jvps[_derivative] = _derive_by_formula(_derivative_by_formula, 5)
+ad.primitive_jvps[_transpose] = _derive_by_formula(_transpose_by_formula, 3)
+ad.primitive_transposes[_derivative] = _transpose_derivative
+ad.primitive_transposes[_transpose] = _transpose_transpose

@@ -1,0 +1,49 @@
+"""Primitives that a kernel computes on NVIDIA's GPUs, and a formula everywhere else."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jaxtyping import Array
+
+
+def with_kernel(
+    name: str,
+    formula: Callable[..., Any],
+    kernel: Callable[..., Any],
+    types: Callable[..., Any],
+    *,
+    several: bool = True,
+) -> Primitive:
+    """Makes a primitive of arrays and of one hashable parameter, `form`, without derivatives.
+
+    Args:
+        name: Of the primitive.
+        formula: What it computes, on every platform. `vmap` makes several of this, not of the
+            kernel.
+        kernel: The same for a GPU of NVIDIA.
+        types: The type of its result by the types of its arguments.
+        several: Whether all three return lists.
+    """
+    made = Primitive(name)
+    made.multiple_results = several
+    made.def_abstract_eval(types)
+    compiled = jax.jit(made.bind, static_argnames="form")
+
+    @made.def_impl
+    def _(*arrays: Array, form: Any) -> Any:
+        with jax.disable_jit(False):  # Else this function would be called again.
+            return compiled(*arrays, form=form)
+
+    def batch(arrays: Sequence[Array], axes: Sequence[int | None], *, form: Any) -> Any:
+        results = jax.vmap(partial(formula, form=form), tuple(axes))(*arrays)
+        return results, jax.tree.map(lambda _: 0, results)
+
+    batching.primitive_batchers[made] = batch
+    mlir.register_lowering(made, mlir.lower_fun(formula, multiple_results=several))
+    lowering = mlir.lower_fun(kernel, multiple_results=several)
+    mlir.register_lowering(made, lowering, platform="cuda")
+    return made

@@ -1,0 +1,298 @@
+"""The kernels for GPUs: emulated on any platform, and themselves where there is a GPU."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normlab as nl
+from normlab.functional import kernels, moments, normalize_by_own_moments, own_moments
+from normlab.functional.kernels import (
+    Form,
+    kernels_run,
+    normalize_backward,
+    normalize_forward,
+    shifted_sums,
+    sums_fit,
+)
+
+moments_module = importlib.import_module("normlab.functional.moments")  # `moments` is a function
+
+EPSILON = 1e-3
+
+# (examples, positions, channels), groups, whether centred: rows shorter and longer than a warp
+# holds; with and without what fills them up to a power of two; groups of all, some and one of the
+# channels.
+CASES = [
+    ((13, 1, 100), 1, True),
+    ((1300, 1, 7), 1, True),
+    ((7, 1, 768), 1, True),
+    ((43, 1, 1024), 1, False),
+    ((43, 1, 2048), 1, True),
+    ((3, 1, 5000), 1, True),
+    ((1, 1, 8192), 1, False),
+    ((3, 49, 128), 1, True),
+    ((3, 49, 128), 2, True),
+    ((2, 64, 96), 3, True),
+    ((3, 49, 128), 128, True),
+    ((2, 16, 200), 200, True),
+]
+
+
+@pytest.fixture(params=[True, *([False] if kernels_run() else [])], ids=lambda it: "emulated" * it)
+def emulated(request, monkeypatch):
+    """Whether kernels are emulated; then for a small GPU, so that programs have several tiles."""
+    if request.param:
+        monkeypatch.setattr(kernels, "_WARPS", 8)
+    return request.param
+
+
+def random(shape, seed=0, dtype=jnp.float32, mean=0.0):
+    values = np.random.default_rng(seed).normal(mean, 1, shape)
+    return jnp.asarray(values, jnp.float32).astype(dtype)
+
+
+def in_double(x):
+    return np.asarray(x.astype(jnp.float32), np.float64)
+
+
+def by_hand(x, scale, bias, dy, form):
+    """Result and gradients in float64, by the formulas of the paper."""
+    x, scale, bias, dy = map(in_double, (x, scale, bias, dy))
+    examples, positions, channels = x.shape
+    parts = (examples, positions, form.groups, channels // form.groups)
+
+    def mean(values):
+        of_parts = values.reshape(parts).mean((1, 3), keepdims=True)
+        return np.broadcast_to(of_parts, parts).reshape(x.shape)
+
+    centred = x - mean(x) if form.centre else x
+    multiplier = 1 / np.sqrt(mean(centred**2) + form.epsilon)
+    standardized = centred * multiplier
+    g = dy * scale
+    dx = g - standardized * mean(g * standardized)
+    if form.centre:
+        dx -= mean(g)
+    gradients = multiplier * dx, (dy * standardized).sum((0, 1)), dy.sum((0, 1))
+    return standardized * scale + bias, *gradients
+
+
+def assert_near(got, expected, dtype, rtol=2e-6):
+    """Near to a few units in the last place of the largest."""
+    got = in_double(got)
+    tolerance = rtol if dtype == jnp.float32 else 2.0 ** -jnp.finfo(dtype).nmant
+    assert np.abs(got - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("shape", "groups", "centre"), CASES)
+def test_forward_and_backward(shape, groups, centre, dtype, emulated):
+    form = Form(groups, centre, EPSILON, jnp.dtype(dtype))
+    x, dy = random(shape, 0, dtype, mean=3), random(shape, 1, dtype)
+    scale, bias = random(shape[2:], 2), random(shape[2:], 3)
+    assert form.fits(x)
+    y, *found = normalize_forward(x, scale, bias, form=form, interpret=emulated)
+    dx, *of_channels = normalize_backward(x, scale, dy, *found, form=form, interpret=emulated)
+    expected = by_hand(x, scale, bias, dy, form)
+    assert y.dtype == dx.dtype == dtype
+    for got, wanted in zip((y, dx), expected, strict=False):
+        assert_near(got, wanted, dtype)
+    for got, wanted in zip(of_channels, expected[2:], strict=True):
+        assert got.dtype == jnp.float32
+        assert_near(got, wanted, jnp.float32, rtol=1e-5)
+
+
+def test_a_mean_far_from_zero_costs_no_digits(emulated):
+    form = Form(1, True, 1e-12, jnp.dtype(jnp.float32))
+    x = (1e4 + 1e-2 * random((64, 1, 512))).at[:, :, 0].set(1e4 + 1)  # and the first is far off
+    ones, dy = jnp.ones(512), random(x.shape, 1)
+    y, *found = normalize_forward(x, ones, 0 * ones, form=form, interpret=emulated)
+    dx, *_ = normalize_backward(x, ones, dy, *found, form=form, interpret=emulated)
+    expected = by_hand(x, ones, 0 * ones, dy, form)
+    assert_near(y, expected[0], jnp.float32)
+    assert_near(dx, expected[1], jnp.float32, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 701, 100), (3, 300, 64), (1, 3000, 33)])
+def test_sums(shape, dtype, emulated):
+    x, shift = random(shape, 0, dtype, mean=3), random((shape[0], shape[2]), 1, mean=3)
+    assert sums_fit(x)
+    got = shifted_sums(x, shift, form=None, interpret=emulated)
+    x = in_double(x) - in_double(shift)[:, None]
+    for it, expected in zip(got, (x.sum(1), (x**2).sum(1)), strict=True):
+        assert_near(it, expected, jnp.float32)
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Binds the primitives, as on a GPU; on others they are then computed by the formula."""
+    for module in (own_moments, moments_module):
+        monkeypatch.setattr(module, "kernels_run", lambda: True)
+
+
+LAYERS = {
+    "layer": (nl.LayerNorm(), (4, 6, 256)),
+    "root mean square": (nl.RMSNorm(dtype=jnp.bfloat16), (4, 6, 256)),
+    "group": (nl.GroupNorm(4), (3, 7, 7, 128)),
+    "instance": (nl.InstanceNorm(), (3, 7, 7, 128)),
+    "without scale": (nl.LayerNorm(use_scale=False, use_bias=False), (5, 256)),
+}
+
+
+def primitives_of(function, *arrays):
+    # A function of its own, since what was traced once is kept.
+    jaxpr = jax.make_jaxpr(lambda *arrays: function(*arrays))(*arrays)
+    return [str(it.primitive) for it in jaxpr.jaxpr.eqns]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_bind_them_on_a_gpu_alone(name, bound, monkeypatch):
+    layer, shape = LAYERS[name]
+    x = random(shape)
+    apply = partial(layer.apply, layer.init(jax.random.key(0), x))
+    assert "normalize_by_own_moments" in primitives_of(apply, x)
+    monkeypatch.undo()
+    if jax.default_backend() == "cpu":
+        assert "normalize_by_own_moments" not in primitives_of(apply, x)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mask": jnp.ones((4, 6, 256), bool)},
+        {"axis_name": "devices"},
+        {"use_fast_variance": False},
+        {"epsilon": jnp.float32(1e-3)},
+        {"scale": jnp.ones((4, 1, 1))},
+        {"axes": (0,)},
+        {"axes": (0, 2)},
+    ],
+)
+def test_what_does_not_fit_is_left_to_the_formula(given, bound):
+    axes = given.pop("axes", (2,))
+    given = {"epsilon": EPSILON, **given}
+
+    def function(x):
+        return normalize_by_own_moments(x, axes, **given)
+
+    traced = jax.vmap(function, axis_name="devices") if "axis_name" in given else function
+    x = random((2, 4, 6, 256) if "axis_name" in given else (4, 6, 256))
+    assert "normalize_by_own_moments" not in primitives_of(traced, x)
+
+
+def test_no_form_takes_what_a_warp_cannot_hold_or_memory_would_waste():
+    def fits(shape, groups):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return Form(groups, True, EPSILON, jnp.dtype(jnp.float32)).fits(x)
+
+    assert fits((8, 1, 8192), 1)
+    assert not fits((8, 1, 8193), 1)
+    assert fits((8, 49, 512), 32)
+    assert not fits((8, 49, 256), 32)  # 8 channels are 32 bytes
+    assert not fits((8, 1024, 512), 32)
+    assert not fits((2**20, 1, 2048), 1)  # more elements than 32 bits can count
+    assert not sums_fit(jax.ShapeDtypeStruct((1, 2**14, 64), jnp.float32))
+    assert not sums_fit(jax.ShapeDtypeStruct((1, 2**20, 8), jnp.float32))
+
+
+def loss(x, scale, bias, dy):
+    y = normalize_by_own_moments(x, (2,), epsilon=EPSILON, scale=scale[None, None], bias=bias)
+    return jnp.sum(dy * y**3)
+
+
+DERIVATIVES = {
+    "result": lambda f, *arrays: f(*arrays),
+    "gradient": lambda f, *arrays: jax.grad(f, (0, 1, 2))(*arrays),
+    "compiled": lambda f, *arrays: jax.jit(jax.grad(f, (0, 1, 2)))(*arrays),
+    "of one argument": lambda f, *arrays: jax.grad(f, 1)(*arrays),
+    "forwards": lambda f, *arrays: jax.jvp(f, arrays, tuple(2 * a + 1 for a in arrays)),
+    "linearized": lambda f, *arrays: jax.linearize(f, *arrays)[1](*arrays),
+    "forwards over reverse": lambda f, *arrays: jax.jvp(jax.grad(f, (0, 1)), arrays, arrays),
+    "second": lambda f, *arrays: jax.grad(
+        lambda *a: sum(jnp.sum(g**2) for g in jax.grad(f, (0, 1))(*a)), (0, 1, 2)
+    )(*arrays),
+    "checkpointed": lambda f, *arrays: jax.grad(jax.checkpoint(f), (0, 1))(*arrays),
+    "of several inputs": lambda f, x, *rest: jax.vmap(jax.grad(f, (0, 1)), (0, None, None, None))(
+        jnp.stack([x, 2 * x]), *rest
+    ),
+    "of several scales": lambda f, x, scale, *rest: jax.vmap(
+        jax.grad(f, (0, 1)), (None, 0, None, None)
+    )(x, jnp.stack([scale, 2 * scale]), *rest),
+}
+
+
+@pytest.mark.parametrize("which", DERIVATIVES)
+def test_derivatives(which, monkeypatch):
+    arrays = (
+        random((3, 5, 128), 0, mean=2),
+        random((128,), 1),
+        random((1, 1, 128), 2),
+        random((3, 5, 128), 3),
+    )
+    derive = partial(DERIVATIVES[which], loss)
+    with monkeypatch.context() as context:
+        context.setattr(own_moments, "kernels_run", lambda: False)
+        expected = derive(*arrays)
+    monkeypatch.setattr(own_moments, "kernels_run", lambda: True)
+    got = derive(*arrays)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_without_jit(bound):
+    with jax.disable_jit():
+        x = random((3, 5, 128))
+        np.testing.assert_allclose(
+            normalize_by_own_moments(x, (2,), epsilon=EPSILON),
+            (x - x.mean(2, keepdims=True)) / jnp.sqrt(x.var(2, keepdims=True) + EPSILON),
+            atol=1e-5,
+        )
+
+
+def test_moments_with_known_sums_have_the_same_derivatives(bound, monkeypatch):
+    x = random((64, 32, 32, 64), mean=3)
+
+    def function(x):
+        found = moments(x, (0, 1, 2))
+        return jnp.sum(found.mean**2) + jnp.sum(found.variance), found
+
+    assert "shifted_sums" in primitives_of(function, x)
+    got = jax.value_and_grad(function, has_aux=True)(x)
+    twice = jax.vmap(lambda x: function(x)[0])(jnp.stack([x, 2 * x]))
+    monkeypatch.undo()
+    if jax.default_backend() == "cpu":
+        assert "shifted_sums" not in primitives_of(function, x)
+    expected = jax.value_and_grad(function, has_aux=True)(x)
+    np.testing.assert_allclose(twice[0], expected[0][0], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * float(jnp.abs(b).max()))
+
+
+def test_a_program_for_a_gpu_of_nvidia_holds_the_kernels(bound):
+    layer, x = nl.LayerNorm(), random((64, 256))
+    variables = layer.init(jax.random.key(0), x)
+
+    def gradient(variables, x):
+        return jax.grad(lambda v, x: jnp.sum(layer.apply(v, x) ** 2), (0, 1))(variables, x)
+
+    def kernels_in(function, *arrays, platform):
+        text = jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        return text.count("xla.gpu.triton")
+
+    assert kernels_in(gradient, variables, x, platform="cuda") == 2
+    assert kernels_in(gradient, variables, x, platform="cpu") == 0
+    assert kernels_in(gradient, variables, x, platform="rocm") == 0
+    large = jax.ShapeDtypeStruct((64, 32, 32, 64), jnp.float32)
+    assert kernels_in(lambda x: moments(x, (0, 1, 2)), large, platform="cuda") == 1
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks what is so without a GPU")
+def test_without_a_gpu_none_run(monkeypatch):
+    assert not kernels_run()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not kernels.kernels_run()
