@@ -11,6 +11,7 @@ the GPU at a time, a tile is held by the fewest threads that can hold it: the su
 are fast, and what one waits for, the programs beside it use.
 """
 
+import importlib.util
 import math
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-Values = Float[Array, "examples positions channels"]
+Values = Float[Array, "..."]
 Channels = Float[Array, "channels"]
 
 # Elements of a tile. Of more, what the threads hold does not fit their registers.
@@ -43,6 +44,9 @@ def kernels_run() -> bool:
     """
     if jax.default_backend() != "gpu" or jax.device_count() > 1:
         return False
+    # JAX has announced that it will leave out what these kernels are compiled by.
+    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+        return False
     # Of NVIDIA's, such as "9.0"; those of others have names. Older ones lack what Triton needs.
     generation = str(jax.local_devices()[0].compute_capability).split(".")[0]
     within_shard_map = jax.sharding.get_abstract_mesh().manual_axes
@@ -50,23 +54,26 @@ def kernels_run() -> bool:
 
 
 class Form(NamedTuple):
-    """A normalization of (examples, positions, channels).
+    """A normalization of an array.
 
     Attributes:
+        shape: The examples, positions and channels of the array, whatever rank it has.
         groups: Of neighbouring channels, which share their moments.
         centre: Whether the mean is subtracted; else the variance is the mean square.
         epsilon: Added to the variance.
         dtype: Of the result.
     """
 
+    shape: tuple[int, int, int]
     groups: int
     centre: bool
     epsilon: float
     dtype: Any
 
-    def tiles(self, x: Any) -> "Tiling":
-        """The tiles of an array."""
-        examples, positions, channels = x.shape
+    @property
+    def tiles(self) -> "Tiling":
+        """The tiles of the array."""
+        examples, positions, channels = self.shape
         height, width, axes = positions, channels // self.groups, (0, 1)
         if positions == self.groups == 1:
             height, axes = max(_OF_WARP // _power_of_two(channels), 1), (1,)
@@ -74,12 +81,12 @@ class Form(NamedTuple):
             width, axes = min(4 * _OF_WARP // _power_of_two(positions), channels), (0,)
         return Tiling(examples * positions, channels, height, width, axes)
 
-    def fits(self, x: Any) -> bool:
-        """Whether the kernels take an array, and pay."""
-        tiles = self.tiles(x)
+    def fits(self, itemsize: int) -> bool:
+        """Whether the kernels take an array of elements of so many bytes, and pay."""
+        tiles = self.tiles
         held = math.prod(tiles.held)
-        wide = tiles.width * x.dtype.itemsize >= _LEAST_WIDTH and held >= _OF_WARP
-        return held <= _MOST and (wide or tiles.axes == (1,)) and math.prod(x.shape) <= _PLACES
+        wide = tiles.width * itemsize >= _LEAST_WIDTH and held >= _OF_WARP
+        return held <= _MOST and (wide or tiles.axes == (1,)) and math.prod(self.shape) <= _PLACES
 
 
 class Tiling(NamedTuple):
@@ -287,7 +294,7 @@ def normalize_forward(
         The result, the multipliers m and, of centred values, the residuals rho.
     """
     pallas, _ = _pallas()
-    tiles = form.tiles(x)
+    tiles = form.tiles
     programs = _Programs.of(tiles, few=tiles.axes == (1,) and tiles.warps > 1)
 
     def kernel(x_ref, scale_ref, bias_ref, y_ref, multiplier_ref, *residual_ref):
@@ -351,7 +358,7 @@ def normalize_backward(
         The gradients to values, scale and bias.
     """
     pallas, _ = _pallas()
-    tiles = form.tiles(x)
+    tiles = form.tiles
     programs = _Programs.of(tiles, few=tiles.axes == (1,))
 
     def kernel(x_ref, scale_ref, dy_ref, multiplier_ref, *rest):

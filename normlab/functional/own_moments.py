@@ -134,14 +134,14 @@ def _by_kernel(
     if three_axes is None or not (narrow and x.dtype == jnp.float32 and of_channels):
         return None
     shape, in_groups = three_axes
-    form = Form(in_groups, use_mean, epsilon, dtype)
-    if not (kernels_run() and form.fits(jax.ShapeDtypeStruct(shape, read.dtype))):
+    form = Form(shape, in_groups, use_mean, epsilon, dtype)
+    if not (kernels_run() and form.fits(read.dtype.itemsize)):
         return None
     scale, bias = (
         jnp.full(shape[2:], default) if it is None else it.reshape(shape[2:]).astype(jnp.float32)
         for it, default in ((scale, 1.0), (bias, 0.0))
     )
-    return _layer.bind(read.reshape(shape), scale, bias, form=form)[0].reshape(x.shape)
+    return _layer.bind(read, scale, bias, form=form)[0]
 
 
 def _three_axes(
@@ -173,23 +173,26 @@ def _three_axes(
 
 
 def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Values:
-    in_groups = 1 < form.groups < x.shape[2]
-    all_axes = (2,) if x.shape[1] == 1 else (1, 2)
-    return _in_two_steps(
-        x.astype(jnp.float32),
+    examples, positions, channels = form.shape
+    in_groups = 1 < form.groups < channels
+    all_axes = (2,) if positions == 1 else (1, 2)
+    flat = x.reshape(examples, positions, channels)
+    y = _in_two_steps(
+        flat.astype(jnp.float32),
         (1, 2) if in_groups else all_axes if form.groups == 1 else (1,),
         form.groups if in_groups else None,
         epsilon=form.epsilon,
         scale=scale[None, None],
         bias=bias[None, None],
-        stored=x,
+        stored=flat,
         dtype=form.dtype,
         use_mean=form.centre,
     )
+    return y.reshape(x.shape)
 
 
 def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> list[Array]:
-    unused = [jnp.zeros(it.shape, it.dtype) for it in _types_of_moments(x, form)]
+    unused = [jnp.zeros(it.shape, it.dtype) for it in _types_of_moments(form)]
     return [_formula(x, scale, bias, form=form), *unused]
 
 
@@ -206,13 +209,13 @@ def _transpose_by_formula(
     return list(jax.vjp(partial(_formula, form=form), *primals)[1](dy))
 
 
-def _types_of_moments(x: Any, form: Form) -> list[ShapedArray]:
-    of_moments = ShapedArray(form.tiles(x).of_moments, jnp.dtype(jnp.float32))
+def _types_of_moments(form: Form) -> list[ShapedArray]:
+    of_moments = ShapedArray(form.tiles.of_moments, jnp.dtype(jnp.float32))
     return [of_moments] * (2 if form.centre else 1)
 
 
 def _types_of_layer(x: Any, *_: Any, form: Form) -> list[ShapedArray]:
-    return [ShapedArray(x.shape, form.dtype), *_types_of_moments(x, form)]
+    return [ShapedArray(x.shape, form.dtype), *_types_of_moments(form)]
 
 
 def _type_of_derivative(x: Any, *_: Any, form: Form) -> ShapedArray:

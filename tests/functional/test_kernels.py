@@ -90,10 +90,10 @@ def assert_near(got, expected, dtype, rtol=2e-6):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(("shape", "groups", "centre"), CASES)
 def test_forward_and_backward(shape, groups, centre, dtype, emulated):
-    form = Form(groups, centre, EPSILON, jnp.dtype(dtype))
+    form = Form(shape, groups, centre, EPSILON, jnp.dtype(dtype))
     x, dy = random(shape, 0, dtype, mean=3), random(shape, 1, dtype)
     scale, bias = random(shape[2:], 2), random(shape[2:], 3)
-    assert form.fits(x)
+    assert form.fits(dtype.dtype.itemsize)
     y, *found = normalize_forward(x, scale, bias, form=form, interpret=emulated)
     dx, *of_channels = normalize_backward(x, scale, dy, *found, form=form, interpret=emulated)
     expected = by_hand(x, scale, bias, dy, form)
@@ -106,7 +106,7 @@ def test_forward_and_backward(shape, groups, centre, dtype, emulated):
 
 
 def test_a_mean_far_from_zero_costs_no_digits(emulated):
-    form = Form(1, True, 1e-12, jnp.dtype(jnp.float32))
+    form = Form((64, 1, 512), 1, True, 1e-12, jnp.dtype(jnp.float32))
     x = (1e4 + 1e-2 * random((64, 1, 512))).at[:, :, 0].set(1e4 + 1)  # and the first is far off
     ones, dy = jnp.ones(512), random(x.shape, 1)
     y, *found = normalize_forward(x, ones, 0 * ones, form=form, interpret=emulated)
@@ -120,11 +120,21 @@ def test_a_mean_far_from_zero_costs_no_digits(emulated):
 @pytest.mark.parametrize("shape", [(1, 701, 100), (3, 300, 64), (1, 3000, 33)])
 def test_sums(shape, dtype, emulated):
     x, shift = random(shape, 0, dtype, mean=3), random((shape[0], shape[2]), 1, mean=3)
-    assert sums_fit(x)
+    assert sums_fit(x) or not emulated  # Of so few, a GPU needs no kernel.
     got = shifted_sums(x, shift, form=None, interpret=emulated)
     x = in_double(x) - in_double(shift)[:, None]
     for it, expected in zip(got, (x.sum(1), (x**2).sum(1)), strict=True):
         assert_near(it, expected, jnp.float32)
+
+
+def test_the_gradient_needs_nothing_large_but_the_input(bound):
+    layer, x = nl.GroupNorm(4), random((3, 7, 7, 128))
+    variables = layer.init(jax.random.key(0), x)
+    _, backward = jax.vjp(lambda x: layer.apply(variables, x), x)
+    large = [it for it in jax.tree.leaves(backward) if it.size >= x.size]
+    assert len(large) == 1
+    np.testing.assert_array_equal(large[0], x)
+    assert large[0].shape == x.shape  # Reshaped, it might be kept beside the input.
 
 
 @pytest.fixture
@@ -186,8 +196,7 @@ def test_what_does_not_fit_is_left_to_the_formula(given, bound):
 
 def test_no_form_takes_what_a_warp_cannot_hold_or_memory_would_waste():
     def fits(shape, groups):
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return Form(groups, True, EPSILON, jnp.dtype(jnp.float32)).fits(x)
+        return Form(shape, groups, True, EPSILON, jnp.dtype(jnp.float32)).fits(4)
 
     assert fits((8, 1, 8192), 1)
     assert not fits((8, 1, 8193), 1)
