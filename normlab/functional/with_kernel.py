@@ -42,8 +42,16 @@ def with_kernel(
         results = jax.vmap(partial(formula, form=form), tuple(axes))(*arrays)
         return results, jax.tree.map(lambda _: 0, results)
 
+    by_formula, by_kernel = (
+        mlir.lower_fun(function, multiple_results=several) for function in (formula, kernel)
+    )
+
+    def lower(context: Any, *arrays: Any, form: Any) -> Any:
+        # A kernel is code of one compiler's version, with which `jax.export` would have none do.
+        exported = context.module_context.lowering_parameters.for_export
+        return (by_formula if exported else by_kernel)(context, *arrays, form=form)
+
     batching.primitive_batchers[made] = batch
-    mlir.register_lowering(made, mlir.lower_fun(formula, multiple_results=several))
-    lowering = mlir.lower_fun(kernel, multiple_results=several)
-    mlir.register_lowering(made, lowering, platform="cuda")
+    mlir.register_lowering(made, by_formula)
+    mlir.register_lowering(made, lower, platform="cuda")
     return made
