@@ -1,14 +1,16 @@
-"""Kernels for NVIDIA's GPUs, in Pallas, where what XLA makes takes longer than the memory does.
+"""Normalization by the input's own moments in one kernel for each pass, for NVIDIA's GPUs.
 
-- XLA reads the input of a layer or group norm again after each reduction, and sums the gradients of
-  scale and bias in a pass of their own. But the part of an input that shares its moments is often
-  small enough to be held by a few threads: then the forward pass reads the input once, and the
-  backward pass reads it and the gradient once.
-- The two sums that the moments of a batch are made of are two passes in XLA, and one here.
+XLA reads the input of a layer or group norm again after each reduction, and sums the gradients of
+scale and bias in a pass of their own. But the part of an input that shares its moments is often
+small enough to be held by a few threads: then the forward pass reads the input once, and the
+backward pass reads it and the gradient once.
 
-The arrays are cut into tiles of some rows and channels. In a program that runs on one processor of
-the GPU at a time, a tile is held by the fewest threads that can hold it: the sums of few threads
-are fast, and what one waits for, the programs beside it use.
+The array is cut into tiles of some rows and channels. A program of the GPU takes a tile, or several
+one by one, with the fewest threads that can hold it: sums over few threads are fast, and the time
+that one program waits, those beside it on the same processor use.
+
+The moments of a batch are left to XLA, which computes what comes before a norm in the reductions
+themselves. With a kernel for their sums, batch norm alone was a little faster and training slower.
 """
 
 import importlib.util
@@ -99,7 +101,6 @@ class Tiling(NamedTuple):
         width: Channels of a tile.
         axes: The axes of a tile that moments are taken over. Along axis 0 all of a tile share them,
             and so do all channels of a row where axis 1 is the only one.
-        of_warp: Elements of a tile for each warp.
     """
 
     rows: int
@@ -107,7 +108,6 @@ class Tiling(NamedTuple):
     height: int
     width: int
     axes: tuple[int, ...]
-    of_warp: int = _OF_WARP
 
     @property
     def held(self) -> tuple[int, int]:
@@ -128,7 +128,7 @@ class Tiling(NamedTuple):
     @property
     def warps(self) -> int:
         """Of a program."""
-        return min(max(math.prod(self.held) // self.of_warp, 1), 8)
+        return min(max(math.prod(self.held) // _OF_WARP, 1), 8)
 
     def mean(self, tile: Array) -> Array:
         """The mean over the axes; what the array lacks of the tile is to be 0."""
@@ -196,10 +196,10 @@ class _Programs(NamedTuple):
     steps: int
 
     @classmethod
-    def of(cls, tiles: Tiling, few: bool, arrays: int = 1) -> "_Programs":
-        """As few for so many arrays as keep the processors busy, or one for each tile."""
+    def of(cls, tiles: Tiling, few: bool) -> "_Programs":
+        """As few as keep the processors busy, or one for each tile."""
         rows, columns = tiles.number
-        most = max(_WARPS // (tiles.warps * columns * arrays), 1)
+        most = max(_WARPS // (tiles.warps * columns), 1)
         return cls(tiles, -(-rows // most) if few else 1)
 
     @property
@@ -244,14 +244,13 @@ class _Programs(NamedTuple):
         outputs: list[Any],
         arrays: tuple[Array, ...],
         interpret: bool,
-        times: int = 1,
     ) -> list[Array]:
-        """Runs the programs of a kernel, so many times beside each other."""
+        """Runs the programs of a kernel."""
         pallas, triton = _pallas()
         call = pallas.pallas_call(
             kernel,
             outputs,
-            grid=(*self.grid, times),
+            grid=self.grid,
             compiler_params=triton.CompilerParams(num_warps=self.tiles.warps),
             interpret=interpret,
         )
@@ -396,65 +395,3 @@ def normalize_backward(
         interpret,
     )
     return [dx.reshape(x.shape), jnp.sum(sums[0], 0), jnp.sum(sums[1], 0)]
-
-
-def sums_fit(x: Any) -> bool:
-    """Whether the kernel below takes an array of (arrays, rows, channels), and pays.
-
-    What has no more tiles than there are programs is computed in no time by XLA too.
-    """
-    tiles = _tiles_of_sums(x)
-    programs = _Programs.of(tiles, few=True, arrays=x.shape[0])
-    wide = tiles.width * x.dtype.itemsize >= _LEAST_WIDTH
-    return wide and programs.steps > 1 and math.prod(x.shape) <= _PLACES
-
-
-def _tiles_of_sums(x: Any) -> Tiling:
-    _, rows, channels = x.shape
-    width = min(_power_of_two(channels), 128)
-    # Half as much for a warp as elsewhere, which has to hold the sums too.
-    return Tiling(rows, channels, 2 * _OF_WARP // width, width, (0,), _OF_WARP // 2)
-
-
-def shifted_sums(
-    x: Float[Array, "arrays rows channels"],
-    shift: Float[Array, "arrays channels"],
-    *,
-    form: None,
-    interpret: bool = False,
-) -> list[Float[Array, "arrays channels"]]:
-    r"""Sums over rows, :math:`\sum (x - s)` and :math:`\sum (x - s)^2`, in one pass.
-
-    Args:
-        x: Values in float32 or half precision; an array that `sums_fit`.
-        shift: Numbers near the means, in float32.
-        form: None, as there is only one.
-        interpret: Whether the kernel is emulated, on any platform.
-    """
-    del form
-    pallas, _ = _pallas()
-    arrays, rows, channels = x.shape
-    tiles = _tiles_of_sums(x)
-    programs = _Programs.of(tiles, few=True, arrays=arrays)
-
-    def kernel(x_ref, shift_ref, sum_ref, of_squares_ref):
-        program, column, array = map(pallas.program_id, range(3))
-        columns = programs.along(1, column)
-        shift = _Part.of(_at(array), columns).load(shift_ref)
-
-        def step(row, sums):
-            inside = programs.along(0, row)
-            elements = _Part.of(inside._replace(places=inside.places + array * rows), columns)
-            x = elements.only(elements.load(x_ref) - shift)
-            return sums[0] + x, sums[1] + x * x
-
-        none = jnp.zeros(tiles.held, jnp.float32)
-        sums = programs.run(step, (none, none))
-        of_program = _Part.of(_at(array * programs.grid[0] + program), columns)
-        for ref, value in zip((sum_ref, of_squares_ref), sums, strict=True):
-            of_program.store(ref, jnp.sum(value, 0, keepdims=True))
-
-    parts = jax.ShapeDtypeStruct((arrays * programs.grid[0], channels), jnp.float32)
-    flat = x.reshape(arrays * rows, channels)
-    found = programs.call(kernel, [parts, parts], (flat, shift), interpret, times=arrays)
-    return [jnp.sum(it.reshape(arrays, -1, channels), 1) for it in found]

@@ -7,15 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
 from jaxtyping import Array, Bool, Inexact
 
 from .apart import apart
 from .blocks import blocks
-from .kernels import kernels_run, shifted_sums, sums_fit
 from .pooling import Moments, pool_devices, squared_magnitude
 from .terms import term
-from .with_kernel import with_kernel
 
 
 def moments(
@@ -79,9 +76,8 @@ def moments(
     elif use_mean:
         if mask is None:
             shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
-            sums = _sums_by_kernel(lax.stop_gradient(read), shift, axes)
-            residual = _mean(read, x, shift, sums[0], axes, 1)
-            mean_square = _mean_square(read, x, shift, sums[1], axes, 2)
+            residual = _mean(read, x, shift, axes, 1)
+            mean_square = _mean_square(read, x, shift, axes, 2)
         else:
             shift = _one_number(lax.stop_gradient(mean(x)))
             residual = mean(x - shift)
@@ -90,10 +86,9 @@ def moments(
         # Where both overflow, their difference would be NaN.
         variance = jnp.where(jnp.isinf(mean_square), mean_square, variance)
     else:
-        if mask is None:
-            variance = _mean_square(read, x, None, None, axes, 2)
-        else:
-            variance = mean(squared_magnitude(x))
+        variance = (
+            _mean_square(read, x, None, axes, 2) if mask is None else mean(squared_magnitude(x))
+        )
         shift = residual = jnp.zeros_like(variance)
     counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
     if mask is not None or count == 0:
@@ -142,59 +137,15 @@ def _one_number(x: Array) -> Array:
     return lax.reduce_precision(x, info.nexp, info.nmant - 1)
 
 
-def _sums_by_formula(x: Array, shift: Array, *, form: None) -> list[Array]:
-    del form
-    x = x.astype(jnp.float32) - shift[:, None]
-    return [jnp.sum(x, 1), jnp.sum(jnp.square(x), 1)]
-
-
-def _types_of_sums(x: Any, shift: Any, *, form: None) -> list[ShapedArray]:
-    del x, form
-    return [ShapedArray(shift.shape, shift.dtype)] * 2
-
-
-_sums = with_kernel("shifted_sums", _sums_by_formula, shifted_sums, _types_of_sums)
-
-
-def _sums_by_kernel(
-    x: Array, shift: Array, axes: tuple[int, ...]
-) -> list[Array] | tuple[None, None]:
-    """The sums of x - shift and of its square, if the kernel computes them.
-
-    It does on a GPU (see `kernels_run`) over neighbouring axes in front of the last.
-    """
-    fixed = all(isinstance(n, int) for n in x.shape)  # unlike those of an exported program
-    before_last = axes and axes == tuple(range(axes[0], x.ndim - 1))
-    narrow = shift.dtype == jnp.float32 and x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    if not (fixed and before_last and narrow and x.size and kernels_run()):
-        return None, None
-    arrays, channels = math.prod(x.shape[: axes[0]]), x.shape[-1]
-    x = x.reshape(arrays, -1, channels)
-    if any(jax.typeof(x).sharding.spec) or not sums_fit(x):
-        return None, None
-    found = _sums.bind(x, shift.reshape(arrays, channels), form=None)
-    return [it.reshape(shift.shape) for it in found]
-
-
-# Two reductions with their derivatives. If the kernel has `known` the sum, there is none to be
-# computed. Of `stored` and `x`, which are the same numbers, the one is
+# Two reductions with their derivatives. Of `stored` and `x`, which are the same numbers, the one is
 # read and the other has the tangent: rounded to half precision for each of several terms, a
 # gradient would be worse and slower. The tangent of `stored` is that of `x`, and left out.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _mean(
-    stored: Array,
-    x: Array,
-    shift: Array,
-    known: Array | None,
-    axes: tuple[int, ...],
-    place: int,
-) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _mean(stored: Array, x: Array, shift: Array, axes: tuple[int, ...], place: int) -> Array:
     """The mean of x - shift, which is taken to be constant."""
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
-    if known is not None:
-        return known / count
     stored, shift = apart(place, (stored, shift), x)
     cut = blocks(x, axes)
     centred = cut.view(stored).astype(x.dtype) - cut.view(shift)
@@ -212,19 +163,12 @@ def _(axes, place, primals, tangents):
     return _mean(*primals, axes, place), term(place, derivative, x, tangent)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def _mean_square(
-    stored: Array,
-    x: Array,
-    shift: Array | None,
-    known: Array | None,
-    axes: tuple[int, ...],
-    place: int,
+    stored: Array, x: Array, shift: Array | None, axes: tuple[int, ...], place: int
 ) -> Array:
     """The mean of |x - shift|^2, whose derivative is the mean of 2 Re((x - shift)* dx)."""
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
-    if known is not None:
-        return known / count
     stored, shift = apart(place, (stored, shift), x)
     cut = blocks(x, axes)
     centred = cut.view(stored).astype(x.dtype)
@@ -234,7 +178,7 @@ def _mean_square(
 
 @_mean_square.defjvp
 def _(axes, place, primals, tangents):
-    stored, x, shift, _ = primals
+    stored, x, shift = primals
     count = max(math.prod(x.shape[axis] for axis in axes), 1)
 
     def derivative(tangent, stored, shift):

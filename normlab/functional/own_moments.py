@@ -227,16 +227,12 @@ def _types_of_transpose(x: Any, scale: Any, *_: Any, form: Form) -> list[ShapedA
 
 
 _NAME = "normalize_by_own_moments"
-_layer = with_kernel(_NAME, _layer_by_formula, normalize_forward, _types_of_layer)
+_layer = with_kernel(_NAME, _layer_by_formula, _types_of_layer, kernel=normalize_forward)
 _derivative = with_kernel(
-    f"{_NAME}_derivative",
-    _derivative_by_formula,
-    _derivative_by_formula,
-    _type_of_derivative,
-    several=False,
+    f"{_NAME}_derivative", _derivative_by_formula, _type_of_derivative, several=False
 )
 _transpose = with_kernel(
-    f"{_NAME}_transpose", _transpose_by_formula, normalize_backward, _types_of_transpose
+    f"{_NAME}_transpose", _transpose_by_formula, _types_of_transpose, kernel=normalize_backward
 )
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Array
 def with_kernel(
     name: str,
     formula: Callable[..., Any],
-    kernel: Callable[..., Any],
     types: Callable[..., Any],
     *,
+    kernel: Callable[..., Any] | None = None,
     several: bool = True,
 ) -> Primitive:
     """Makes a primitive of arrays and of one hashable parameter, `form`, without derivatives.
@@ -24,8 +24,8 @@ def with_kernel(
         name: Of the primitive.
         formula: What it computes, on every platform. `vmap` makes several of this, not of the
             kernel.
-        kernel: The same for a GPU of NVIDIA.
         types: The type of its result by the types of its arguments.
+        kernel: What computes the same on a GPU of NVIDIA, if not the formula.
         several: Whether all three return lists.
     """
     made = Primitive(name)
@@ -42,16 +42,17 @@ def with_kernel(
         results = jax.vmap(partial(formula, form=form), tuple(axes))(*arrays)
         return results, jax.tree.map(lambda _: 0, results)
 
-    by_formula, by_kernel = (
-        mlir.lower_fun(function, multiple_results=several) for function in (formula, kernel)
-    )
+    batching.primitive_batchers[made] = batch
+    by_formula = mlir.lower_fun(formula, multiple_results=several)
+    mlir.register_lowering(made, by_formula)
+    if kernel is None:
+        return made
+    by_kernel = mlir.lower_fun(kernel, multiple_results=several)
 
     def lower(context: Any, *arrays: Any, form: Any) -> Any:
         # A kernel is code of one compiler's version, with which `jax.export` would have none do.
         exported = context.module_context.lowering_parameters.for_export
         return (by_formula if exported else by_kernel)(context, *arrays, form=form)
 
-    batching.primitive_batchers[made] = batch
-    mlir.register_lowering(made, by_formula)
     mlir.register_lowering(made, lower, platform="cuda")
     return made

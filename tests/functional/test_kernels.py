@@ -1,6 +1,5 @@
 """The kernels for GPUs: emulated on any platform, and themselves where there is a GPU."""
 
-import importlib
 from functools import partial
 
 import jax
@@ -10,17 +9,13 @@ import numpy as np
 import pytest
 
 import normlab as nl
-from normlab.functional import kernels, moments, normalize_by_own_moments, own_moments
+from normlab.functional import kernels, normalize_by_own_moments, own_moments
 from normlab.functional.kernels import (
     Form,
     kernels_run,
     normalize_backward,
     normalize_forward,
-    shifted_sums,
-    sums_fit,
 )
-
-moments_module = importlib.import_module("normlab.functional.moments")  # `moments` is a function
 
 EPSILON = 1e-3
 
@@ -117,17 +112,6 @@ def test_a_mean_far_from_zero_costs_no_digits(emulated):
     assert_near(dx, expected[1], jnp.float32, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 701, 100), (3, 300, 64), (1, 3000, 33)])
-def test_sums(shape, dtype, emulated):
-    x, shift = random(shape, 0, dtype, mean=3), random((shape[0], shape[2]), 1, mean=3)
-    assert sums_fit(x) or not emulated  # Of so few, a GPU needs no kernel.
-    got = shifted_sums(x, shift, form=None, interpret=emulated)
-    x = in_double(x) - in_double(shift)[:, None]
-    for it, expected in zip(got, (x.sum(1), (x**2).sum(1)), strict=True):
-        assert_near(it, expected, jnp.float32)
-
-
 def test_the_gradient_needs_nothing_large_but_the_input(bound):
     layer, x = nl.GroupNorm(4), random((3, 7, 7, 128))
     variables = layer.init(jax.random.key(0), x)
@@ -141,8 +125,7 @@ def test_the_gradient_needs_nothing_large_but_the_input(bound):
 @pytest.fixture
 def bound(monkeypatch):
     """Binds the primitives, as on a GPU; on others they are then computed by the formula."""
-    for module in (own_moments, moments_module):
-        monkeypatch.setattr(module, "kernels_run", lambda: True)
+    monkeypatch.setattr(own_moments, "kernels_run", lambda: True)
 
 
 LAYERS = {
@@ -205,8 +188,6 @@ def test_no_form_takes_what_a_warp_cannot_hold_or_memory_would_waste():
     assert not fits((8, 49, 256), 32)  # 8 channels are 32 bytes
     assert not fits((8, 1024, 512), 32)
     assert not fits((2**20, 1, 2048), 1)  # more elements than 32 bits can count
-    assert not sums_fit(jax.ShapeDtypeStruct((1, 2**14, 64), jnp.float32))
-    assert not sums_fit(jax.ShapeDtypeStruct((1, 2**20, 8), jnp.float32))
 
 
 def loss(x, scale, bias, dy):
@@ -263,25 +244,6 @@ def test_without_jit(bound):
         )
 
 
-def test_moments_with_known_sums_have_the_same_derivatives(bound, monkeypatch):
-    x = random((64, 32, 32, 64), mean=3)
-
-    def function(x):
-        found = moments(x, (0, 1, 2))
-        return jnp.sum(found.mean**2) + jnp.sum(found.variance), found
-
-    assert "shifted_sums" in primitives_of(function, x)
-    got = jax.value_and_grad(function, has_aux=True)(x)
-    twice = jax.vmap(lambda x: function(x)[0])(jnp.stack([x, 2 * x]))
-    monkeypatch.undo()
-    if jax.default_backend() == "cpu":
-        assert "shifted_sums" not in primitives_of(function, x)
-    expected = jax.value_and_grad(function, has_aux=True)(x)
-    np.testing.assert_allclose(twice[0], expected[0][0], rtol=1e-6)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * float(jnp.abs(b).max()))
-
-
 def test_a_program_for_a_gpu_of_nvidia_holds_the_kernels(bound):
     layer, x = nl.LayerNorm(), random((64, 256))
     variables = layer.init(jax.random.key(0), x)
@@ -303,8 +265,6 @@ def test_a_program_for_a_gpu_of_nvidia_holds_the_kernels(bound):
     assert kernels_in(gradient, variables, x, platform="rocm") == 0
     exported = jax.export.export(jax.jit(gradient), platforms=["cuda"])(variables, x)
     assert "xla.gpu.triton" not in exported.mlir_module()
-    large = jax.ShapeDtypeStruct((64, 32, 32, 64), jnp.float32)
-    assert kernels_in(lambda x: moments(x, (0, 1, 2)), large, platform="cuda") == 1
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks what is so without a GPU")
