@@ -65,7 +65,7 @@ class Outcome:
         test_loss: Mean over the test split; None if it diverged or was not asked for.
         test_accuracy: Likewise.
         seconds: Wall time, compilation excluded; of several runs at a time, each takes longer.
-        state: The state at the end; of a run among several, None.
+        state: The state at the end; of a run that diverged, or among several, None.
     """
 
     epochs: list[EpochMetrics]
@@ -284,14 +284,18 @@ class Trainer:
         ]
         inputs += [inputs[-1]] * (self.width - count)
         seed, traced = _stacked(inputs) if self.width > 1 else inputs[0]
-        state = compiled_initialize(seed, traced)
         epochs: list[list[EpochMetrics]] = [[] for _ in range(count)]
         left = list(range(count))
+        state, train_sums = compiled_epoch(
+            compiled_initialize(seed, traced), traced, self._placed.data
+        )
         for epoch in range(1, self._train_spec.epochs + 1):
-            state, train_sums = compiled_epoch(state, traced, self._placed.data)
-            means = zip(
-                _means(train_sums), self._means_on(state, self._placed.validation), strict=True
-            )
+            sums = train_sums, self._sums_on(state, self._placed.validation)
+            # The next epoch is handed over before the metrics of this one are waited for, so that
+            # the device has no pause. After a divergence it is for nothing.
+            if epoch < self._train_spec.epochs:
+                state, train_sums = compiled_epoch(state, traced, self._placed.data)
+            means = zip(*map(_means, sums), strict=True)
             metrics = [EpochMetrics(*train, *validation) for train, validation in means]
             for place in left:
                 epochs[place].append(metrics[place])
@@ -300,7 +304,7 @@ class Trainer:
             left = [place for place in left if _is_finite(metrics[place])]
             if not left:
                 break
-        tested = self._means_on(state, self._placed.test) if test and left else []
+        tested = _means(self._sums_on(state, self._placed.test)) if test and left else []
         seconds = time.perf_counter() - start
         return [
             Outcome(
@@ -308,7 +312,7 @@ class Trainer:
                 place not in left,
                 *(tested[place] if tested and place in left else (None, None)),
                 seconds,
-                state if self.width == 1 else None,
+                state if self.width == 1 and place in left else None,
             )
             for place in range(count)
         ]
@@ -382,10 +386,9 @@ class Trainer:
     def _standardized(self, data: DeviceData, images: Array) -> Array:
         return standardize(images, data.mean, data.deviation, self._train_spec.precision)
 
-    def _means_on(self, state: TrainState, split: Split) -> list[tuple[float, float]]:
+    def _sums_on(self, state: TrainState, split: Split) -> Metrics:
         *_, compiled_evaluate = self.compile()
-        variables = (state.params, state.batch_stats)
-        return _means(compiled_evaluate(*variables, self._placed.data, split))
+        return compiled_evaluate(state.params, state.batch_stats, self._placed.data, split)
 
 
 def _together(function: Callable[..., Any]) -> Callable[..., Any]:
