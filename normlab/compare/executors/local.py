@@ -34,15 +34,18 @@ class LocalExecutor(Executor):
 
     @property
     def slots(self) -> int:
-        """One; on a CPU as many as it has cores, once a first run shows that steps are short."""
+        """One; on a CPU more than it has cores, once a first run shows that steps are short.
+
+        The one beyond its cores begins at once where another ends, whose results are yet to be
+        written.
+        """
         step = self._bench.seconds_of_step
         short = step is not None and step < SHORT_STEP
-        return (os.cpu_count() or 1) if short and jax.default_backend() == "cpu" else 1
+        return (os.cpu_count() or 1) + 1 if short and jax.default_backend() == "cpu" else 1
 
     def prepare(self, groups: Sequence[Group]) -> None:
-        """Compiles in the background, in the order of the groups."""
-        for trainer in self._bench.trace(groups):
-            self._compiling.submit(trainer.compile)
+        """Compiles in the background, in the order of the groups, while the next is traced."""
+        self._bench.trace(groups, lambda trainer: self._compiling.submit(trainer.compile))
 
     def submit(self, group: Group) -> Future[list[Result | Failure]]:
         """Trains in a thread."""
