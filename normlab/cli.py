@@ -54,14 +54,12 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
     settle()
     from .comparison import run
     from .config import load_study
-    from .report import print_table, read_study
 
     study = load_study(config, overrides)
     folder = out or Path("runs") / study.study
     ending = run(study, folder, console, _command_line())
     if ending.done:
-        print_table(read_study(folder).summary, console)
-        console.print(f"Page: {folder / 'report.html'}")
+        _show_report(folder)
     if ending.failures:
         sys.exit(1)
 
@@ -450,8 +448,9 @@ def main() -> None:
 def _show_report(folder: Path) -> None:
     from .report import print_table, read_study, write_report
 
-    page = write_report(folder)
-    print_table(read_study(folder).summary, console)
+    study = read_study(folder)
+    page = write_report(study)
+    print_table(study.summary, console)
     console.print(f"Page: {page}")
 
 

@@ -58,12 +58,13 @@ def compare(
     folder = Path(out or Path("runs") / checked.study)
     console = Console(markup=False, highlight=False)
     command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
-    run(checked, folder, console, command)
+    if run(checked, folder, console, command).done:
+        write_report(folder)
     return Results(folder)
 
 
 def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
-    """Runs a study, tells how far it is, and writes its curves and its page.
+    """Runs a study, tells how far it is, and writes its curves; its page is left to the caller.
 
     Args:
         study: The study.
@@ -101,5 +102,4 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         console.print(line, soft_wrap=True)
     if ending.done:
         write_curves(store.folder)
-        write_report(store.folder)
     return ending

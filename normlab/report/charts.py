@@ -1,5 +1,6 @@
 """The charts of a view, and one picture of a study."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -31,17 +32,22 @@ def figures(view: View) -> list[Figure]:
     return [figure for figure in made if figure]
 
 
-def overview(view: View, name: str, setting: str) -> dict[str, Any]:
-    """One picture of a study with final runs, as Vega-Lite has it: curves beside final results."""
-    made = (
-        (curves.validation_accuracy(view) if view.is_one_task else None, 320),
-        (final.accuracy_on_test(view), 240),
-        (final.differences(view), 240),
+def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dict[str, Any]:
+    """One picture of a study with final runs, as Vega-Lite has it: curves beside final results.
+
+    Args:
+        view: The whole study.
+        made: The figures of this view.
+        name: The study's name.
+        setting: What it is about.
+    """
+    widths = {"validation-accuracy": 320, "test-accuracy": 240, "differences": 240}
+    shown = sorted(
+        (it for it in made if it.name in widths), key=lambda it: [*widths].index(it.name)
     )
     charts = [
-        next(iter(it.charts.values())).properties(width=width, height=260, title=it.title)
-        for it, width in made
-        if it
+        next(iter(it.charts.values())).properties(width=widths[it.name], height=260, title=it.title)
+        for it in shown
     ]
     title = f"{name}: {conclude(view.summary).headline}"
     intervals = f"{confidence(view.summary)} intervals"
@@ -49,5 +55,5 @@ def overview(view: View, name: str, setting: str) -> dict[str, Any]:
     together = alt.hconcat(*charts, spacing=36).properties(
         title=alt.Title(title, subtitle=subtitle, fontSize=18, subtitleFontSize=13, offset=20)
     )
-    datasets = {name: rows for it, _ in made if it for name, rows in it.datasets.items()}
+    datasets = {name: rows for it in shown for name, rows in it.datasets.items()}
     return together.to_dict(validate=False) | {"datasets": datasets}

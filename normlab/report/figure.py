@@ -43,7 +43,7 @@ class Figure:
         # Altair would check and copy each row as if it were part of the chart, for seconds; and the
         # chart itself for one, the same one every time.
         return {
-            choice: chart.properties(**properties).to_dict(validate=False)
+            choice: chart.to_dict(validate=False) | properties
             for choice, chart in self.charts.items()
         }
 

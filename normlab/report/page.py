@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,13 @@ VERDICTS = {
 }
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(study: Study | str | Path) -> Path:
     """Writes the page and the charts of a study, be it finished or under way.
 
     Args:
-        folder: What `normlab compare` wrote or is writing. Gets `report.html`, one file without
-            links to others, `summary.json` with its numbers, and `charts/*.svg` for papers.
+        study: What `normlab compare` wrote or is writing, read or as its folder. This gets
+            `report.html`, one file without links to others, `summary.json` with its numbers, and
+            `charts/*.svg` for papers.
 
     Returns:
         The path of the page.
@@ -59,13 +60,16 @@ def write_report(folder: str | Path) -> Path:
         NoStudyError: The folder holds no study.
         StoreError: A file is damaged, or runs come from different configurations.
     """
-    study, page = read_study(folder), Path(folder) / "report.html"
-    shown = views([study])
+    if not isinstance(study, Study):
+        study = read_study(study)
+    page, charts, shown = study.folder / "report.html", study.folder / "charts", views([study])
+    made = [figures(view) for view in shown]
+    pictures = _pictures(shown, made, charts)
     if study.done("final"):
-        picture = overview(shown[0], study.name, study.setting)
-        write_whole(page.parent / "charts" / "overview.svg", _svg(picture))
-    write_whole(page.parent / "summary.json", numbers(study))
-    _write([study], shown, page, page.parent / "charts")
+        drawn = overview(shown[0], made[0], study.name, study.setting)
+        pictures[charts / "overview.svg"] = drawn
+    write_whole(study.folder / "summary.json", numbers(study))
+    _write([study], shown, made, page, pictures)
     return page
 
 
@@ -92,19 +96,37 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
         raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
     # A study that is given twice is one.
     studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
-    _write(studies, views(studies), page, page.with_name(f"{page.stem}_charts"))
+    shown = views(studies)
+    made = [figures(view) for view in shown]
+    pictures = _pictures(shown, made, page.with_name(f"{page.stem}_charts"))
+    _write(studies, shown, made, page, pictures)
     return page
 
 
-def _write(studies: Sequence[Study], shown: Sequence[View], page: Path, charts: Path) -> None:
-    made = [figures(view) for view in shown]
+def _pictures(
+    shown: Sequence[View], made: Sequence[list[Figure]], charts: Path
+) -> dict[Path, dict[str, Any]]:
+    """Where each chart goes as a file of its own -> the chart, as Vega-Lite has it."""
+    pictures = {}
     for view, drawn in zip(shown, made, strict=True):
         folder = charts / _file_name(view.title) if len(shown) > 1 else charts
         for figure in drawn:
             for axis, spec in figure.specifications(width=480, title=figure.title).items():
                 first = axis == next(iter(figure.charts))
                 name = figure.name if first else f"{figure.name}-by-{axis}"
-                write_whole(folder / f"{name}.svg", _svg(spec | {"datasets": figure.datasets}))
+                pictures[folder / f"{name}.svg"] = spec | {"datasets": figure.datasets}
+    return pictures
+
+
+def _write(
+    studies: Sequence[Study],
+    shown: Sequence[View],
+    made: Sequence[list[Figure]],
+    page: Path,
+    pictures: Mapping[Path, dict[str, Any]],
+) -> None:
+    for path, picture in pictures.items():
+        write_whole(path, _svg(picture))
     write_whole(page, _html(studies, shown, made))
 
 

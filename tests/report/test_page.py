@@ -286,7 +286,7 @@ def test_intervals_of_charts_are_of_the_studys_significance(tmp_path):
         scores = [it.curve.validation_accuracy[-1] for it in view.runs(row["arm"])]
         low, high = estimate([scores], confidence=0.9).interval
         assert (row["low"], row["high"]) == pytest.approx((100 * low, 100 * high), rel=1e-4)
-    subtitle = overview(view, "lax", "a setting")["title"]["subtitle"]
+    subtitle = overview(view, figures(view), "lax", "a setting")["title"]["subtitle"]
     assert subtitle == "a setting. Mean over seeds with 90% intervals; small dots are seeds."
 
 
