@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
@@ -36,9 +37,11 @@ def shuffled_batches(
 
 
 def padded_batches(
-    indices: Int[Array, " n"], batch_size: int
-) -> tuple[Int[Array, "steps {batch_size}"], Bool[Array, "steps {batch_size}"]]:
+    indices: Int[np.ndarray, " n"], batch_size: int
+) -> tuple[Int[np.ndarray, "steps {batch_size}"], Bool[np.ndarray, "steps {batch_size}"]]:
     """Cuts indices into batches that hold each of them once, whatever the batch size.
+
+    That is done once for a study, outside of its programs.
 
     Args:
         indices: Which examples to evaluate.
@@ -50,8 +53,8 @@ def padded_batches(
     """
     n = indices.shape[0]
     padding = -n % batch_size
-    mask = jnp.arange(n + padding) < n
-    filled = jnp.pad(indices, (0, padding))
+    mask = np.arange(n + padding) < n
+    filled = np.pad(indices, (0, padding))
     return filled.reshape(-1, batch_size), mask.reshape(-1, batch_size)
 
 

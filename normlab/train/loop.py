@@ -123,22 +123,20 @@ def place(dataset: Dataset, batch_size: int) -> Placed:
         dataset: Images, labels and splits.
         batch_size: Examples in a batch of an evaluation.
     """
-    splits = [
-        padded_batches(jnp.asarray(split), batch_size)
-        for split in (dataset.validation, dataset.test)
-    ]
+    splits = [padded_batches(split, batch_size) for split in (dataset.validation, dataset.test)]
     # Of one shape, so that one program evaluates both.
     most = max(len(batches) for batches, _ in splits)
 
-    def padded(array: Array) -> Array:
-        return jnp.pad(array, ((0, most - len(array)), (0, 0)))
+    def padded(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, ((0, most - len(array)), (0, 0)))
 
+    # With NumPy, as JAX would compile a program for each operation.
     validation, test = (
-        Split(padded(batches), padded(mask), jnp.int32(len(batches))) for batches, mask in splits
+        (padded(batches), padded(mask), np.int32(len(batches))) for batches, mask in splits
     )
-    names = DeviceData._fields
-    data = DeviceData(*jax.device_put([getattr(dataset, name) for name in names]))
-    return Placed(data, validation, test)
+    data = [getattr(dataset, name) for name in DeviceData._fields]
+    data, validation, test = jax.device_put((data, validation, test))
+    return Placed(DeviceData(*data), Split(*validation), Split(*test))
 
 
 class Trainer:
@@ -185,7 +183,7 @@ class Trainer:
                 "and no images; leave it out."
             )
         functions = (self._initialize, self._epoch, self._evaluate)
-        seed, traced = jnp.uint32(0), self._traced({})
+        seed, traced = self._inputs(0, {})
         if width > 1:
             seed, traced = _stacked([(seed, traced)] * width)
             functions = map(_together, functions)
@@ -228,7 +226,7 @@ class Trainer:
             values: Numbers of the optimizer that differ from those it was built with.
         """
         compiled_initialize, *_ = self.compile()
-        return compiled_initialize(jnp.uint32(seed), self._traced(values or {}))
+        return compiled_initialize(*self._inputs(seed, values or {}))
 
     def run(
         self,
@@ -278,10 +276,7 @@ class Trainer:
         compiled_initialize, compiled_epoch, _ = self.compile()
         start = time.perf_counter()
         count = len(seeds)
-        inputs = [
-            (jnp.uint32(seed), self._traced(given))
-            for seed, given in zip(seeds, values, strict=True)
-        ]
+        inputs = [self._inputs(*of_run) for of_run in zip(seeds, values, strict=True)]
         inputs += [inputs[-1]] * (self.width - count)
         seed, traced = _stacked(inputs) if self.width > 1 else inputs[0]
         epochs: list[list[EpochMetrics]] = [[] for _ in range(count)]
@@ -317,9 +312,10 @@ class Trainer:
             for place in range(count)
         ]
 
-    def _traced(self, values: dict[str, float]) -> dict[str, Array]:
+    def _inputs(self, seed: int, values: dict[str, float]) -> tuple[Array, dict[str, Array]]:
         numbers = self._optimizer_spec.traced()
-        return {name: jnp.float32(values.get(name, given)) for name, given in numbers.items()}
+        traced = {name: np.float32(values.get(name, given)) for name, given in numbers.items()}
+        return jax.device_put((np.uint32(seed), traced))
 
     def _optimizer(self, traced: dict[str, Array]):
         steps = self._train_spec.epochs * self.steps_per_epoch
