@@ -12,7 +12,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
-from .process import settings, settle
+from .process import importing, settings, settle
 from .progress import duration, progress_bar
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
         out: Where results go.
     """
     settle()
-    from .comparison import run
-    from .config import load_study
+    with importing():
+        from .comparison import run
+        from .config import load_study
 
     study = load_study(config, overrides)
     folder = out or Path("runs") / study.study
@@ -84,11 +85,12 @@ def train(
         out: Where the result goes.
     """
     settle()
-    from .compare.environment import environment
-    from .compare.grid import single_run
-    from .compare.store import Store
-    from .compare.workbench import Group, Workbench
-    from .config import ConfigError, load_study
+    with importing():
+        from .compare.environment import environment
+        from .compare.grid import single_run
+        from .compare.store import Store
+        from .compare.workbench import Group, Workbench
+        from .config import ConfigError, load_study
 
     study = load_study(config, overrides)
     variant = variant or study.baseline

@@ -1,5 +1,6 @@
 """What the command line sets for its process, and that nothing else sets it."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from normlab.process import settings
+from normlab.process import importing, settings
 
 PLAIN = {name: value for name, value in os.environ.items() if name not in settings()}
 SHOW = f"import os; print({{n: os.environ.get(n) for n in {list(settings())!r}}})"
@@ -85,3 +86,17 @@ def test_a_study_started_again_compiles_nothing_anew(tmp_path, writable):
         written.append(sorted(path.name for path in cache.rglob("*-cache")))
     assert written[0] == written[1]
     assert bool(written[0]) == writable
+
+
+def test_garbage_is_searched_for_again_after_imports_but_not_among_what_they_brought():
+    def fail():
+        assert not gc.isenabled()
+        raise ImportError
+
+    with pytest.raises(ImportError), importing():
+        fail()
+    try:
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
