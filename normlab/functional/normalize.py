@@ -44,8 +44,7 @@ def normalize(
     Returns:
         An array of the shape of `x`, in the given dtype or the one that all arguments promote to.
     """
-    # Not by rsqrt, whose derivative has the power -3/2 of the variance, which underflows from 1e26.
-    multiplier = 1 / jnp.sqrt(variance + jnp.asarray(epsilon, variance.dtype))
+    multiplier = _reciprocal_root(variance + jnp.asarray(epsilon, variance.dtype))
     # Statistics, scale and bias are small: what they have to do with each other is settled before
     # they meet the large array.
     if scale is not None and _is_small(multiplier, scale, x=x):
@@ -56,6 +55,20 @@ def normalize(
     steps = _Steps(shift, residual, multiplier, scale, bias)
     dtype = jnp.dtype(dtype or jnp.result_type(x, *jax.tree.leaves(steps)))
     return _apply(x if stored is None else stored, x, steps, dtype)
+
+
+@jax.custom_jvp
+def _reciprocal_root(x: Array) -> Array:
+    return 1 / jnp.sqrt(x)
+
+
+@_reciprocal_root.defjvp
+def _(primals, tangents):
+    # Not the power -3/2 of x, which underflows from 1e26; and one division, not those of 1 / y and
+    # of the root, each of which a compiler for CPU makes a kernel of.
+    (x,), (dx,) = primals, tangents
+    root = _reciprocal_root(x)
+    return root, -0.5 * root * (dx / x)
 
 
 def _is_small(*arrays: Array, x: Array) -> bool:
