@@ -327,3 +327,11 @@ def test_scaling_of_layers(results_of):
     assert lines == [(layer, n) for n in (16, 32) for layer in ("batch_norm", "layer_norm")]
     limits = [row["limit"] for row in sweeps["channels"]]
     assert limits[2] == limits[3] == pytest.approx(2 * limits[0])
+
+
+def test_without_a_gpu_they_say_so_in_a_line(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gpu_name = script("interleaved").gpu_name
+    gpu_name.cache_clear()
+    with pytest.raises(SystemExit, match="names no GPU"):
+        gpu_name()

@@ -156,7 +156,10 @@ def machine() -> dict[str, Any]:
 def gpu_name() -> str:
     """What the first GPU is called; asked of its driver, so that this process takes none of it."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"--device cuda was given, but nvidia-smi names no GPU ({error}); leave it out.")
     return told.splitlines()[0]
 
 
