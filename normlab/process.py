@@ -77,12 +77,14 @@ def importing() -> Iterator[None]:
     JAX and what comes with it are 300 000 objects. Python would go through them while they are
     imported and while programs are traced, for 0.4 seconds in all.
     """
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def settle(*, keep_programs: bool = True) -> None:

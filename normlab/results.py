@@ -57,7 +57,7 @@ class Results:
     @cached_property
     def report(self) -> Path:
         """The path of the page, which is written when it is first asked for."""
-        return write_report(self._study)
+        return write_report(self.folder)
 
     def __repr__(self) -> str:
         return self._printed().export_text()

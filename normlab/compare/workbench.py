@@ -85,19 +85,13 @@ class Workbench:
             ]
         return groups
 
-    def trace(
-        self, groups: Sequence[Group], then: Callable[[Trainer], Any] = lambda _: None
-    ) -> None:
-        """Traces the programs of some groups.
-
-        Args:
-            groups: These, in their order.
-            then: Called with each trainer, once, as soon as its programs are traced.
+    def trace(self, groups: Sequence[Group]) -> list[Trainer]:
+        """Returns the trainers of some groups, each once, with their programs traced.
 
         Raises:
             StudyError: If a layer does not fit the model or the batch.
         """
-        traced: set[int] = set()
+        trainers: dict[int, Trainer] = {}
         for group in groups:
             try:
                 trainer = self.trainer(group.runs[0], group.width)
@@ -105,9 +99,8 @@ class Workbench:
                 raise
             except Exception:  # An error inside a layer: its runs will fail with it, and say so.
                 continue
-            if id(trainer) not in traced:
-                traced.add(id(trainer))
-                then(trainer)
+            trainers[id(trainer)] = trainer
+        return list(trainers.values())
 
     def attempt(self, group: Group, store: Store | None) -> list[Result | Failure]:
         """Trains a group and returns its results, or what came in their way.

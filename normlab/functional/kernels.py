@@ -13,7 +13,6 @@ The moments of a batch are left to XLA, which computes what comes before a norm 
 themselves. With a kernel for their sums, batch norm alone was a little faster and training slower.
 """
 
-import importlib.util
 import math
 from typing import Any, NamedTuple
 
@@ -44,15 +43,19 @@ def kernels_run() -> bool:
 
     What is spread over several devices the compiler could not cut into parts for a kernel.
     """
-    if jax.default_backend() != "gpu" or jax.device_count() > 1:
-        return False
-    # JAX has announced that it will leave out what these kernels are compiled by.
-    if importlib.util.find_spec("jax.experimental.pallas.triton") is None:
+    within_shard_map = jax.sharding.get_abstract_mesh().manual_axes
+    if jax.default_backend() != "gpu" or jax.device_count() > 1 or within_shard_map:
         return False
     # Of NVIDIA's, such as "9.0"; those of others have names. Older ones lack what Triton needs.
-    generation = str(jax.local_devices()[0].compute_capability).split(".")[0]
-    within_shard_map = jax.sharding.get_abstract_mesh().manual_axes
-    return generation.isdigit() and int(generation) >= 8 and not within_shard_map
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    generation = str(capability).split(".")[0]
+    if not generation.isdigit() or int(generation) < 8:
+        return False
+    try:
+        _pallas()
+    except ImportError:  # JAX has announced that it will leave out what compiles the kernels.
+        return False
+    return True
 
 
 class Form(NamedTuple):
@@ -71,6 +74,11 @@ class Form(NamedTuple):
     centre: bool
     epsilon: float
     dtype: Any
+
+    @property
+    def moments(self) -> int:
+        """How many arrays of moments the forward pass returns."""
+        return 3 if self.centre else 1
 
     @property
     def tiles(self) -> "Tiling":
@@ -133,8 +141,8 @@ class Tiling(NamedTuple):
     def mean(self, tile: Array) -> Array:
         """The mean over the axes; what the array lacks of the tile is to be 0."""
         for axis in self.axes:
-            tile = jnp.sum(tile, axis, keepdims=True)
-        return tile / math.prod((self.height, self.width)[axis] for axis in self.axes)
+            tile = jnp.sum(tile, axis, keepdims=True) / (self.height, self.width)[axis]
+        return tile
 
 
 def _power_of_two(least: int) -> int:
@@ -219,16 +227,14 @@ class _Programs(NamedTuple):
         there = masks[0] & masks[-1] if masks else None
         return _Along(places, there)
 
-    def parts(self, row: Any, column: Any) -> tuple[_Part, _Part, _Part]:
-        """The elements of a tile; those of its moments; the first of what shares moments."""
+    def parts(self, row: Any, column: Any) -> tuple[_Part, _Part]:
+        """The elements of a tile, and those of its moments."""
         rows, columns = self.along(0, row), self.along(1, column)
-        shared_rows, shared_columns = (axis in self.tiles.axes for axis in (0, 1))
-        of_moments = _at(row) if shared_rows else rows, _at(column) if shared_columns else columns
-        first = (
-            _at(row * self.tiles.height) if shared_rows else rows,
-            _at(column * self.tiles.width) if shared_columns else columns,
+        of_moments = (
+            _at(row) if 0 in self.tiles.axes else rows,
+            _at(column) if 1 in self.tiles.axes else columns,
         )
-        return _Part.of(rows, columns), _Part.of(*of_moments), _Part.of(*first)
+        return _Part.of(rows, columns), _Part.of(*of_moments)
 
     def run(self, step: Any, carry: Any) -> Any:
         """Calls a step with the row of each tile of a program and what the step before returned."""
@@ -275,12 +281,12 @@ def normalize_forward(
 ) -> list[Array]:
     r"""Normalizes by own moments.
 
-    .. math:: y = m (x - x_0 - \rho) \gamma + \beta, \qquad
-        \rho = \mathrm{mean}(x - x_0), \qquad
-        m = 1 / \sqrt{\mathrm{mean}((x - x_0 - \rho)^2) + \epsilon}
+    .. math:: y = m (x - s - \rho) \gamma + \beta, \qquad
+        s = \mathrm{mean}(x), \qquad \rho = \mathrm{mean}(x - s), \qquad
+        m = 1 / \sqrt{\mathrm{mean}((x - s - \rho)^2) + \epsilon}
 
-    Means are over the values that share them, of which :math:`x_0` is the first: no digits are lost
-    where the mean is far from 0. Without centring, both :math:`x_0` and :math:`\rho` are 0.
+    The residual :math:`\rho` is what the mean lacks by rounding, which is much where the mean is
+    far from 0. Without centring, both it and the shift s are 0.
 
     Args:
         x: Values in float32 or half precision, that fit the form.
@@ -290,25 +296,24 @@ def normalize_forward(
         interpret: Whether the kernel is emulated, on any platform.
 
     Returns:
-        The result, the multipliers m and, of centred values, the residuals rho.
+        The result, the multipliers m and, of centred values, the shifts and residuals.
     """
     pallas, _ = _pallas()
     tiles = form.tiles
     programs = _Programs.of(tiles, few=tiles.axes == (1,) and tiles.warps > 1)
 
-    def kernel(x_ref, scale_ref, bias_ref, y_ref, multiplier_ref, *residual_ref):
+    def kernel(x_ref, scale_ref, bias_ref, y_ref, multiplier_ref, *mean_refs):
         column = pallas.program_id(1)
         of_channels = _Part.of(_at(0), programs.along(1, column))
         scale, bias = of_channels.load(scale_ref), of_channels.load(bias_ref)
 
         def step(row, _):
-            elements, of_moments, first = programs.parts(row, column)
+            elements, of_moments = programs.parts(row, column)
             x = elements.load(x_ref)
-            for ref in residual_ref:
-                x = elements.only(x - first.load(x_ref))
-                residual = tiles.mean(x)
-                of_moments.store(ref, residual)
-                x = elements.only(x - residual)
+            for ref in mean_refs:
+                mean = tiles.mean(x)
+                of_moments.store(ref, mean)
+                x = elements.only(x - mean)
             multiplier = 1 / jnp.sqrt(tiles.mean(x * x) + form.epsilon)
             of_moments.store(multiplier_ref, multiplier)
             elements.store(y_ref, x * multiplier * scale + bias)
@@ -320,7 +325,7 @@ def normalize_forward(
     of_moments = jax.ShapeDtypeStruct(tiles.of_moments, jnp.float32)
     y, *moments = programs.call(
         kernel,
-        [jax.ShapeDtypeStruct(flat, form.dtype), *[of_moments] * (2 if form.centre else 1)],
+        [jax.ShapeDtypeStruct(flat, form.dtype), *[of_moments] * form.moments],
         (x.reshape(flat), scale[None], bias[None]),
         interpret,
     )
@@ -337,7 +342,7 @@ def normalize_backward(
 ) -> list[Array]:
     r"""The gradients of `normalize_forward`.
 
-    With the standardized values :math:`\hat{x} = m (x - x_0 - \rho)`,
+    With the standardized values :math:`\hat{x} = m (x - s - \rho)`,
 
     .. math:: dx = m (g - \overline{g} - \hat{x} \, \overline{\hat{x} g}), \qquad
         g = \gamma \, dy, \qquad d\gamma = \sum \hat{x} \, dy, \qquad d\beta = \sum dy,
@@ -361,21 +366,21 @@ def normalize_backward(
     programs = _Programs.of(tiles, few=tiles.axes == (1,))
 
     def kernel(x_ref, scale_ref, dy_ref, multiplier_ref, *rest):
-        *residual_ref, dx_ref, of_scale_ref, of_bias_ref = rest
+        *mean_refs, dx_ref, of_scale_ref, of_bias_ref = rest
         column = pallas.program_id(1)
         columns = programs.along(1, column)
         scale = _Part.of(_at(0), columns).load(scale_ref)
 
         def step(row, sums):
-            elements, of_moments, first = programs.parts(row, column)
+            elements, of_moments = programs.parts(row, column)
             x, dy = elements.load(x_ref), elements.load(dy_ref)
             multiplier = of_moments.load(multiplier_ref)
             g = dy * scale
-            for ref in residual_ref:
-                x = x - first.load(x_ref) - of_moments.load(ref)
+            for ref in mean_refs:
+                x = elements.only(x - of_moments.load(ref))
             standardized = x * multiplier
             dx = g - standardized * tiles.mean(standardized * g)
-            if residual_ref:
+            if form.centre:
                 dx -= tiles.mean(g)
             elements.store(dx_ref, multiplier * dx)
             return sums[0] + standardized * dy, sums[1] + dy

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -39,10 +40,11 @@ def normalize_by_own_moments(
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
 
-    This is `moments` or `group_moments`, and `normalize`; but where the kernels can do it in fewer
-    passes over the memory of a GPU, they do. See `kernels_run` and `tiling` for where. It takes
-    values in float32 or half precision, channels last, examples first if axes besides that of the
-    channels are reduced, no mask, and a scale and bias that vary along the channels alone.
+    This is `moments` or `group_moments`, and `normalize`; but where kernels can do it in fewer
+    passes over the memory of a GPU, they do. That takes values in float32 or half precision,
+    channels last, examples first if axes besides that of the channels are reduced, no mask, an
+    epsilon that is no array, and a scale and bias that vary along the channels alone; the rest is
+    said in `kernels_run` and `Form.fits`.
 
     Args:
         x: Values of any shape, float or complex, in the precision of the moments.
@@ -62,8 +64,8 @@ def normalize_by_own_moments(
     Returns:
         An array as that of `normalize`.
     """
-    if mask is None and axis_name is None and use_fast_variance and isinstance(epsilon, float):
-        y = _by_kernel(x, axes, groups, epsilon, scale, bias, stored, dtype, use_mean)
+    if mask is None and axis_name is None and use_fast_variance and isinstance(epsilon, Real):
+        y = _by_kernel(x, axes, groups, float(epsilon), scale, bias, stored, dtype, use_mean)
         if y is not None:
             return y
     return _in_two_steps(
@@ -131,11 +133,12 @@ def _by_kernel(
     three_axes = _three_axes(read, axes, groups)
     narrow = all(it in (jnp.float32, jnp.bfloat16, jnp.float16) for it in (read.dtype, dtype))
     of_channels = all(it.shape == (1,) * (x.ndim - 1) + x.shape[-1:] for it in given)
-    if three_axes is None or not (narrow and x.dtype == jnp.float32 and of_channels):
+    spread = any(any(jax.typeof(it).sharding.spec) for it in (read, *given))
+    if three_axes is None or spread or not (narrow and x.dtype == jnp.float32 and of_channels):
         return None
     shape, in_groups = three_axes
     form = Form(shape, in_groups, use_mean, epsilon, dtype)
-    if not (kernels_run() and form.fits(read.dtype.itemsize)):
+    if not (form.fits(read.dtype.itemsize) and kernels_run()):
         return None
     scale, bias = (
         jnp.full(shape[2:], default) if it is None else it.reshape(shape[2:]).astype(jnp.float32)
@@ -155,7 +158,7 @@ def _three_axes(
         groups: As in `normalize_by_own_moments`.
     """
     fixed = all(isinstance(n, int) for n in x.shape)  # unlike those of an exported program
-    if x.ndim < 2 or not fixed or x.size == 0 or any(jax.typeof(x).sharding.spec):
+    if x.ndim < 2 or not fixed or x.size == 0:
         return None
     last, channels = x.ndim - 1, x.shape[-1]
     if axes == (last,) and groups in (None, 1):
@@ -169,18 +172,16 @@ def _three_axes(
 # What the kernels compute, as three primitives: the layer, its derivative, and the transpose of
 # that. The first and the last are the kernels. The derivative is computed by the formula, as are
 # those of higher order. The moments that the layer returns beside its result are for the kernel of
-# the gradient alone.
+# the transpose alone.
 
 
 def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Values:
-    examples, positions, channels = form.shape
-    in_groups = 1 < form.groups < channels
-    all_axes = (2,) if positions == 1 else (1, 2)
-    flat = x.reshape(examples, positions, channels)
+    flat = x.reshape(form.shape)
+    axes, in_groups = _axes(form)
     y = _in_two_steps(
         flat.astype(jnp.float32),
-        (1, 2) if in_groups else all_axes if form.groups == 1 else (1,),
-        form.groups if in_groups else None,
+        axes,
+        in_groups,
         epsilon=form.epsilon,
         scale=scale[None, None],
         bias=bias[None, None],
@@ -191,9 +192,28 @@ def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Value
     return y.reshape(x.shape)
 
 
+def _axes(form: Form) -> tuple[tuple[int, ...], int | None]:
+    """The axes of (examples, positions, channels) that are reduced, and the groups of the last."""
+    _, positions, channels = form.shape
+    if form.groups == 1:
+        return (2,) if positions == 1 else (1, 2), None
+    return ((1,), None) if form.groups == channels else ((1, 2), form.groups)
+
+
 def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> list[Array]:
-    unused = [jnp.zeros(it.shape, it.dtype) for it in _types_of_moments(form)]
-    return [_formula(x, scale, bias, form=form), *unused]
+    # Of a program that needs no moments, the compiler leaves them out.
+    flat = x.reshape(form.shape)
+    axes, in_groups = _axes(form)
+    values = flat.astype(jnp.float32)
+    if in_groups:
+        found = group_moments(values, axes[:-1], in_groups, stored=flat)
+        found = jax.tree.map(lambda it: it[..., :: form.shape[2] // in_groups], found)
+    else:
+        found = moments(values, axes, stored=flat, use_mean=form.centre)
+    multiplier = 1 / jnp.sqrt(found.variance + form.epsilon)
+    means = (found.shift, found.residual) if form.centre else ()
+    of_moments = [it.reshape(form.tiles.of_moments) for it in (multiplier, *means)]
+    return [_formula(x, scale, bias, form=form), *of_moments]
 
 
 def _derivative_by_formula(x: Values, scale: Channels, *rest: Array, form: Form) -> Values:
@@ -211,7 +231,7 @@ def _transpose_by_formula(
 
 def _types_of_moments(form: Form) -> list[ShapedArray]:
     of_moments = ShapedArray(form.tiles.of_moments, jnp.dtype(jnp.float32))
-    return [of_moments] * (2 if form.centre else 1)
+    return [of_moments] * form.moments
 
 
 def _types_of_layer(x: Any, *_: Any, form: Form) -> list[ShapedArray]:

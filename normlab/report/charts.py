@@ -42,9 +42,8 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
         setting: What it is about.
     """
     widths = {"validation-accuracy": 320, "test-accuracy": 240, "differences": 240}
-    shown = sorted(
-        (it for it in made if it.name in widths), key=lambda it: [*widths].index(it.name)
-    )
+    by_name = {it.name: it for it in made}
+    shown = [by_name[name] for name in widths if name in by_name]
     charts = [
         next(iter(it.charts.values())).properties(width=widths[it.name], height=260, title=it.title)
         for it in shown

@@ -103,13 +103,54 @@ def test_forward_and_backward(shape, groups, centre, dtype, emulated):
 
 def test_a_mean_far_from_zero_costs_no_digits(emulated):
     form = Form((64, 1, 512), 1, True, 1e-12, jnp.dtype(jnp.float32))
-    x = (1e4 + 1e-2 * random((64, 1, 512))).at[:, :, 0].set(1e4 + 1)  # and the first is far off
+    x = 1e4 + 1e-2 * random((64, 1, 512))
     ones, dy = jnp.ones(512), random(x.shape, 1)
     y, *found = normalize_forward(x, ones, 0 * ones, form=form, interpret=emulated)
     dx, *_ = normalize_backward(x, ones, dy, *found, form=form, interpret=emulated)
     expected = by_hand(x, ones, 0 * ones, dy, form)
     assert_near(y, expected[0], jnp.float32)
     assert_near(dx, expected[1], jnp.float32, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 2000])
+def test_an_outlier_costs_the_others_no_digits_wherever_it_is(emulated, place):
+    """Once they were shifted by the first element, and so rounded as it is."""
+    form = Form((4, 1, 4096), 1, True, EPSILON, jnp.dtype(jnp.float32))
+    x = random((4, 1, 4096)).at[:, :, place].set(1e3)
+    ones = jnp.ones(4096)
+    y, *_ = normalize_forward(x, ones, 0 * ones, form=form, interpret=emulated)
+    got, expected = (
+        np.delete(it, place, axis=2)
+        for it in (in_double(y), by_hand(x, ones, 0 * ones, x, form)[0])
+    )
+    assert np.abs(got - expected).max() <= 5e-6 * np.abs(expected).max()
+
+
+def test_large_numbers_in_a_tile_with_padding(emulated):
+    """Once what pads a tile overflowed in the backward pass, and its sums in the forward pass."""
+    form = Form((2, 49, 128), 2, True, EPSILON, jnp.dtype(jnp.float32))
+    scale, dy = jnp.ones(128), random((2, 49, 128), 1)
+    constant = jnp.full((2, 49, 128), 1e36)
+    _, *found = normalize_forward(constant, scale, 0 * scale, form=form, interpret=emulated)
+    gradients = normalize_backward(constant, scale, dy, *found, form=form, interpret=emulated)
+    assert all(np.isfinite(it).all() for it in gradients)
+    x = 5e17 * random((2, 49, 128))
+    y, *_ = normalize_forward(x, scale, 0 * scale, form=form, interpret=emulated)
+    assert_near(y, by_hand(x, scale, 0 * scale, dy, form)[0], jnp.float32)
+
+
+@pytest.mark.parametrize(("shape", "groups", "centre"), CASES)
+def test_the_moments_of_the_formula_are_those_of_the_kernel(shape, groups, centre, emulated):
+    """Once they were zeros, so that a gradient by the kernel was zero after it."""
+    form = Form(shape, groups, centre, EPSILON, jnp.dtype(jnp.float32))
+    x, dy = random(shape, 0, mean=3), random(shape, 1)
+    scale, bias = random(shape[2:], 2), random(shape[2:], 3)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(own_moments, "kernels_run", lambda: True)
+        _, *found = own_moments._layer.bind(x, scale, bias, form=form)
+    got = normalize_backward(x, scale, dy, *found, form=form, interpret=emulated)
+    for it, expected in zip(got, by_hand(x, scale, bias, dy, form)[1:], strict=True):
+        assert_near(it, expected, jnp.float32, rtol=1e-5)
 
 
 def test_the_gradient_needs_nothing_large_but_the_input(bound):
@@ -155,19 +196,19 @@ def test_layers_bind_them_on_a_gpu_alone(name, bound, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("axes", "given"),
     [
-        {"mask": jnp.ones((4, 6, 256), bool)},
-        {"axis_name": "devices"},
-        {"use_fast_variance": False},
-        {"epsilon": jnp.float32(1e-3)},
-        {"scale": jnp.ones((4, 1, 1))},
-        {"axes": (0,)},
-        {"axes": (0, 2)},
+        ((2,), {"mask": np.ones((4, 6, 256), bool)}),
+        ((2,), {"axis_name": "devices"}),
+        ((2,), {"use_fast_variance": False}),
+        ((2,), {"epsilon": np.ones((4, 1, 1), np.float32)}),
+        ((2,), {"scale": np.ones((4, 1, 1), np.float32)}),
+        ((0,), {}),
+        ((0, 2), {}),
     ],
 )
-def test_what_does_not_fit_is_left_to_the_formula(given, bound):
-    axes = given.pop("axes", (2,))
+def test_what_does_not_fit_is_left_to_the_formula(axes, given, bound):
+    given = jax.tree.map(lambda it: jnp.asarray(it) if isinstance(it, np.ndarray) else it, given)
     given = {"epsilon": EPSILON, **given}
 
     def function(x):

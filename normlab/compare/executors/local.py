@@ -44,8 +44,10 @@ class LocalExecutor(Executor):
         return (os.cpu_count() or 1) + 1 if short and jax.default_backend() == "cpu" else 1
 
     def prepare(self, groups: Sequence[Group]) -> None:
-        """Compiles in the background, in the order of the groups, while the next is traced."""
-        self._bench.trace(groups, lambda trainer: self._compiling.submit(trainer.compile))
+        """Compiles in the background, in the order of the groups."""
+        # Not while they are traced: what is wrong with a later arm would wait for the compiler.
+        for trainer in self._bench.trace(groups):
+            self._compiling.submit(trainer.compile)
 
     def submit(self, group: Group) -> Future[list[Result | Failure]]:
         """Trains in a thread."""
