@@ -74,8 +74,8 @@ def cache_folder() -> Path:
 def importing() -> Iterator[None]:
     """Imports what stays: Python's search for garbage waits, and never goes through it again.
 
-    JAX and what comes with it are 300 000 objects. Python would go through them while they are
-    imported and while programs are traced, for 0.4 seconds in all.
+    JAX and what comes with it are very many objects. Python would go through them again and again,
+    while they are imported and while programs are traced.
     """
     enabled = gc.isenabled()
     gc.disable()

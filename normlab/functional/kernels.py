@@ -26,8 +26,8 @@ Channels = Float[Array, "channels"]
 
 # Elements of a tile. Of more, what the threads hold does not fit their registers.
 _MOST = 2**13
-# Elements for each 32 threads (a warp) of a program. With twice as many, backward passes took up to
-# twice as long on an H200, and with fewer as well.
+# Elements for each 32 threads (a warp) of a program: few threads have fast sums, many more
+# registers.
 _OF_WARP = 2**10
 # Warps in all, where a program takes several tiles. Each program writes sums of its own for the
 # gradients of scale and bias, so there are to be few; but all processors are to be busy.
@@ -264,7 +264,7 @@ class _Programs(NamedTuple):
 
 
 def _pallas() -> tuple[Any, Any]:
-    """The modules; not imported at the top of the file, as that takes as long as importing JAX."""
+    """The modules; not imported at the top of the file, as most programs would wait for nothing."""
     from jax.experimental import pallas
     from jax.experimental.pallas import triton
 

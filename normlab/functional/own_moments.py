@@ -17,6 +17,7 @@ from .groups import group_moments
 from .kernels import Channels, Form, Values, kernels_run, normalize_backward, normalize_forward
 from .moments import moments
 from .normalize import normalize
+from .pooling import Moments
 from .with_kernel import with_kernel
 
 
@@ -68,40 +69,17 @@ def normalize_by_own_moments(
         y = _by_kernel(x, axes, groups, float(epsilon), scale, bias, stored, dtype, use_mean)
         if y is not None:
             return y
-    return _in_two_steps(
+    found = _moments(
         x,
         axes,
         groups,
-        epsilon=epsilon,
-        scale=scale,
-        bias=bias,
         stored=stored,
-        dtype=dtype,
-        use_mean=use_mean,
         mask=mask,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
+        use_mean=use_mean,
         use_fast_variance=use_fast_variance,
     )
-
-
-def _in_two_steps(
-    x: Array,
-    axes: tuple[int, ...],
-    groups: int | None,
-    *,
-    epsilon: float | Array,
-    scale: Array | None,
-    bias: Array | None,
-    stored: Array | None,
-    dtype: Any,
-    use_mean: bool,
-    **of_moments: Any,
-) -> Array:
-    if groups is None:
-        found = moments(x, axes, stored=stored, use_mean=use_mean, **of_moments)
-    else:
-        found = group_moments(x, axes[:-1], groups, stored=stored, **of_moments)
     return normalize(
         x,
         found.shift if use_mean else None,
@@ -113,6 +91,14 @@ def _in_two_steps(
         stored=stored,
         dtype=dtype,
     )
+
+
+def _moments(
+    x: Array, axes: tuple[int, ...], groups: int | None, *, use_mean: bool, **rest: Any
+) -> Moments:
+    if groups is None:
+        return moments(x, axes, use_mean=use_mean, **rest)
+    return group_moments(x, axes[:-1], groups, **rest)
 
 
 def _by_kernel(
@@ -175,45 +161,35 @@ def _three_axes(
 # the transpose alone.
 
 
-def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Values:
-    flat = x.reshape(form.shape)
-    axes, in_groups = _axes(form)
-    y = _in_two_steps(
-        flat.astype(jnp.float32),
-        axes,
-        in_groups,
+def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> list[Array]:
+    _, positions, channels = form.shape
+    axes = (1,) if form.groups == channels > 1 else (2,) if positions == 1 else (1, 2)
+    groups = form.groups if 1 < form.groups < channels else None
+    stored = x.reshape(form.shape)
+    values = stored.astype(jnp.float32)
+    found = _moments(values, axes, groups, stored=stored, use_mean=form.centre)
+    means = (found.shift, found.residual) if form.centre else ()
+    shift, residual = means or (None, None)
+    y = normalize(
+        values,
+        shift,
+        found.variance,
         epsilon=form.epsilon,
+        residual=residual,
         scale=scale[None, None],
         bias=bias[None, None],
-        stored=flat,
+        stored=stored,
         dtype=form.dtype,
-        use_mean=form.centre,
     )
-    return y.reshape(x.shape)
-
-
-def _axes(form: Form) -> tuple[tuple[int, ...], int | None]:
-    """The axes of (examples, positions, channels) that are reduced, and the groups of the last."""
-    _, positions, channels = form.shape
-    if form.groups == 1:
-        return (2,) if positions == 1 else (1, 2), None
-    return ((1,), None) if form.groups == channels else ((1, 2), form.groups)
-
-
-def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> list[Array]:
     # Of a program that needs no moments, the compiler leaves them out.
-    flat = x.reshape(form.shape)
-    axes, in_groups = _axes(form)
-    values = flat.astype(jnp.float32)
-    if in_groups:
-        found = group_moments(values, axes[:-1], in_groups, stored=flat)
-        found = jax.tree.map(lambda it: it[..., :: form.shape[2] // in_groups], found)
-    else:
-        found = moments(values, axes, stored=flat, use_mean=form.centre)
-    multiplier = 1 / jnp.sqrt(found.variance + form.epsilon)
-    means = (found.shift, found.residual) if form.centre else ()
-    of_moments = [it.reshape(form.tiles.of_moments) for it in (multiplier, *means)]
-    return [_formula(x, scale, bias, form=form), *of_moments]
+    of_moments = [1 / jnp.sqrt(found.variance + form.epsilon), *means]
+    if groups is not None:  # Each channel has those of its group.
+        of_moments = [it[..., :: channels // groups] for it in of_moments]
+    return [y.reshape(x.shape), *(it.reshape(form.tiles.of_moments) for it in of_moments)]
+
+
+def _formula(x: Values, scale: Channels, bias: Channels, *, form: Form) -> Values:
+    return _layer_by_formula(x, scale, bias, form=form)[0]
 
 
 def _derivative_by_formula(x: Values, scale: Channels, *rest: Array, form: Form) -> Values:

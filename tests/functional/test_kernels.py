@@ -1,6 +1,8 @@
 """The kernels for GPUs: emulated on any platform, and themselves where there is a GPU."""
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.export
@@ -314,6 +316,40 @@ def test_a_program_for_a_gpu_of_nvidia_holds_the_kernels(bound):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks what is so without a GPU")
 def test_without_a_gpu_none_run(monkeypatch):
     assert not kernels_run()
+    device = SimpleNamespace(compute_capability="9.0")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert kernels_run()
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert not kernels.kernels_run()
+    assert not kernels_run()
+
+
+@pytest.mark.parametrize("capability", ["7.5", "gfx942", None])
+def test_an_older_gpu_and_those_of_others_run_none(capability, monkeypatch):
+    device = SimpleNamespace(compute_capability=capability) if capability else SimpleNamespace()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert not kernels_run()
+
+
+def test_a_jax_that_has_left_out_what_compiles_them_runs_none(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability="9.0")])
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)
+    assert not kernels_run()
+
+
+def test_a_scale_that_is_spread_over_devices_is_left_to_the_formula(bound):
+    """Once it was reshaped for the kernel, which fails for what an explicit mesh spreads."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        spread = jax.sharding.PartitionSpec(None, None, "d")
+        scale = jax.device_put(jnp.ones((1, 1, 256)), jax.NamedSharding(mesh, spread))
+        x = random((4, 6, 256))
+        given = {"epsilon": EPSILON, "scale": scale}
+        used = primitives_of(lambda x: normalize_by_own_moments(x, (2,), **given), x)
+    assert "normalize_by_own_moments" not in used

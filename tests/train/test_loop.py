@@ -174,6 +174,21 @@ def test_a_run_that_diverges_stops_and_says_so(batch_norm_trainer):
     assert len(outcome.epochs) < 50
     assert outcome.test_loss is None
     assert outcome.test_accuracy is None
+    assert outcome.state is None  # An epoch more may have begun.
+
+
+def test_the_next_epoch_is_handed_over_before_the_last_ones_metrics_are_told():
+    made = trainer(train=TrainSpec(epochs=3))
+    happened = []
+    initialize, epoch, evaluate = made.compile()
+
+    def counted(*arguments):
+        happened.append("epoch")
+        return epoch(*arguments)
+
+    made._compiled = initialize, counted, evaluate
+    made.run(0, after_epoch=lambda number, _: happened.append(number))
+    assert happened == ["epoch", "epoch", 1, "epoch", 2, 3]
 
 
 def test_label_smoothing_changes_the_steps_and_not_the_reported_loss():
