@@ -86,9 +86,13 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
     tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
     runs = arms * (tuning + study.seeds)
     console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
+
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
     with StudyProgress(console) as progress:
         try:
-            ending = run_study(study, store, environment(command), progress.advance)
+            ending = run_study(study, store, environment(command), progress.advance, tell)
         except KeyboardInterrupt:
             progress.stop()
             console.print(
@@ -98,8 +102,13 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
             )
             raise
     console.print(f"{ending.done} of {ending.planned} runs are done; {ending.here} made just now.")
+    if ending.left_out:
+        tell(
+            f"{ending.left_out} finished runs in {store.folder / 'runs'} are not of the study as "
+            "it is now; they are kept, and count again where they are asked for."
+        )
     for line in failures_in_words(ending.failures):
-        console.print(line, soft_wrap=True)
+        tell(line)
     if ending.done:
         write_curves(store.folder)
     return ending

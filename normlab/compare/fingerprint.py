@@ -20,8 +20,13 @@ def of_config(config: Mapping[str, Any]) -> str:
     Args:
         config: With all defaults, as a study is written to its folder.
     """
-    telling = {key: value for key, value in config.items() if key not in _INDIFFERENT}
-    return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:16]
+    content = json.dumps(telling(config), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def telling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a resolved configuration says of its results."""
+    return {key: value for key, value in config.items() if key not in _INDIFFERENT}
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from filelock import FileLock
 from .arm import Arm
 from .executors.interface import Executor
 from .executors.start import start_executor
+from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
 from .selection import best_values
 from .store import Failure, Result, Store, StoreError
@@ -33,15 +34,23 @@ class Ending:
         planned: Runs of the study.
         here: Runs that this call made.
         failures: Runs that failed in this call.
+        left_out: Finished runs in the folder that are not of the study.
     """
 
     done: int
     planned: int
     here: int
     failures: tuple[Failure, ...]
+    left_out: int
 
 
-def run_study(study: Study, store: Store, environment: dict[str, Any], advance: Advance) -> Ending:
+def run_study(
+    study: Study,
+    store: Store,
+    environment: dict[str, Any],
+    advance: Advance,
+    tell: Callable[[str], object] = print,
+) -> Ending:
     """Runs what is not in the store yet: for each arm the tuning, then the reported runs.
 
     A run that fails is recorded and the others go on; the next call tries it again. An arm is
@@ -55,6 +64,7 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
             and goes on where it stood.
         environment: Versions and device; runs made under others are not taken over.
         advance: Called with what is going on, how many runs are done, and of how many.
+        tell: Called with each line that says that the study in the folder was another.
 
     Raises:
         StudyError: If the folder is another study's, or a layer does not fit model or batch.
@@ -114,6 +124,9 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
     with closing(start_executor(study, bench, environment, store)) as where:
         where.prepare(groups)
         # Not before every program is traced: a study that cannot run leaves the folder as it was.
+        known = [*every, *chosen()]
+        for line in keep_former(store, study, environment, bench, known, work.finished):
+            tell(line)
         store.write_config(study.model_dump(mode="json"))
         store.write_environment(environment)
         plan_further([] if extensions else chosen())
@@ -126,7 +139,8 @@ def run_study(study: Study, store: Store, environment: dict[str, Any], advance: 
         plan_further(final)
         store.write_plan(plan)
         work.complete(final, where)
-    return Ending(*work.counts(), work.here, tuple(work.failed.values()))
+    left_out = len(work.finished.keys() - plan.keys())
+    return Ending(*work.counts(), work.here, tuple(work.failed.values()), left_out)
 
 
 @dataclass(frozen=True)

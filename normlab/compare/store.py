@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,6 +45,17 @@ Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
 
 
 _REPAIR = "Run the study again with the same folder: finished runs are kept."
+
+# What a folder says of one study, beside the runs, which every study in the folder shares.
+_OF_ONE_STUDY = (
+    "config.yaml",
+    "environment.json",
+    "plan.json",
+    "summary.json",
+    "metrics.parquet",
+    "report.html",
+    "charts",
+)
 
 
 class _Record(BaseModel):
@@ -309,6 +321,29 @@ class Store:
             StoreError: A result file is damaged.
         """
         return [_read(path) for path in sorted(self._runs.glob("*.json"))]
+
+    def keep_former(self) -> Path:
+        """Copies what the folder says of its study, but for the runs, before another takes over.
+
+        Returns:
+            The folder of the copy, `former/1` or the next number.
+        """
+        former = self.folder / "former"
+        former.mkdir(exist_ok=True)
+        temporary = former / f".{uuid.uuid4().hex}.tmp"
+        temporary.mkdir()
+        try:
+            for path in (self.folder / name for name in _OF_ONE_STUDY):
+                if path.is_dir():
+                    shutil.copytree(path, temporary / path.name)
+                elif path.exists():
+                    shutil.copy2(path, temporary / path.name)
+            number = 1
+            while (kept := former / str(number)).exists():
+                number += 1
+            return temporary.rename(kept)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes the resolved configuration of the study to `config.yaml`."""

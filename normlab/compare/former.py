@@ -1,0 +1,98 @@
+"""What a folder held before a study is run in it, where that was another study: told, and kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .fingerprint import telling
+from .grid import Run
+from .store import NoStudyError, Result, Store, StoreError
+from .study import Study
+from .workbench import Workbench
+
+_ABSENT = object()
+_VERSIONS = ("packages", "device")
+# What determines a run and stands neither in the configuration nor among the versions.
+_UNSEEN = {
+    "code": "the code of normlab, or of a layer or model of your own",
+    "data_fingerprint": "the examples that were read",
+}
+
+
+def keep_former(
+    store: Store,
+    study: Study,
+    environment: Mapping[str, Any],
+    bench: Workbench,
+    runs: Sequence[Run],
+    finished: Mapping[str, Result],
+) -> list[str]:
+    """Keeps what a folder says of its study, if the study to be run there now is another.
+
+    It is another if its configuration asks for something else, or if its runs are made anew since
+    packages, device, code or data have changed.
+
+    Args:
+        store: The folder.
+        study: The study to be run.
+        environment: Its versions and device.
+        bench: Says what determines a run.
+        runs: The runs of the study, as far as they are known.
+        finished: The results in the folder, by id.
+
+    Returns:
+        Lines that tell what was changed, what no longer counts and where all is kept; none if the
+        folder holds no study, or this one.
+    """
+    try:
+        config, before, plan = store.config(), store.environment(), store.plan() or {}
+    except NoStudyError:
+        return []
+    except StoreError as error:
+        return [f"{error} What the folder says so far is kept in {store.keep_former()}."]
+    results = [finished[run].labelled(plan[run]) for run in plan if run in finished]
+    identities = {_place(run, run.arm.name, run.arm.task): bench.identify(run) for run in runs}
+    anew = [
+        (result.identity, now[1])
+        for result in results
+        if (now := identities.get(_place(result, result.arm, result.task), (result.id, {})))
+        and now[0] != result.id
+    ]
+    changes = _changes(telling(config), telling(study.model_dump(mode="json")))
+    if not changes and not anew:
+        return []
+    versions = ({key: it.get(key) for key in _VERSIONS} for it in (before, environment))
+    changes += _changes(*versions)
+    changes += [
+        f"{words}: changed"
+        for key, words in _UNSEEN.items()
+        if any(then.get(key) != now[key] for then, now in anew)
+    ]
+    planned = {name for name, _ in identities.values()}
+    count = sum(result.id in planned for result in results)
+    return [
+        f"{store.folder} held another study until now; what is different:",
+        *(f"  {change}" for change in changes),
+        f"{count} of its {len(results)} finished runs count here so far; all of them are kept.",
+        f"Its page, figures and settings are kept in {store.keep_former()}. To have a folder for "
+        "each of the two, give another one with --out.",
+    ]
+
+
+def _place(run: Run | Result, arm: str, task: str) -> str:
+    return json.dumps([run.phase, arm, task, run.seed, run.values], sort_keys=True)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    told = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            told += _changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            told.append(f"{prefix}{key}: {_words(old)} -> {_words(new)}")
+    return told
+
+
+def _words(value: Any) -> str:
+    return "not set" if value is _ABSENT else json.dumps(value)
