@@ -52,21 +52,20 @@ def keep_former(
         return [f"{error} What the folder says so far is kept in {store.keep_former()}."]
     results = [finished[run].labelled(plan[run]) for run in plan if run in finished]
     identities = {_place(run, run.arm.name, run.arm.task): bench.identify(run) for run in runs}
-    anew = [
-        (result.identity, now[1])
-        for result in results
-        if (now := identities.get(_place(result, result.arm, result.task), (result.id, {})))
-        and now[0] != result.id
-    ]
+    anew = []
+    for result in results:
+        name, identity = identities.get(_place(result, result.arm, result.task), (result.id, {}))
+        if name != result.id:
+            anew.append((result.identity, identity))
     changes = _changes(telling(config), telling(study.model_dump(mode="json")))
     if not changes and not anew:
         return []
-    versions = ({key: it.get(key) for key in _VERSIONS} for it in (before, environment))
-    changes += _changes(*versions)
+    then, now = ({key: it.get(key) for key in _VERSIONS} for it in (before, environment))
+    changes += _changes(then, now)
     changes += [
         f"{words}: changed"
         for key, words in _UNSEEN.items()
-        if any(then.get(key) != now[key] for then, now in anew)
+        if any(its.get(key) != new[key] for its, new in anew)
     ]
     planned = {name for name, _ in identities.values()}
     count = sum(result.id in planned for result in results)
