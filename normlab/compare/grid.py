@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Run:
         arm: The arm.
         seed: Decides initial weights and order of examples.
         values: The tuned values, by dotted path.
+        setting: What runs that differ in their seed alone have alike of their identity.
     """
 
     study: Study
@@ -38,6 +39,7 @@ class Run:
     arm: Arm
     seed: int
     values: dict[str, Any]
+    setting: Mapping[str, Any]
 
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
         """All that determines the result of this run, however the study came to ask for it.
@@ -48,22 +50,7 @@ class Run:
         Args:
             versions: Versions of packages, device and data that the result depends on as well.
         """
-        parts = self.study.model_dump(mode="json", include={*PARTS})
-        del parts["data"]["folder"]  # The fingerprint of the data says what was found there.
-        spec = self.study.variants[self.arm.variant]
-        # What the variant overrides stands in the parts.
-        layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
-        model = MODELS[self.study.model.name]
-        user_code = VARIANTS[spec.layer].layer, getattr(model, "module", model)
-        return {
-            **parts,
-            "variant": {"name": self.arm.variant, **layer},
-            "code": [fingerprint.of_normlab(), *map(fingerprint.of_user_code, user_code)],
-            "values": self.values,
-            "phase": self.phase,
-            "seed": self.seed,
-            **versions,
-        }
+        return {**self.setting, "seed": self.seed, **versions}
 
 
 def identifier(run: Run, identity: dict[str, Any]) -> str:
@@ -75,15 +62,19 @@ def identifier(run: Run, identity: dict[str, Any]) -> str:
 
 def single_run(study: Study, arm: Arm, seed: int) -> Run:
     """A reported run of an arm with the study's own values."""
-    return make_run(study, "final", arm, seed, {})
+    (run,) = make_runs(study, "final", arm, [seed], {})
+    return run
 
 
 def tuning_runs(study: Study, arm: Arm) -> list[Run]:
     """The tuning runs of an arm: every point of the search with every seed."""
+    if study.tune is None:
+        return []
+    seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tune.seeds)
     return [
-        make_run(study, "tune", arm, FIRST_TUNING_SEED + seed, values)
-        for values in (study.tune.points() if study.tune else [])
-        for seed in range(study.tune.seeds if study.tune else 0)
+        run
+        for values in study.tune.points()
+        for run in make_runs(study, "tune", arm, seeds, values)
     ]
 
 
@@ -123,17 +114,41 @@ def _is_allowed(study: Study, path: str, value: float) -> bool:
 
 def final_runs(study: Study, arm: Arm, values: dict[str, Any]) -> list[Run]:
     """The reported runs of an arm: its tuned values on fresh seeds, the same for every arm."""
-    return [make_run(study, "final", arm, seed, values) for seed in range(study.seeds)]
+    return make_runs(study, "final", arm, range(study.seeds), values)
 
 
-def make_run(
-    study: Study, phase: Literal["tune", "final"], arm: Arm, seed: int, values: dict[str, Any]
-) -> Run:
-    """Puts the values of an arm and of one of its runs in their places."""
+def make_runs(
+    study: Study,
+    phase: Literal["tune", "final"],
+    arm: Arm,
+    seeds: Iterable[int],
+    values: dict[str, Any],
+) -> list[Run]:
+    """Puts the values of an arm and of one of its points in their places, for some seeds."""
     changed = type(study).model_validate(with_values(study.with_arm(arm), values))
     # As the study understands them: a rate of 1 and one of 1.0 are the same run.
     dumped = changed.model_dump(mode="json")
-    return Run(changed, phase, arm, seed, {path: value_at(dumped, path) for path in values})
+    understood = {path: value_at(dumped, path) for path in values}
+    setting = _setting(changed, phase, arm, understood)
+    return [Run(changed, phase, arm, seed, understood, setting) for seed in seeds]
+
+
+def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All that determines the result of a run but its seed and the versions it is made with."""
+    parts = study.model_dump(mode="json", include={*PARTS})
+    del parts["data"]["folder"]  # The fingerprint of the data says what was found there.
+    spec = study.variants[arm.variant]
+    # What the variant overrides stands in the parts.
+    layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
+    model = MODELS[study.model.name]
+    user_code = VARIANTS[spec.layer].layer, getattr(model, "module", model)
+    return {
+        **parts,
+        "variant": {"name": arm.variant, **layer},
+        "code": [fingerprint.of_normlab(), *map(fingerprint.of_user_code, user_code)],
+        "values": values,
+        "phase": phase,
+    }
 
 
 def _word(name: str) -> str:

@@ -79,6 +79,7 @@ def run_study(
     work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
     plan = {bench.identify(run)[0]: label(run) for run in every}
     searched, extensions = study, study.tune.extend if study.tune else 0
+    repeated: dict[str, tuple[dict[str, Any], list[Run]]] = {}  # arm's title -> values, runs
 
     def tuned(arm: Arm) -> bool:
         return not work.missing(tuning[arm.title])
@@ -90,7 +91,13 @@ def run_study(
 
     def chosen() -> list[Run]:
         """The reported runs of all arms whose tuning is done."""
-        return [run for arm in arms if tuned(arm) for run in final_runs(study, arm, best(arm))]
+        runs = []
+        for arm in filter(tuned, arms):
+            values = best(arm)
+            if arm.title not in repeated or repeated[arm.title][0] != values:
+                repeated[arm.title] = values, final_runs(study, arm, values)
+            runs += repeated[arm.title][1]
+        return runs
 
     def plan_further(runs: Sequence[Run]) -> None:
         plan.update({bench.identify(run)[0]: label(run) for run in runs})

@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...modules import import_module
 from ..arm import Arm
 from ..environment import describe_device
-from ..grid import make_run
+from ..grid import make_runs
 from ..store import Failure, Result, Store
 from ..study import Study, StudyError, study_type
 from ..workbench import Group, Workbench
@@ -63,7 +63,9 @@ def work(setting: Setting, ordered: Sequence[Order], width: int) -> list[Result 
         UserError: If this process cannot make the runs of the study as they are to be recorded.
     """
     study, bench, store = _opened(setting)
-    runs = [make_run(study, it.phase, it.arm, it.seed, it.values) for it in ordered]
+    runs = [
+        run for it in ordered for run in make_runs(study, it.phase, it.arm, [it.seed], it.values)
+    ]
     return bench.attempt(Group(tuple(runs), width), store)
 
 
