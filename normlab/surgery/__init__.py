@@ -10,6 +10,7 @@ from .fold import fold as fold
 from .freeze import Frozen as Frozen
 from .freeze import freeze as freeze
 from .freeze import trainable_mask as trainable_mask
+from .layers import How as How
 from .layers import Layer as Layer
 from .layers import evaluate as evaluate
 from .layers import find_layers as find_layers

@@ -1,6 +1,6 @@
 """Statistics for data unlike that of training, from batches of it without labels."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,26 +9,20 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from ..errors import UserError
-from .layers import (
-    Call,
-    LayerCall,
-    Variables,
-    evaluate,
-    name_of,
-    run,
-)
-from .statistics import batch_moments, blended, keeps_statistics
+from .given import as_given, name_of, variables_of
+from .layers import Calling, How, LayerCall, run
+from .statistics import batch_moments, blended, check_running, keeps_statistics
 
 
 def adapt(
     model: nn.Module,
-    variables: Variables,
+    variables: Any,
     x: Any,
     *,
     prior_strength: float | ArrayLike,
     mask: ArrayLike | None = None,
-    call: Call = evaluate,
-) -> dict[str, Any]:
+    **how: Unpack[How],
+) -> Any:
     r"""Blends the running statistics with those of a batch of test data.
 
     .. math:: \mu = \frac{N}{N + n} \mu_s + \frac{n}{N + n} \mu_t, \qquad
@@ -49,24 +43,26 @@ def adapt(
 
     Args:
         model: A Linen model.
-        variables: Its trained variables.
+        variables: Its trained variables, or a state of training with them.
         x: A batch of test data.
         prior_strength: N, not negative.
         mask: True at the examples that count.
-        call: How a batch goes through the bound model; see `evaluate`.
+        how: How the model is called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
-        All variables, the running statistics blended. A layer whose input is not finite keeps its
-        own. The number of updates that some layers count stays.
+        All variables in the form in which they were given, the running statistics blended. A layer
+        whose input is not finite keeps its own. The number of updates that some layers count stays.
 
     Raises:
-        ValueError: If the prior strength is negative.
+        ValueError: If the prior strength is negative, the batch is empty, or running statistics
+            are missing or none of their layer.
 
     Source: Schneider et al., 2020, "Improving robustness against common corruptions by covariate
     shift adaptation", equation 3.
     """
-    _, adapted = forward(model, variables, x, prior_strength, mask, call)
-    return adapted
+    given = variables_of(variables)
+    _, adapted = forward(model, given, x, prior_strength, mask, Calling.of(how))
+    return as_given(variables, adapted)
 
 
 def check_prior_strength(prior_strength: float | ArrayLike) -> None:
@@ -84,11 +80,11 @@ def check_prior_strength(prior_strength: float | ArrayLike) -> None:
 
 def forward(
     model: nn.Module,
-    variables: Variables,
+    variables: dict[str, Any],
     x: Any,
     prior_strength: float | ArrayLike,
     mask: ArrayLike | None,
-    call: Call,
+    calling: Calling,
 ) -> tuple[Any, dict[str, Any]]:
     """Calls the model under blended statistics; returns its output and the variables with them."""
     check_prior_strength(prior_strength)
@@ -97,18 +93,20 @@ def forward(
         module, x = given.module, given.x
         if not keeps_statistics(module):
             return given.proceed()
-        batch = batch_moments(module, x, given.arguments.get("mask"), mask, name_of(module.path))
+        name = name_of(module.path)
+        batch = batch_moments(module, x, given.arguments.get("mask"), mask, name)
         examples = x.shape[0] if mask is None else jnp.sum(jnp.asarray(mask, bool))
         kept = dict(module.variables.get("batch_stats", {}))
         if "var" not in kept:
             raise UserError(
-                f"{name_of(module.path)} has no running statistics in batch_stats to blend those "
-                "of the batch with. Give all variables of the trained model."
+                f"{name} has no running statistics in batch_stats to blend those of the batch "
+                "with. Give all variables of the trained model."
             )
+        check_running(module, kept, x.shape, name)
         statistics = blended(module, kept, batch, examples, prior_strength)
         y, _ = given.evaluate(module.variables, statistics)
         for name, value in statistics.items():
             module.put_variable("batch_stats", name, value)
         return y
 
-    return run(model, variables, x, call, adapted)
+    return run(model, variables, x, calling, adapted)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,8 @@ from jaxtyping import PRNGKeyArray
 from rich.table import Table
 
 from ..linen import BatchRenorm
-from .layers import (
-    Call,
-    Layer,
-    Path,
-    Variables,
-    check_linen,
-    evaluate,
-    find_layers,
-    flattened,
-)
+from .given import Path, as_given, flattened, variables_of
+from .layers import Calling, How, Layer, check_linen, find_layers
 from .table import Printed, table
 
 Fate = Literal["carried", "new", "dropped"]
@@ -54,11 +46,11 @@ class Converted(Printed):
     """The variables of the target, and how they came about.
 
     Attributes:
-        variables: For the target model.
+        variables: For the target model, in the form in which those of the source were given.
         changes: What became of every variable, in the order of the paths.
     """
 
-    variables: dict[str, Any]
+    variables: Any
     changes: tuple[Change, ...]
 
     def paths(self, fate: Fate) -> tuple[str, ...]:
@@ -85,12 +77,12 @@ class Converted(Printed):
 
 def convert(
     source: nn.Module,
-    variables: Variables,
+    variables: Any,
     target: nn.Module,
     x: Any,
     *,
     key: PRNGKeyArray | None = None,
-    call: Call = evaluate,
+    **how: Unpack[How],
 ) -> Converted:
     """Takes the variables of a trained model over into one with other normalization layers.
 
@@ -116,7 +108,7 @@ def convert(
         target: The same model with other normalization layers.
         x: A batch that both take.
         key: For the variables that are new.
-        call: How a batch goes through the bound models; see `evaluate`.
+        how: How the models are called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
         The variables of the target, with a record of what was carried, new and dropped.
@@ -124,11 +116,13 @@ def convert(
     check_linen(source)
     check_linen(target)
     key = jax.random.key(0) if key is None else key
-    shapes = jax.eval_shape(nn.init(call, target), key, x)
+    call, rngs = Calling.of(how)
+    keys = {**(rngs if isinstance(rngs, Mapping) else {"params": rngs}), "params": key}
+    shapes = jax.eval_shape(nn.init(call, target), keys, x)
     new = flattened(shapes)
-    old = flattened(variables)
-    before = find_layers(source, variables, x, call=call)
-    after = find_layers(target, shapes, x, call=call)
+    old = flattened(variables_of(variables))
+    before = find_layers(source, variables, x, **how)
+    after = find_layers(target, shapes, x, **how)
     pairs = _pairs(before, after)
     # A layer without a counterpart takes part as well: nothing outside of it may have its place.
     by_source = {it.path: (it, None) for it in before} | {pair[0].path: pair for pair in pairs}
@@ -143,15 +137,16 @@ def convert(
         changes.append(_change(path, "new" if why else "carried", value, pair, why))
     needed = [it.path for it in changes if it.fate == "new"]
     if needed:
-        new.update(jax.jit(partial(_initial, nn.init(call, target), needed))(key, x))
+        new.update(jax.jit(partial(_initial, nn.init(call, target), needed))(keys, x))
     for path, value in old.items():
         changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
-    return Converted(unflatten_dict(new), tuple(sorted(changes, key=lambda it: it.path)))
+    converted = as_given(variables, unflatten_dict(new))
+    return Converted(converted, tuple(sorted(changes, key=lambda it: it.path)))
 
 
-def _initial(init: Any, paths: list[Path], key: PRNGKeyArray, x: Any) -> dict[Path, Any]:
+def _initial(init: Any, paths: list[Path], keys: Any, x: Any) -> dict[Path, Any]:
     """Initializes some variables; compiled, it computes no others."""
-    variables = flattened(init(key, x))
+    variables = flattened(init(keys, x))
     return {path: variables[path] for path in paths}
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,18 @@ from jaxtyping import Array
 from ..errors import UserError
 from ..linen import BatchGroupNorm, BatchNorm, BatchRenorm, GhostBatchNorm
 from ..linen.shared import resolve_axes
+from .given import Path, as_given, flattened, name_of, variables_of
 from .layers import (
     Altered,
-    Call,
+    Calling,
+    How,
     LayerCall,
-    Path,
     Unbound,
-    Variables,
-    evaluate,
-    flattened,
+    check_linen,
     intercepted,
-    name_of,
     run,
 )
+from .statistics import check_running
 
 # Subclasses may use their kernel, or their statistics, in another way.
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.ConvTranspose)
@@ -55,7 +54,7 @@ class Folded(Altered):
         dtypes = dict(self.norms)
 
         def pass_by(given: LayerCall) -> Any:
-            path = given.module.path
+            path = self._path_of(given.module)
             if path not in dtypes:
                 return given.proceed()
             if not given.uses_running_average:
@@ -67,8 +66,8 @@ class Folded(Altered):
 
         def with_bias(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module = context.module
-            called = context.method_name == "__call__" and module.path in self.linear
-            if not called or type(module) not in _LINEAR or module.use_bias:
+            called = context.method_name == "__call__" and type(module) in _LINEAR
+            if not called or module.use_bias or self._path_of(module) not in self.linear:
                 return proceed(*args, **kwargs)
             layer = module.clone(parent=None, name=None, use_bias=True)
             return layer.apply({"params": module.variables["params"]}, *args, **kwargs)
@@ -79,12 +78,12 @@ class Folded(Altered):
 
 def fold(
     model: nn.Module,
-    variables: Variables,
+    variables: Any,
     x: Any,
     *,
     strict: bool = True,
-    call: Call = evaluate,
-) -> tuple[Folded, dict[str, Any]]:
+    **how: Unpack[How],
+) -> tuple[Folded, Any]:
     r"""Folds batch normalization into the dense or convolutional layer whose output it normalizes.
 
     .. math:: W' = W \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}, \qquad
@@ -109,7 +108,7 @@ def fold(
         x: A batch, or its shape and dtype.
         strict: Whether to refuse a model of which a normalization layer would be left over. If
             false, such layers stay as they are.
-        call: How a batch goes through the bound model; see `evaluate`.
+        how: How the model is called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
         The model with the same call, and its variables: new kernels and biases in the places of the
@@ -122,8 +121,10 @@ def fold(
     Source: Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.2; PyTorch's `fuse_conv_bn_eval`.
     """
-    calls = _calls(model, variables, x, call)
-    norms = [it for it in calls.values() if it.given]
+    check_linen(model)
+    given = variables_of(variables)
+    calls = _calls(model, given, x, Calling.of(how))
+    norms = [it for it in calls.values() if it.is_norm]
     if not norms:
         raise UserError("fold: the model calls no normalization layer, so nothing can be folded.")
     obstacles = {it.path: reason for it in norms if (reason := _obstacle(it, calls))}
@@ -135,18 +136,22 @@ def fold(
             "fold: of the normalization layers, these cannot be folded into a linear layer:"
             f"{listed}{remedy}"
         )
-    flat = flattened(variables)
+    flat = flattened(given)
     lacking = [it.path for _, it in folds if ("batch_stats", *it.path, "var") not in flat]
     if lacking:
         raise UserError(
             f"fold: {', '.join(map(name_of, lacking))} has no running statistics in batch_stats. "
             "Give all variables of the trained model."
         )
+    for _, norm in folds:
+        kept = {name: flat.get(("batch_stats", *norm.path, name)) for name in ("mean", "var")}
+        check_running(norm.module, kept, norm.shape, name_of(norm.path))
     for linear, norm in folds:
         _fold_one(flat, linear, norm)
     passed_by = tuple((norm.path, norm.dtype) for _, norm in folds)
     linear_paths = tuple(linear.path for linear, _ in folds)
-    return Folded(Unbound(model), linear_paths, passed_by), unflatten_dict(flat)
+    folded = Folded(Unbound(model), linear_paths, passed_by)
+    return folded, as_given(variables, unflatten_dict(flat))
 
 
 @dataclass
@@ -160,7 +165,9 @@ class _Call:
         shape: Shape of the output.
         dtype: Dtype of the output.
         shares_variables: Whether kernel or bias are used elsewhere too.
-        given: What a normalization layer was given; None for a linear one.
+        is_norm: Whether it is a normalization layer.
+        in_training: Whether a normalization layer was called in training.
+        is_told_affine: Whether a normalization layer was given its scale or bias.
         uses: How often the output of a linear layer is used.
         source: What the input of a normalization layer comes from: the label of a call, or the name
             of an operation.
@@ -171,13 +178,17 @@ class _Call:
     owns_variables: bool
     shape: tuple[int, ...]
     dtype: str
-    given: LayerCall | None
+    is_norm: bool = False
+    in_training: bool = False
+    is_told_affine: bool = False
     shares_variables: bool = False
     uses: int = 0
     source: str = ""
 
 
-def _calls(model: nn.Module, variables: Variables, x: Any, call: Call) -> dict[str, _Call]:
+def _calls(
+    model: nn.Module, variables: dict[str, Any], x: Any, calling: Calling
+) -> dict[str, _Call]:
     """Finds the calls of linear and normalization layers, and how data flows between them.
 
     Outputs of linear layers and inputs of normalization layers are given a label in the program
@@ -185,7 +196,7 @@ def _calls(model: nn.Module, variables: Variables, x: Any, call: Call) -> dict[s
     """
     calls: dict[str, _Call] = {}
 
-    def labelled(value: Array, module: nn.Module, given: LayerCall | None, owner: Any) -> Array:
+    def labelled(value: Array, module: nn.Module, owner: Any) -> Array:
         layers = flattened(module.variables)
         owns = all(
             owner.get((collection, *module.path, *path)) is leaf
@@ -193,27 +204,33 @@ def _calls(model: nn.Module, variables: Variables, x: Any, call: Call) -> dict[s
         )
         label = f"normlab.fold.{len(calls)}"
         copy = module.clone(parent=None, name=None)
-        calls[label] = _Call(module.path, copy, owns, value.shape, str(value.dtype), given)
+        calls[label] = _Call(module.path, copy, owns, value.shape, str(value.dtype))
         return checkpoint_name(value, label)
 
-    def traced(variables: Any, x: Any) -> Any:
+    def traced(variables: Any, x: Any, rngs: Any) -> Any:
         owner = flattened(variables)
 
         def linear(proceed: Any, args: Any, kwargs: Any, context: Any) -> Any:
             y = proceed(*args, **kwargs)
             if context.method_name != "__call__" or type(context.module) not in _LINEAR:
                 return y
-            return labelled(y, context.module, None, owner)
+            return labelled(y, context.module, owner)
 
         def norm(given: LayerCall) -> Any:
-            y = given.proceed(labelled(given.x, given.module, given, owner))
-            list(calls.values())[-1].dtype = str(y.dtype)
+            x = labelled(given.x, given.module, owner)
+            found = list(calls.values())[-1]
+            found.is_norm, found.in_training = True, not given.uses_running_average
+            found.is_told_affine = any(
+                given.arguments.get(name) is not None for name in ("scale", "bias")
+            )
+            y = given.proceed(x)
+            found.dtype = str(y.dtype)
             return y
 
         with nn.intercept_methods(linear):
-            return run(model, variables, x, call, norm)[0]
+            return run(model, variables, x, Calling(calling.call, rngs), norm)[0]
 
-    program = jax.make_jaxpr(traced)(variables, x).jaxpr
+    program = jax.make_jaxpr(traced)(variables, x, calling.rngs).jaxpr
     for jaxpr in _with_inner(program):
         made_by: dict[Any, JaxprEqn] = {
             var: equation for equation in jaxpr.eqns for var in equation.outvars
@@ -258,16 +275,15 @@ def _name_of_operation(equation: JaxprEqn) -> str:
 
 def _obstacle(norm: _Call, calls: dict[str, _Call]) -> str | None:
     """Returns why a normalization layer cannot be folded, or None if it can be."""
-    module, given = norm.module, norm.given
-    assert given is not None  # For it is a normalization layer.
+    module = norm.module
     kind = type(module).__name__
     if type(module) not in _FOLDABLE:
         return f"{kind} is not one scale and one shift of each feature in evaluation"
-    if not given.uses_running_average:
+    if norm.in_training:
         return "it is called in training; let `call` evaluate the model"
     if getattr(module, "example_weight", 0):
         return f"example_weight={module.example_weight} makes its statistics depend on the example"
-    if any(given.arguments.get(name) is not None for name in ("scale", "bias")):
+    if norm.is_told_affine:
         return "it is given its scale or bias at the call"
     obstacle = _not_alone(norm, "it", calls)
     if obstacle:

@@ -8,17 +8,9 @@ import jax
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
-from ..errors import UserError
-from .layers import (
-    Altered,
-    Layer,
-    LayerCall,
-    Unbound,
-    check_linen,
-    flattened,
-    intercepted,
-    name_of,
-)
+from ..errors import UserError, nearest
+from .given import Path, as_given, flattened, name_of
+from .layers import Altered, Layer, LayerCall, Unbound, check_linen, intercepted
 from .statistics import keeps_statistics
 
 
@@ -37,12 +29,14 @@ class Frozen(Altered):
 
     @nn.nowrap
     def _interception(self) -> AbstractContextManager[None]:
+        if self.within is not None and not self.is_initializing():
+            self._check_within(self.within)
         return intercepted(self._call_layer)
 
     @nn.nowrap
     def _call_layer(self, given: LayerCall) -> Any:
         module = given.module
-        if module.is_initializing() or not self._covers(module.path):
+        if module.is_initializing() or not self._covers(self._path_of(module)):
             return given.proceed()
         variables = dict(module.variables)
         if self.affine and "params" in variables:
@@ -53,20 +47,32 @@ class Frozen(Altered):
             return given.proceed()
         may_move = {*module.variables, "intermediates"} - {"params"}
         moving = [name for name in sorted(may_move) if module.is_mutable_collection(name)]
-        rngs: Any = dict(module.scope.rngs) if module.scope else {}
-        y, updated = given.apply(variables, mutable=moving, rngs=rngs)
+        y, updated = given.apply(variables, moving)
         for collection, values in updated.items():
             for name, value in values.items():
                 module.put_variable(collection, name, value)
         return y
 
     @nn.nowrap
-    def _covers(self, path: tuple[str, ...]) -> bool:
-        if self.within is None:
-            return True
-        return any(
-            path[: len(part)] == part for part in (tuple(it.split("/")) for it in self.within)
+    def _covers(self, path: Path) -> bool:
+        return self.within is None or any(
+            path[: len(part)] == part for part in map(_names_in, self.within)
         )
+
+    @nn.nowrap
+    def _check_within(self, within: tuple[str, ...]) -> None:
+        """Refuses a name that no part of the model has: it would freeze nothing, silently."""
+        parts = {path[1:end] for path in flattened(self.variables) for end in range(2, len(path))}
+        for name in within:
+            if _names_in(name) not in parts:
+                known = sorted(map(name_of, parts))
+                raise UserError(
+                    f"freeze: within={name!r} names no part of the model{nearest(name, known)}"
+                )
+
+
+def _names_in(part: str) -> Path:
+    return tuple(part.split("/"))
 
 
 def freeze(
@@ -116,7 +122,7 @@ def freeze(
 
 def trainable_mask(
     params: Any, layers: Iterable[Layer], *, affine: bool = False, rest: bool = True
-) -> dict[str, Any]:
+) -> Any:
     """Tells which parameters an optimizer may change, for `optax.masked` and its kin.
 
     Usage, with the layers frozen, and with nothing but the layers trained::
@@ -156,4 +162,4 @@ def trainable_mask(
         inside = any(path[:length] in paths for length in range(len(path)))
         return affine if inside else rest
 
-    return unflatten_dict({path: trained(path) for path in flat})
+    return as_given(params, unflatten_dict({path: trained(path) for path in flat}))

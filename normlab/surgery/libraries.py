@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import linen
 from ..errors import UserError
-from .layers import Variables, flattened
+from .given import Variables, flattened
 from .statistics import keeps_statistics
 
 # What one layer keeps, in the order of Keras, and what PyTorch calls it.

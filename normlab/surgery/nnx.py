@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..functional import Moments
 from ..nnx import Layer
 from .adapt import check_prior_strength
-from .layers import name_of
+from .given import name_of
 from .recalibrate import check_repeatable, one_by_one, refuse_without_layers
 from .statistics import (
     as_running,

@@ -3,30 +3,23 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from flax.core import unfreeze
 from flax.traverse_util import unflatten_dict
 
 from ..errors import UserError
 from ..linen import BatchRenorm
-from .layers import (
-    Call,
-    LayerCall,
-    Variables,
-    evaluate,
-    flattened,
-    name_of,
-    run,
-)
+from .given import as_given, flattened, name_of, variables_of
+from .layers import Calling, How, LayerCall, run
 from .statistics import (
     as_running,
     batch_moments,
+    check_running,
     joined,
     keeps_statistics,
     of_population,
@@ -58,13 +51,13 @@ class _Population(struct.PyTreeNode):
 
 def recalibrate(
     model: nn.Module,
-    variables: Variables,
+    variables: Any,
     batches: Iterable[Any] | Callable[[], Iterable[Any]],
     *,
     masks: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     layer_by_layer: bool = False,
-    call: Call = evaluate,
-) -> dict[str, Any]:
+    **how: Unpack[How],
+) -> Any:
     r"""Replaces running statistics by those of all the given data (precise batch normalization).
 
     .. math:: \mu = \frac{1}{n} \sum_b n_b \mu_b, \qquad
@@ -89,16 +82,19 @@ def recalibrate(
 
     Args:
         model: A Linen model.
-        variables: Its variables. Running statistics may be missing.
-        batches: Batches of training data, or a function that returns them anew for each pass.
+        variables: Its variables, or a state of training with them. Running statistics may be
+            missing.
+        batches: Batches of training data, or a function that returns them anew for each pass. Of a
+            pair, as `(image, label)`, the first part is the model's input; see `evaluate`.
         masks: For each batch the truth values of its examples, false at those to leave out.
         layer_by_layer: Whether every layer is measured under the final statistics of those before.
-        call: How a batch goes through the bound model; see `evaluate`. For example
-            `lambda model, batch: model(batch["image"], train=False)`.
+        how: How the model is called: `call`, `method`, `rngs`; see `How`.
+            For example `call=lambda model, batch: model(batch["image"], train=False)`.
 
     Returns:
-        All variables, those of the running statistics new. The number of updates that some layers
-        count becomes the number of batches, except for the schedule of `BatchRenorm`.
+        All variables in the form in which they were given, those of the running statistics new.
+        The number of updates that some layers count becomes the number of batches, except for the
+        schedule of `BatchRenorm`.
 
     Raises:
         ValueError: If no layer keeps running statistics, there is no batch, a pass cannot be
@@ -107,13 +103,15 @@ def recalibrate(
     Source: Wu and Johnson, 2021, "Rethinking 'Batch' in BatchNorm", section 3.1.
     """
     check_repeatable(batches, masks, layer_by_layer)
+    call, rngs = Calling.of(how)
 
-    def step(variables: Any, batch: Any, mask: Any, *, by_batch: bool) -> Any:
+    def step(variables: Any, batch: Any, mask: Any, number: Any, *, by_batch: bool) -> Any:
         def measured(given: LayerCall) -> Any:
             module = given.module
             if not keeps_statistics(module):
                 return given.proceed()
             name, own_mask = name_of(module.path), given.arguments.get("mask")
+            check_running(module, module.variables.get("batch_stats", {}), given.x.shape, name)
             moments = batch_moments(module, given.x, own_mask, mask, name)
             of_batch = as_running(module, moments.mean, moments.variance)
             y, kept = given.evaluate(module.variables, of_batch if by_batch else {})
@@ -131,7 +129,8 @@ def recalibrate(
                     module.put_variable("batch_stats", name, value)
             return y
 
-        return run(model, variables, batch, call, measured)[1]["batch_stats"]
+        keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
+        return run(model, variables, batch, Calling(call, keys), measured)[1]["batch_stats"]
 
     compiled = jax.jit(step, static_argnames="by_batch")
 
@@ -140,21 +139,22 @@ def recalibrate(
         number = 0
         for batch, mask in one_by_one(batches, masks):
             if number == 0:
-                shapes = jax.eval_shape(partial(step, by_batch=by_batch), variables, batch, mask)
+                first = partial(step, by_batch=by_batch)
+                shapes = jax.eval_shape(first, variables, batch, mask, number)
                 variables = _with_zeros(variables, shapes)
-            statistics = compiled(variables, batch, mask, by_batch=by_batch)
+            statistics = compiled(variables, batch, mask, number, by_batch=by_batch)
             variables = {**variables, "batch_stats": statistics}
             number += 1
         return _finished(variables, number)
 
-    result, layers = one_pass({"batch_stats": {}, **unfreeze(dict(variables))}, by_batch=True)
+    result, layers = one_pass({"batch_stats": {}, **variables_of(variables)}, by_batch=True)
     refuse_without_layers(layers)
     # Each pass makes one more layer of every chain of layers exact.
     for _ in range(layers if layer_by_layer else 0):
         before, (result, _) = result, one_pass(result, by_batch=False)
         if jax.tree.all(jax.tree.map(np.array_equal, before, result)):
             break
-    return result
+    return as_given(variables, result)
 
 
 def check_repeatable(batches: Any, masks: Any, layer_by_layer: bool) -> None:

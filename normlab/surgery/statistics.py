@@ -1,10 +1,13 @@
 """The statistics of a layer's input over batches, and how they become its running ones."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -63,6 +66,55 @@ def batch_moments(
     else:
         batch = moments(x, reduced_axes, mask=mask)
     return jax.tree.map(lambda a: jnp.squeeze(a, reduced_axes), batch)
+
+
+def check_running(
+    layer: Any, kept: Mapping[str, Any], input_shape: tuple[int, ...], name: str
+) -> None:
+    """Refuses running statistics that are none of a layer for such an input.
+
+    Values are looked at where they are known, which is not while something is compiled.
+
+    Args:
+        layer: The Linen layer; only its fields are looked at.
+        kept: What it keeps in `batch_stats`, by name.
+        input_shape: Shape of its input.
+        name: What to call the layer in an error.
+
+    Raises:
+        ValueError: If a shape is not that of the features, a dtype is of less than 32 bits, a value
+            is not finite or a variance is negative.
+    """
+    features = tuple(
+        input_shape[axis] for axis in resolve_axes(layer.axis, len(input_shape), "axis")
+    )
+    for statistic in ("mean", "var"):
+        value = nn.meta.unbox(kept.get(statistic))
+        if value is None:
+            continue
+        start = f"{name}: its running {statistic} in batch_stats"
+        if jnp.shape(value) != features:
+            raise UserError(
+                f"{start} has the shape {jnp.shape(value)}, but its input of shape {input_shape} "
+                f"needs {features}, one value for each feature. Give the variables of this model."
+            )
+        dtype = jnp.result_type(value)
+        if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+            raise UserError(
+                f"{start} has the dtype {dtype}, but statistics need float32 at least: store them "
+                'as they were trained, or convert them by value.astype("float32").'
+            )
+        if isinstance(value, Tracer | jax.ShapeDtypeStruct):
+            continue
+        if not np.all(np.isfinite(value)):
+            raise UserError(
+                f"{start} is not finite. recalibrate replaces it by that of training data."
+            )
+        if statistic == "var" and np.any(np.asarray(value) < 0):
+            raise UserError(
+                f"{start} is negative: the least value is {np.min(value):g}, but a variance is at "
+                "least 0. recalibrate replaces it by that of training data."
+            )
 
 
 def as_running(layer: nn.Module, mean: Array, variance: Array) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """What normalization layers a trained model has, and whether they look healthy."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,8 @@ from jaxtyping import Array
 from rich.table import Table
 
 from ..variants import VARIANTS
-from .layers import Call, Layer, Variables, evaluate, find_layers, flattened, name_of
+from .given import flattened, name_of, variables_of
+from .layers import How, Layer, find_layers
 from .statistics import keeps_statistics
 from .table import Printed, table
 
@@ -70,7 +71,7 @@ class Summary(Printed):
         return table(title, columns, rows)
 
 
-def summary(model: nn.Module, variables: Variables, x: Any, *, call: Call = evaluate) -> Summary:
+def summary(model: nn.Module, variables: Any, x: Any, **how: Unpack[How]) -> Summary:
     """Lists the normalization layers of a model with their state.
 
     Usage::
@@ -85,12 +86,12 @@ def summary(model: nn.Module, variables: Variables, x: Any, *, call: Call = eval
         model: A Linen model.
         variables: Its variables.
         x: A batch, or its shape and dtype.
-        call: How a batch goes through the bound model; see `evaluate`.
+        how: How the model is called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
         A record for each layer, which prints as a table.
     """
-    flat = flattened(nn.meta.unbox(dict(variables)))
+    flat = flattened(nn.meta.unbox(variables_of(variables)))
 
     def of_layer(layer: Layer, collection: str) -> dict[str, Array]:
         start = (collection, *layer.path)
@@ -109,7 +110,7 @@ def summary(model: nn.Module, variables: Variables, x: Any, *, call: Call = eval
                 of_layer(layer, "params"),
                 of_layer(layer, "batch_stats"),
             )
-            for layer in find_layers(model, variables, x, call=call)
+            for layer in find_layers(model, variables, x, **how)
         )
     )
 

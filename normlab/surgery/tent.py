@@ -1,6 +1,6 @@
 """Test-time training of scale and bias by the entropy of the predictions."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,22 @@ from jaxtyping import Array, Float
 
 from ..errors import UserError
 from .adapt import forward
-from .layers import Call, Variables, evaluate, find_layers, flattened, in_words
+from .given import as_given, flattened, variables_of
+from .layers import Calling, How, find_layers, in_words
 
 
 class Tented(NamedTuple):
     """What a batch leaves behind.
 
     Attributes:
-        variables: All variables, with new scales and biases, and the statistics of the batch.
+        variables: All variables in the form in which they were given, with new scales and biases,
+            and the statistics of the batch.
         optimizer_state: For the next batch.
         outputs: Logits of the batch before the step, which are the predictions of the paper.
         entropy: Mean entropy of those predictions, in nats.
     """
 
-    variables: dict[str, Any]
+    variables: Any
     optimizer_state: Any
     outputs: Array
     entropy: Float[Array, ""]
@@ -33,14 +35,14 @@ class Tented(NamedTuple):
 
 def tent(
     model: nn.Module,
-    variables: Variables,
+    variables: Any,
     x: Any,
     optimizer: optax.GradientTransformation,
     optimizer_state: Any = None,
     *,
     prior_strength: float | ArrayLike = 0.0,
     mask: ArrayLike | None = None,
-    call: Call = evaluate,
+    **how: Unpack[How],
 ) -> Tented:
     r"""Takes a step of gradient descent on the entropy of predictions for data without labels.
 
@@ -63,13 +65,13 @@ def tent(
 
     Args:
         model: A Linen model that returns logits, classes on the last axis.
-        variables: Its variables.
+        variables: Its variables, or a state of training with them, whose optimizer and steps stay.
         x: A batch of test data.
         optimizer: Any transformation of gradients from Optax.
         optimizer_state: What the batch before left; anew by default.
         prior_strength: As in `adapt`; 0, as in the paper, leaves the trained statistics out.
         mask: True at the examples that count.
-        call: How a batch goes through the bound model; see `evaluate`.
+        how: How the model is called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
         The variables, the state of the optimizer, and the predictions with their entropy.
@@ -80,8 +82,9 @@ def tent(
     Source: Wang, Shelhamer, Liu, Olshausen and Darrell, 2021, "Tent: Fully Test-Time Adaptation by
     Entropy Minimization", section 3.
     """
-    layers = find_layers(model, variables, x, call=call)
-    rest = flattened(variables["params"])
+    given = variables_of(variables)
+    layers = find_layers(model, given, x, **how)
+    rest = flattened(given.get("params", {}))
     names = [(*layer.path, name) for layer in layers for name in ("scale", "bias")]
     affine: Any = {"/".join(name): rest.pop(name) for name in names if name in rest}
     if not affine:
@@ -90,13 +93,20 @@ def tent(
             f"that could be adapted; {in_words(layers)}."
         )
 
-    def with_affine(variables: Variables, affine: Any) -> dict[str, Any]:
+    def with_affine(variables: dict[str, Any], affine: Any) -> dict[str, Any]:
         learned = {tuple(name.split("/")): value for name, value in affine.items()}
         return {**variables, "params": unflatten_dict({**rest, **learned})}
 
     def entropy_of(affine: Any) -> tuple[Array, Any]:
-        given = with_affine(variables, affine)
-        logits, measured = forward(model, given, x, prior_strength, mask, call)
+        tried = with_affine(given, affine)
+        logits, measured = forward(model, tried, x, prior_strength, mask, Calling.of(how))
+        if not hasattr(logits, "ndim") or logits.ndim < 2:
+            shapes = jax.tree.map(jnp.shape, logits)
+            raise UserError(
+                "tent: the model must return logits, classes on the last axis, but it returned "
+                f"{shapes}. Let call return them, as in "
+                'call=lambda model, x: model(x, train=False)["logits"].'
+            )
         return mean_entropy(logits, mask), (logits, measured)
 
     (entropy, (logits, measured)), gradients = jax.value_and_grad(entropy_of, has_aux=True)(affine)
@@ -104,7 +114,7 @@ def tent(
         optimizer_state = optimizer.init(affine)
     updates, optimizer_state = optimizer.update(gradients, optimizer_state, affine)
     adapted = with_affine(measured, optax.apply_updates(affine, updates))
-    return Tented(adapted, optimizer_state, logits, entropy)
+    return Tented(as_given(variables, adapted), optimizer_state, logits, entropy)
 
 
 def mean_entropy(logits: Float[Array, "n ... classes"], mask: ArrayLike | None = None) -> Array:

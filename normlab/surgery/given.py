@@ -1,0 +1,115 @@
+"""Variables and batches as users hold them, and results in the same form."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict, freeze, unfreeze
+from flax.traverse_util import flatten_dict
+
+from ..errors import UserError
+
+Variables = Mapping[str, Any]
+Path = tuple[str, ...]
+
+
+def is_state(given: Any) -> bool:
+    """Returns whether something is a state of training: a Flax dataclass with parameters."""
+    named = is_dataclass(given) and not isinstance(given, type)
+    return named and hasattr(given, "replace") and hasattr(given, "params")
+
+
+def variables_of(given: Any) -> dict[str, Any]:
+    """Returns the variables in a mapping of collections, or in a state of training.
+
+    Collections of a state are its fields `params`, `batch_stats` and all others that hold mappings.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if is_state(given):
+        held = {field.name: getattr(given, field.name) for field in fields(given)}
+        return {
+            name: unfreeze(dict(value))
+            for name, value in held.items()
+            if isinstance(value, Mapping) and name != "opt_state" and (value or name == "params")
+        }
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"variables: a mapping of collections, as {{'params': ..., 'batch_stats': ...}}, or a "
+            f"state of training with params was expected, but a {type(given).__name__} was given."
+        )
+    arrays = sorted(str(name) for name, value in given.items() if hasattr(value, "shape"))
+    if arrays:
+        raise UserError(
+            f"variables: collections were expected, but {', '.join(arrays)} hold arrays. Give "
+            " {'params': ..., 'batch_stats': ...}, and not the variables of one layer."
+        )
+    return unfreeze(dict(given))
+
+
+def as_given(given: Any, variables: dict[str, Any], **replaced: Any) -> Any:
+    """Returns variables in the form in which others were given.
+
+    Args:
+        given: A mapping of collections, frozen or not in part or as a whole, or a state.
+        variables: The variables to return.
+        replaced: Other fields of a state to replace.
+
+    Raises:
+        ValueError: If the state has no place for a collection.
+    """
+    if not is_state(given):
+        return _like(given, variables)
+    held = variables_of(given)
+    homeless = [name for name in variables if not hasattr(given, name)]
+    if homeless:
+        raise UserError(
+            f"{type(given).__name__} has no field for the collection {', '.join(homeless)}. Add "
+            "such a field to its class, or give the variables as a mapping."
+        )
+    gone: dict[str, Any] = {name: {} for name in held if name not in variables}
+    new = {
+        name: _like(getattr(given, name), value) for name, value in {**gone, **variables}.items()
+    }
+    return given.replace(**new, **replaced)
+
+
+def _like(given: Any, value: Any) -> Any:
+    if isinstance(given, FrozenDict):
+        return freeze(value)
+    if isinstance(given, Mapping) and isinstance(value, Mapping):
+        return {name: _like(given.get(name), inner) for name, inner in value.items()}
+    return value
+
+
+def check_batch(batch: Any) -> None:
+    """Refuses a batch without examples.
+
+    Raises:
+        ValueError: That names the part of the batch.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    for path, leaf in leaves:
+        shape = jnp.shape(leaf)
+        if 0 in shape:
+            part = jax.tree_util.keystr(path)
+            raise UserError(
+                f"the batch{part} has the shape {shape}, so that there is nothing in it to measure."
+                " Give at least one example."
+            )
+    if not leaves:
+        raise UserError(f"the batch {batch!r} holds no array. Give a batch of examples.")
+
+
+def flattened(variables: Variables) -> dict[Path, Any]:
+    """Returns variables, or those of a collection, by their paths."""
+    flat: Any = flatten_dict(unfreeze(dict(variables)))
+    return flat
+
+
+def name_of(path: Path) -> str:
+    """Returns a path in one word, as messages and tables show it."""
+    return "/".join(path) or "the model"
