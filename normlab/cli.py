@@ -1,5 +1,6 @@
 """The command line: compare, train, report, status, export, cost, list, data, settings."""
 
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -194,33 +195,69 @@ def export(
     folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
     /,
     *,
-    format: Literal["csv", "latex", "parquet", "tensorboard"] = "csv",
+    format: Annotated[
+        Literal["csv", "latex", "markdown", "parquet", "tensorboard"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: csv)"),
+    ] = None,
+    table: Literal["csv", "latex", "markdown"] | None = None,
     to: Annotated[
-        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(for parquet, tensorboard)")
+        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: printed)")
     ] = None,
 ) -> None:
     """Print or write one row a run: arm, task, levels, seed, chosen values, metrics, status.
 
+    With --table it is one row an arm instead: accuracy, difference to the baseline, verdict.
+
     Args:
         folder: Where `normlab compare` left its results.
-        format: csv and latex are printed; parquet is a file; tensorboard is a folder of curves.
+        format: csv, latex, markdown and parquet are files; tensorboard is a folder of curves. What
+            is parquet or tensorboard cannot be printed.
+        table: The table of verdicts: csv with all digits, latex and markdown as papers have them.
         to: The file or folder.
     """
-    from .compare.export import run_table, to_latex, write_tensorboard
+    from .compare.export import run_table, to_csv, to_latex, to_markdown, write_tensorboard
+    from .compare.store import write_whole
 
-    if (to is None) == (format in ("parquet", "tensorboard")):
-        expected = "needs --to PATH" if to is None else "is printed and takes no --to"
-        raise UserError(f"--format {format} {expected}")
-    if format == "csv":
-        sys.stdout.write(run_table(folder).write_csv())
-    elif format == "latex":
-        sys.stdout.write(to_latex(run_table(folder)))
-    elif format == "parquet":
+    if table and format:
+        raise UserError(
+            f"--table {table} --format {format}: the one is a row an arm, the other a row a run; "
+            "leave out one of the two"
+        )
+    form = table or format or "csv"
+    if to is None and form in ("parquet", "tensorboard"):
+        raise UserError(f"--format {form} cannot be printed; add --to PATH")
+    if form == "tensorboard":
         assert to is not None
-        run_table(folder).write_parquet(to, mkdir=True)
-    else:
-        assert to is not None
+        if to.is_file():
+            raise UserError(f"--to {to} is a file; expected a folder")
         write_tensorboard(folder, to)
+        console.print(f"Written: {to}", soft_wrap=True)
+        return
+    if to is not None and to.is_dir():
+        raise UserError(f"--to {to} is a folder; expected a file, as {to / folder.name}.{form}")
+    content: str | bytes
+    if table:
+        from .report import read_study
+        from .report.verdicts import LEFT, verdict_numbers, verdict_words
+
+        summary = read_study(folder).summary
+        if form == "csv":
+            content = to_csv(verdict_numbers(summary))
+        else:
+            write = {"latex": to_latex, "markdown": to_markdown}[form]
+            content = write(verdict_words(summary), left=LEFT)
+    elif form == "parquet":
+        file = io.BytesIO()
+        run_table(folder).write_parquet(file)
+        content = file.getvalue()
+    else:
+        write = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form]
+        content = write(run_table(folder))
+    if to is None:
+        sys.stdout.write(str(content))
+    else:
+        write_whole(to, content)
+        console.print(f"Written: {to}", soft_wrap=True)
 
 
 @app.command

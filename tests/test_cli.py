@@ -170,7 +170,10 @@ def test_the_meaning_of_every_field_is_told():
         (["report", "nowhere", "--out", "."], ". is a folder; expected a file, as report.html"),
         (["status", "nowhere"], "nowhere holds no study"),
         (["export", "nowhere"], "nowhere holds no study"),
-        (["export", "nowhere", "--format", "parquet"], "--format parquet needs --to PATH"),
+        (
+            ["export", "nowhere", "--format", "parquet"],
+            "--format parquet cannot be printed; add --to PATH",
+        ),
         (["compare", "small.yaml", "executor=rai"], "executor"),
         (["list", "--modules", "nowhere.py"], "nowhere.py cannot be imported"),
         (["list", "bach_norm"], "'bach_norm' is no variant; did you mean 'batch_norm'?"),

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{INFINITY}": r"$\infty$",
+    "\N{EN DASH}": r"\textendash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
+_MARKDOWN = {"&": "&amp;", "<": "&lt;", **{sign: f"\\{sign}" for sign in "\\`*_|~$"}}
+# A cell that begins so is a formula to a spreadsheet, which computes it.
+_FORMULA = r"^([=+\-@\t\r\n])"
 
 
 def run_table(folder: str | Path) -> pl.DataFrame:
@@ -28,7 +38,7 @@ def run_table(folder: str | Path) -> pl.DataFrame:
     """
     results, failures = _runs(Store(folder))
     rows = [_row(it) for it in [*results, *failures]]
-    return _frame(rows)
+    return frame(rows)
 
 
 def curve_table(folder: str | Path) -> pl.DataFrame:
@@ -44,7 +54,7 @@ def curve_table(folder: str | Path) -> pl.DataFrame:
         for epoch in range(len(it.curve.train_loss)):
             where = {"epoch": epoch + 1, "step": (epoch + 1) * it.steps_per_epoch}
             rows.append(_place(it) | where | {name: curve[name][epoch] for name in curve})
-    return _frame(rows)
+    return frame(rows)
 
 
 def write_curves(folder: str | Path) -> None:
@@ -55,14 +65,48 @@ def write_curves(folder: str | Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def to_latex(table: pl.DataFrame) -> str:
-    """Returns a table as LaTeX, for the package booktabs."""
-    rows = [[_latex(name) for name in table.columns]]
-    rows += [[_latex("" if it is None else it) for it in row] for row in table.iter_rows()]
-    head, *body = [" & ".join(row) + r" \\" for row in rows]
-    columns = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
+def to_csv(table: pl.DataFrame) -> str:
+    """Returns a table as CSV, in which a spreadsheet finds nothing to compute.
+
+    A text that would be taken for a formula has an apostrophe before it; numbers are left alone.
+    """
+    safe = table.with_columns(pl.col(pl.String).str.replace(_FORMULA, "'${1}"))
+    return safe.rename(lambda name: re.sub(_FORMULA, r"'\1", name)).write_csv()
+
+
+def to_latex(table: pl.DataFrame, *, left: Collection[str] | None = None) -> str:
+    """Returns a table as LaTeX, for the package booktabs.
+
+    Args:
+        table: The table.
+        left: Columns whose cells stand at the left; by default those of words.
+    """
+    # After the end of a row, a bracket or a star would be an argument of that end.
+    head, *body = [
+        ("{}" if row[0].startswith(("[", "*")) else "") + " & ".join(row) + r" \\"
+        for row in _cells(table, _latex)
+    ]
+    columns = "".join("l" if it else "r" for it in _at_left(table, left))
     begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
     return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
+
+
+def to_markdown(table: pl.DataFrame, *, left: Collection[str] | None = None) -> str:
+    """Returns a table as Markdown has them on GitHub; for `left` see `to_latex`."""
+    head, *body = [f"| {' | '.join(row)} |" for row in _cells(table, _markdown)]
+    line = "| " + " | ".join("---" if it else "---:" for it in _at_left(table, left)) + " |"
+    return "\n".join([head, line, *body, ""])
+
+
+def _cells(table: pl.DataFrame, escape: Callable[[Any], str]) -> list[list[str]]:
+    rows = [table.columns, *table.iter_rows()]
+    return [[escape("" if it is None else it) for it in row] for row in rows]
+
+
+def _at_left(table: pl.DataFrame, left: Collection[str] | None) -> list[bool]:
+    if left is None:
+        return [not kind.is_numeric() for kind in table.dtypes]
+    return [name in left for name in table.columns]
 
 
 def write_tensorboard(folder: str | Path, to: Path) -> None:
@@ -126,7 +170,7 @@ def _row(run: Result | Failure) -> dict[str, Any]:
     return _place(run) | last | tested | epochs | {"status": run.status}
 
 
-def _frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Puts rows together whose columns may be missing, or hold numbers here and words there."""
     rows = list(rows)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -144,5 +188,15 @@ def _column(name: str, values: list[Any]) -> pl.Series:
 
 
 def _latex(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    escaped = "".join(_LATEX.get(sign, sign) for sign in _text(value))
+    return re.sub("-(?=-)", "-{}", escaped)  # Two hyphens would become a dash.
+
+
+def _markdown(value: Any) -> str:
+    escaped = "".join(_MARKDOWN.get(sign, sign) for sign in _text(value))
+    return escaped.replace("](", "]\\(")  # which would be a link
+
+
+def _text(value: Any) -> str:
+    """A value in one line."""
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())

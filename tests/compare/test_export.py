@@ -6,7 +6,15 @@ import sys
 import polars as pl
 import pytest
 
-from normlab.compare.export import curve_table, run_table, to_latex, write_curves, write_tensorboard
+from normlab.compare.export import (
+    curve_table,
+    run_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+    write_curves,
+    write_tensorboard,
+)
 from normlab.compare.status import Count, read_status
 from normlab.compare.store import Curve, Evaluation, Failure, Label, NoStudyError, Result, Store
 
@@ -145,6 +153,40 @@ def test_latex_escapes_what_means_something_to_it(folder):
     assert r"optimizer.learning\_rate \\" in latex
     assert r"b\&\_\%, batch\_size=16, activation=relu & 0 & 0.1 \\" in latex
     assert latex.count(r"\\") == 1 + 5
+
+
+def test_latex_takes_no_cell_for_an_argument_of_the_row_before():
+    # After the end of a row, [ and * belong to that end: "[a]" would be a height that is no number.
+    latex = to_latex(pl.DataFrame({"[a]": ["[b]", "*", "c--d"]}))
+    assert latex.splitlines()[2:7] == [
+        r"{}[a] \\",
+        r"\midrule",
+        r"{}[b] \\",
+        r"{}* \\",
+        r"c-{}-d \\",
+    ]
+
+
+def test_markdown_has_one_cell_a_value_and_shows_it_as_it_is():
+    names = ["a|b", "a\\|b", "<b>_x_</b>", "[x](y)", "two\nlines"]
+    head, line, *rows = to_markdown(pl.DataFrame({"arm": names, "n": range(5)})).splitlines()
+    assert (head, line) == ("| arm | n |", "| --- | ---: |")
+    assert [row.removeprefix("| ").rpartition(" | ")[0] for row in rows] == [
+        r"a\|b",
+        r"a\\\|b",
+        r"&lt;b>\_x\_&lt;/b>",
+        r"[x]\(y)",
+        "two lines",
+    ]
+
+
+def test_a_spreadsheet_finds_no_formula_in_csv():
+    names = ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "plain"]
+    table = pl.DataFrame({"=arm": names, "number": [-1.5, 2.0, None, 3.0, 4.0, 5.0]})
+    told = pl.read_csv(to_csv(table).encode())
+    assert told.columns == ["'=arm", "number"]
+    assert told["'=arm"].to_list() == [*(f"'{name}" for name in names[:5]), "plain"]
+    assert told["number"].to_list() == table["number"].to_list()
 
 
 def test_tensorboard_gets_every_finite_metric_at_its_step(folder, tmp_path):
