@@ -103,6 +103,7 @@ def train(
     store = Store(out or Path("runs") / study.study / "train")
     if store.plan() is not None:
         raise ConfigError(f"--out {store.folder}", ["holds a comparison; give another folder"])
+    store.refuse_unwritable()
     described = environment(_command_line())
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")

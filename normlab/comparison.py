@@ -15,7 +15,6 @@ from .compare.status import failures_in_words
 from .compare.store import Store
 from .compare.study import Study
 from .config import make_study
-from .errors import UserError
 from .progress import StudyProgress
 from .report import write_report
 from .results import Results
@@ -52,7 +51,7 @@ def compare(
         ConfigError: The study has mistakes; it lists all of them.
         StudyError: The folder is another study's, or a layer does not fit model or batch.
         DataError: The data set is not there or damaged.
-        UserError: The place for the results is a file.
+        WriteError: Results cannot be written there.
     """
     checked = make_study(study, changes)
     folder = Path(out or Path("runs") / checked.study)
@@ -73,15 +72,14 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         command: The command that does the same, for the page and for who stops it.
 
     Raises:
-        UserError: The place for the results is a file.
+        WriteError: Results cannot be written there.
         KeyboardInterrupt: It was stopped, which is told with how to go on.
     """
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; expected a folder, as in runs/{study.study}")
+    store = Store(folder)
+    store.refuse_unwritable()
     if study.executor.name == "processes":
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    store = Store(folder)
     arms = len(study.arms())
     tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
     runs = arms * (tuning + study.seeds)

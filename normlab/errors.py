@@ -1,7 +1,10 @@
 """The base of errors that a user can mend, and how they name what was meant."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -19,3 +22,49 @@ def nearest(given: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; expected one of {', '.join(known)}" if known else ""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free space there",
+    errno.EDQUOT: "Free space within your quota",
+    errno.EFBIG: "Raise the limit on the size of files, as with `ulimit -f unlimited`",
+    errno.EACCES: "Ask its owner for the permission",
+    errno.EPERM: "Ask its owner for the permission",
+    errno.EMFILE: "Raise the limit on open files, as with `ulimit -n 4096`",
+    errno.ENAMETOOLONG: "Give a shorter name",
+}
+
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT)
+
+
+def refused(what: str, path: Path, error: OSError, otherwise: str) -> str:
+    """Tells what the system refused to do with a file or folder, why, and what to do about it.
+
+    Args:
+        what: What was to be done, as in "written".
+        path: With which file or folder.
+        error: What the system says.
+        otherwise: What else can be done, as a command: "give another folder".
+
+    Returns:
+        Sentences.
+    """
+    obstacle = _obstacle(path, error.errno) if error.errno in _IN_THE_WAY else ""
+    reason = obstacle or error.strerror or str(error) or type(error).__name__
+    remedy = f"{_REMEDIES[error.errno]}, or {otherwise}" if error.errno in _REMEDIES else otherwise
+    return f"{path} cannot be {what}: {reason}. {remedy[:1].upper()}{remedy[1:]}."
+
+
+def _obstacle(path: Path, number: int | None) -> str:
+    """Names the file or link that stands where a folder or file is meant to be, if one does."""
+    for place in (*reversed(path.parents), path):
+        if os.path.islink(place):
+            try:
+                os.stat(place)
+            except OSError as error:
+                where = "comes back to itself" if error.errno == errno.ELOOP else "is not there"
+                return f"{place} is a link to {os.readlink(place)}, which {where}"
+        wants_folder = place != path or number in (errno.ENOTDIR, errno.EEXIST)
+        if wants_folder and os.path.exists(place) and not os.path.isdir(place):
+            return f"{place} is a file; expected a folder"
+    return f"{path} is a folder; expected a file" if os.path.isdir(path) else ""

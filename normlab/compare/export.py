@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -112,24 +113,43 @@ def _at_left(table: pl.DataFrame, left: Collection[str] | None) -> list[bool]:
 def write_tensorboard(folder: str | Path, to: Path) -> None:
     """Writes the learning curves of each run as TensorBoard's events, in a folder of its own.
 
+    A file that was written before is replaced, since TensorBoard shows all that a folder has. The
+    time of an event is the one within the run, in seconds.
+
     Raises:
         UserError: tensorboardX is not installed.
+        WriteError: The system refused.
         NoStudyError: The folder holds no study.
         StoreError: A file is damaged.
     """
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
     except ImportError as error:
         raise UserError(
             "--format tensorboard: tensorboardX is not installed; pip install "
             "'normlab[tensorboard]'"
         ) from error
-    for it in _runs(Store(folder))[0]:
-        with SummaryWriter(str(to / it.id), write_to_disk=True) as events:
-            for name, curve in it.curve.model_dump().items():
+    with TemporaryDirectory() as scratch:
+        # The library's own writer leaves the writing to a thread, whose errors nobody hears of.
+        path = Path(scratch) / "events"
+        for result in _runs(Store(folder))[0]:
+            to_epoch = result.seconds / max(1, len(result.curve.train_loss))
+            events = [Event(wall_time=0, file_version="brain.Event:2")]
+            for name, curve in result.curve.model_dump().items():
                 for epoch, value in enumerate(curve, start=1):
                     if value is not None:
-                        events.add_scalar(name, value, epoch * it.steps_per_epoch)
+                        where = {
+                            "wall_time": epoch * to_epoch,
+                            "step": epoch * result.steps_per_epoch,
+                        }
+                        events.append(Event(**where, summary=scalar(name, value)))
+            records = RecordWriter(str(path))
+            for event in events:
+                records.write(event.SerializeToString())
+            records.close()
+            write_whole(to / result.id / "events.out.tfevents.normlab", path.read_bytes())
 
 
 def _runs(store: Store) -> tuple[list[Result], list[Failure]]:

@@ -1,11 +1,15 @@
 """The folder of a study: its configuration, its environment and the files of each run."""
 
+import errno
+import io
 import json
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +27,16 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from ..errors import UserError
+from ..errors import UserError, refused
 from .search import Range
 
 
 class StoreError(UserError):
     """The results of a study cannot be used."""
+
+
+class WriteError(StoreError, OSError):
+    """Results cannot be written where they are wanted."""
 
 
 class NoStudyError(StoreError, FileNotFoundError):
@@ -44,6 +52,11 @@ def _finite_or_none(value: float | None) -> float | None:
 Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
 
 
+_ELSEWHERE = (
+    "give a place elsewhere, as with --out; what was saved before stays, and the same command, "
+    "given again, goes on from there"
+)
+_READABLE = "give another folder"
 _REPAIR = "Run the study again with the same folder: finished runs are kept."
 
 # What a folder says of one study, beside the runs, which every study in the folder shares.
@@ -232,6 +245,20 @@ class Store:
         self._failed = self.folder / "failed"
         self._claims = self.folder / "claims"
 
+    def refuse_unwritable(self) -> None:
+        """Finds out before any work is done that its results could not be written.
+
+        Raises:
+            WriteError: Something else stands where the folder is meant to be, or the system grants
+                no permission.
+        """
+        with writing(self.folder):
+            there = next(it for it in (self.folder, *self.folder.absolute().parents) if lexists(it))
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     def write(self, result: Result) -> None:
         """Writes `runs/<id>.json`, after `runs/<id>.jsonl`; not finite numbers become null."""
         epochs = range(1, 1 + len(result.curve.train_loss))
@@ -242,7 +269,9 @@ class Store:
         ]
         write_whole(self._curve(result.id), "".join(lines))
         write_whole(self._path(result.id), result.model_dump_json())
-        (self._failed / f"{result.id}.json").unlink(missing_ok=True)
+        failed = self._failed / f"{result.id}.json"
+        with writing(failed):
+            failed.unlink(missing_ok=True)
 
     def write_epoch(
         self, run: str, epoch: int, steps_per_epoch: int, metrics: Mapping[str, float]
@@ -257,9 +286,11 @@ class Store:
         """
         if self._path(run).exists():
             return
-        self._runs.mkdir(parents=True, exist_ok=True)
-        with self._curve(run).open("w" if epoch == 1 else "a", encoding="utf-8") as file:
-            file.write(_line(epoch, steps_per_epoch, metrics))
+        path = self._curve(run)
+        with writing(path):
+            self._runs.mkdir(parents=True, exist_ok=True)
+            with path.open("w" if epoch == 1 else "a", encoding="utf-8") as file:
+                file.write(_line(epoch, steps_per_epoch, metrics))
 
     def result(self, run: str) -> Result | None:
         """The result of one run; None if there is none yet.
@@ -289,30 +320,24 @@ class Store:
         Returns:
             A lock for each run, or None if another process has claimed one of them.
         """
-        self._claims.mkdir(parents=True, exist_ok=True)
         held: list[FileLock] = []
-        for run in runs:
-            lock = FileLock(self._claims / f"{run}.lock")
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                for other in held:
-                    other.release()
-                return None
-            held.append(lock)
+        with writing(self._claims):
+            self._claims.mkdir(parents=True, exist_ok=True)
+            for run in runs:
+                lock = FileLock(self._claims / f"{run}.lock")
+                try:
+                    lock.acquire(blocking=False)
+                except Timeout:
+                    for other in held:
+                        other.release()
+                    return None
+                held.append(lock)
         return held
 
     def running(self) -> set[str]:
         """The ids of the runs that some process has claimed now."""
-        ids = [path.stem for path in self._claims.glob("*.lock")]
-        running = set()
-        for run in ids:
-            claims = self.claim([run]) if not self._path(run).exists() else []
-            if claims is None:
-                running.add(run)
-            for lock in claims or []:
-                lock.release()
-        return running
+        locks = self._claims.glob("*.lock")
+        return {it.stem for it in locks if not self._path(it.stem).exists() and _is_held(it)}
 
     def results(self) -> list[Result]:
         """All results, in the order of their ids.
@@ -329,21 +354,21 @@ class Store:
             The folder of the copy, `former/1` or the next number.
         """
         former = self.folder / "former"
-        former.mkdir(exist_ok=True)
         temporary = former / f".{uuid.uuid4().hex}.tmp"
-        temporary.mkdir()
-        try:
-            for path in (self.folder / name for name in _OF_ONE_STUDY):
-                if path.is_dir():
-                    shutil.copytree(path, temporary / path.name)
-                elif path.exists():
-                    shutil.copy2(path, temporary / path.name)
-            number = 1
-            while (kept := former / str(number)).exists():
-                number += 1
-            return temporary.rename(kept)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with writing(former):
+            temporary.mkdir(parents=True)
+            try:
+                for path in (self.folder / name for name in _OF_ONE_STUDY):
+                    if path.is_dir():
+                        shutil.copytree(path, temporary / path.name)
+                    elif path.exists():
+                        shutil.copy2(path, temporary / path.name)
+                number = 1
+                while (kept := former / str(number)).exists():
+                    number += 1
+                return temporary.rename(kept)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes the resolved configuration of the study to `config.yaml`."""
@@ -357,9 +382,10 @@ class Store:
             StoreError: The file is damaged.
         """
         path = self._existing("config.yaml")
+        content = _content(path)
         try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(path))
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+            config: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
         try:
             _Config.model_validate(config)
@@ -380,8 +406,9 @@ class Store:
             NoStudyError: The folder holds no study.
         """
         path = self._existing("environment.json")
+        content = _content(path)
         try:
-            environment = json.loads(path.read_text("utf-8"))
+            environment = json.loads(content)
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
         if not isinstance(environment, dict) or "packages" not in environment:
@@ -399,11 +426,12 @@ class Store:
         A study that is changed and run again leaves runs behind that no longer count.
         """
         path = self.folder / "plan.json"
-        if not path.is_file():
+        if not _is_there(path):
             return None
+        content = _content(path)
         try:
-            content = json.loads(path.read_text("utf-8"))
-            return {str(run): Label.model_validate(label) for run, label in content.items()}
+            plan = json.loads(content)
+            return {str(run): Label.model_validate(label) for run, label in plan.items()}
         except (ValueError, AttributeError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
@@ -415,7 +443,7 @@ class Store:
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name
-        if not path.is_file():
+        if not _is_there(path):
             raise NoStudyError(
                 f"{self.folder} holds no study: {name} is missing. Give the folder that "
                 "`normlab compare` writes; a study that has just begun writes it once all of its "
@@ -425,20 +453,58 @@ class Store:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, so that nobody ever sees a part of it."""
+    """Writes a file, text as UTF-8, so that nobody ever sees a part of it.
+
+    Raises:
+        WriteError: The system refused, as where there is no space or no permission.
+    """
     # A reader looks for whole names only, and a rename within one folder is atomic. The name is
     # unique, so two writers on one folder never share a temporary file.
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tells what the system refuses while a file or folder is written.
+
+    Raises:
+        WriteError: The system refused.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise WriteError(refused("written", path, error, _ELSEWHERE)) from error
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether some process has claimed a run; writes nothing, where the system allows that."""
+    if os.name != "posix":
+        probe = FileLock(lock)
+        try:
+            probe.acquire(blocking=False)
+        except Timeout:
+            return True
+        probe.release()
+        return False
+    import fcntl
+
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _sync(folder: Path) -> None:
@@ -456,16 +522,36 @@ def _line(epoch: int, steps_per_epoch: int, metrics: Mapping[str, float | None])
     return json.dumps({"epoch": epoch, "step": epoch * steps_per_epoch, **finite}) + "\n"
 
 
-def _read_failure(path: Path) -> Failure:
+def _is_there(path: Path) -> bool:
+    """Whether a name is there, be it of a file or of what cannot be read."""
     try:
-        return Failure.model_validate_json(path.read_bytes())
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(refused("read", path, error, _READABLE)) from error
+    return True
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(refused("read", path, error, _READABLE)) from error
+
+
+def _read_failure(path: Path) -> Failure:
+    content = _content(path)
+    try:
+        return Failure.model_validate_json(content)
     except ValidationError as error:
         raise StoreError(f"{path} is damaged. Delete it and run again.") from error
 
 
 def _read(path: Path) -> Result:
+    content = _content(path)
     try:
-        result = Result.model_validate_json(path.read_bytes())
+        result = Result.model_validate_json(content)
         if result.id != path.stem:
             raise ValueError(f"it says that it is the run {result.id}")
     except ValueError as error:

@@ -194,6 +194,9 @@ def test_tensorboard_gets_every_finite_metric_at_its_step(folder, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     write_tensorboard(folder, tmp_path / "events")
+    once = {it: it.read_bytes() for it in (tmp_path / "events").rglob("*") if it.is_file()}
+    write_tensorboard(folder, tmp_path / "events")  # Not added to what is there: the same again.
+    assert once == {it: it.read_bytes() for it in (tmp_path / "events").rglob("*") if it.is_file()}
     (file,) = (tmp_path / "events/final-none-0-0.1").iterdir()
     content, found = file.read_bytes(), {}
     while content:  # length, its checksum, the event, its checksum
