@@ -123,7 +123,7 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
         StoreError: A file is damaged.
     """
     try:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
     except ImportError as error:
@@ -131,12 +131,13 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
             "--format tensorboard: tensorboardX is not installed; pip install "
             "'normlab[tensorboard]'"
         ) from error
+    protocol: Any = event_pb2  # Its names are made as it is imported.
     with TemporaryDirectory() as scratch:
         # The library's own writer leaves the writing to a thread, whose errors nobody hears of.
         path = Path(scratch) / "events"
         for result in _runs(Store(folder))[0]:
             to_epoch = result.seconds / max(1, len(result.curve.train_loss))
-            events = [Event(wall_time=0, file_version="brain.Event:2")]
+            events = [protocol.Event(wall_time=0, file_version="brain.Event:2")]
             for name, curve in result.curve.model_dump().items():
                 for epoch, value in enumerate(curve, start=1):
                     if value is not None:
@@ -144,7 +145,7 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
                             "wall_time": epoch * to_epoch,
                             "step": epoch * result.steps_per_epoch,
                         }
-                        events.append(Event(**where, summary=scalar(name, value)))
+                        events.append(protocol.Event(**where, summary=scalar(name, value)))
             records = RecordWriter(str(path))
             for event in events:
                 records.write(event.SerializeToString())
