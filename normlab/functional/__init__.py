@@ -29,6 +29,7 @@ from .pooling import unbiased as unbiased
 from .proxy import proxy_normalize as proxy_normalize
 from .running import update_running as update_running
 from .weights import NONLINEARITY_GAINS as NONLINEARITY_GAINS
+from .weights import converged_direction as converged_direction
 from .weights import normalize_weight as normalize_weight
 from .weights import scaled_standardize_weight as scaled_standardize_weight
 from .weights import spectral_normalize as spectral_normalize

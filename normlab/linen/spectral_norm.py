@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from ..functional import spectral_normalize
-from .shared import in_statistics_dtype
-from .weight_wrapper import call_with_weights
+from ..functional import converged_direction, spectral_normalize
+from .shared import Axes, in_statistics_dtype
+from .weight_wrapper import call_with_weights, split_axes
 
 
 class SpectralNorm(nn.Module):
@@ -22,14 +23,19 @@ class SpectralNorm(nn.Module):
     .. math:: \hat{W} = W / \sigma(W)
 
     The singular value is estimated by power iteration from the singular vector that was found
-    before. A weight of higher rank is taken as a matrix of its last axis against all others;
-    scalars and vectors are left as they are. A drop-in for `flax.linen.SpectralNorm`::
+    before; initialization finds that of the weights it draws, so that the first evaluation has
+    spectral norm 1. A weight of higher rank is taken as a matrix of its feature axes against all
+    others; scalars, vectors and weights without other axes are left as they are, and so is, for
+    good, a weight that is zero at initialization, such as the bias of an attention: divided by
+    their norm, the first small values that training gives it would be as large as any others. A
+    drop-in for `flax.linen.SpectralNorm`::
 
         layer = normlab.SpectralNorm(nn.Dense(4))
         variables = layer.init(key, x, update_stats=False)
         y, updated = layer.apply(variables, x, update_stats=True, mutable=["batch_stats"])
 
-    Two things differ from Flax. Weights that are zero or not finite leave the state alone; in Flax
+    Three things differ from Flax, where the first evaluation has whatever norm one iteration from
+    a random vector leaves. Weights that become zero or not finite leave the state alone; in Flax
     they turn it into zero or NaN, from which it never recovers. And the epsilon weighs against
     weights in units of the largest of them, so that weights of any size are normalized; in Flax
     those below 1e-6 get a spectral norm far above 1.
@@ -37,13 +43,13 @@ class SpectralNorm(nn.Module):
     Parameters: those of the layer. As in Flax, initialization stores them normalized.
 
     State, in `batch_stats`: for each weight its path with `/u`, a left-over of the iteration of
-    shape (1, outputs), drawn from a Gaussian, and its path with `/sigma`, a scalar, from 1; never
-    below float32. They move when, and only when, the caller makes `batch_stats` mutable and sets
-    `update_stats`.
+    shape (1, outputs), and its path with `/sigma`, a scalar, from 1, which is that of the weights
+    as initialization stores them; never below float32. They move when, and only when, the caller
+    makes `batch_stats` mutable and sets `update_stats`, initialization excepted.
 
     Attributes:
         layer_instance: The layer to be called.
-        n_steps: Number of power iterations in a call; below 1 nothing is normalized.
+        n_steps: Number of power iterations in a call, at least 1.
         epsilon: Added to squared lengths before they are divided by.
         dtype: Dtype of the weights that the layer sees; by default that of its parameters and the
             state together.
@@ -52,6 +58,9 @@ class SpectralNorm(nn.Module):
         collection_name: Collection of the state.
         variable_filter: The parameters to be normalized: those in whose path one of these strings
             occurs; None, as in Flax, for all.
+        feature_axes: Axes of a weight along which its outputs lie: -1 for Dense and Conv, (-2, -1)
+            for a DenseGeneral with two axes of features, -2 for a ConvTranspose with
+            `transpose_kernel`.
 
     Source: Miyato, Kataoka, Koyama and Yoshida, 2018, "Spectral Normalization for Generative
     Adversarial Networks", algorithm 1.
@@ -65,6 +74,7 @@ class SpectralNorm(nn.Module):
     error_on_non_matrix: bool = False
     collection_name: str = "batch_stats"
     variable_filter: Iterable[str] | None = field(default=None, kw_only=True)
+    feature_axes: Axes = field(default=-1, kw_only=True)
 
     @nn.compact
     def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
@@ -82,7 +92,11 @@ class SpectralNorm(nn.Module):
             ValueError: If a weight is no matrix and `error_on_non_matrix` is set, or the filter
                 matches no parameter of the layer.
         """
-        update = update_stats and self.is_mutable_collection(self.collection_name)
+        update = (
+            update_stats
+            and self.is_mutable_collection(self.collection_name)
+            and not self.is_initializing()
+        )
 
         def normalize(path: str, weight: Array) -> Array:
             return self._normalize(path, weight, update)
@@ -90,20 +104,29 @@ class SpectralNorm(nn.Module):
         return call_with_weights(self, normalize, *args, stores_normalized=True, **kwargs)
 
     def _normalize(self, path: str, weight: Array, update: bool) -> Array:
-        if weight.ndim < 2 or self.n_steps < 1:
+        named = 1 if isinstance(self.feature_axes, int) else len(self.feature_axes)
+        if weight.ndim <= max(named, 1):
             return weight
+        outputs, inputs = split_axes(self.feature_axes, weight.ndim)
         if weight.ndim > 2 and self.error_on_non_matrix:
             raise ValueError(
-                f"SpectralNorm: {path} of shape {weight.shape} is no matrix. Without "
-                "error_on_non_matrix it is taken as one, its last axis against all others."
+                f"SpectralNorm: Input is {weight.ndim}D but error_on_non_matrix is True: {path} of "
+                f"shape {weight.shape} is no matrix. Without error_on_non_matrix it is taken as "
+                "one, its feature axes against all others."
             )
         x = in_statistics_dtype(weight, None, force_float32=True)
+        # Outputs last and along one axis.
+        order = inputs + outputs
+        x = jnp.transpose(x, order)
+        turned = x.shape
+        x = x.reshape(*x.shape[: len(inputs)], -1)
         dtype = jnp.promote_types(self.param_dtype, x.dtype)
-        u = self.variable(
-            self.collection_name,
-            f"{path}/u",
-            lambda: jax.random.normal(self.make_rng("params"), (1, x.shape[-1]), dtype),
-        )
+
+        def initial_direction() -> Array:
+            u = jax.random.normal(self.make_rng("params"), (1, x.shape[-1]), dtype)
+            return converged_direction(x, u, epsilon=self.epsilon).astype(dtype)
+
+        u = self.variable(self.collection_name, f"{path}/u", initial_direction)
         real = jnp.finfo(dtype).dtype
         sigma = self.variable(self.collection_name, f"{path}/sigma", jnp.ones, (), real)
         y, new_u, new_sigma = spectral_normalize(
@@ -116,4 +139,5 @@ class SpectralNorm(nn.Module):
         if update:
             u.value = new_u.astype(u.value.dtype)
             sigma.value = new_sigma.astype(sigma.value.dtype)
+        y = jnp.transpose(y.reshape(turned), np.argsort(order))
         return y.astype(canonicalize_dtype(weight, u.value, sigma.value, dtype=self.dtype))

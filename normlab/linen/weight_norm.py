@@ -1,7 +1,7 @@
 """Weight normalization."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -111,7 +111,9 @@ class WeightNorm(nn.Module):
     def _initialize_from(self, y: Array, paths: list[str]) -> Array:
         """Sets scale and bias so that the outputs are standardized; returns those."""
         layer = self.layer_instance
-        if not self.use_scale or [path.rpartition("/")[0] for path in paths] != [layer.name]:
+        of_layer = layer.get_variable("params", paths[0].split("/")[1])
+        # A mapping holds the parameters of a layer within the layer.
+        if not self.use_scale or len(paths) != 1 or isinstance(of_layer, Mapping):
             raise ValueError(
                 "WeightNorm: data_dependent_init sets one scale and one bias, hence needs "
                 "use_scale and a layer of which one parameter is normalized, such as Dense or "

@@ -1,5 +1,6 @@
 """What the wrappers have in common: a layer is called with some of its parameters normalized."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,10 +43,18 @@ def call_with_weights(
     def is_box(value):  # of a parameter with the axes it is sharded along
         return isinstance(value, meta.AxisMetadata)
 
+    def name_of(path, value):
+        name = f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"
+        # As in Flax, the name has the step into the box, also once the variables are unboxed.
+        in_box = f"{name}/value"
+        names = itertools.chain.from_iterable(wrapper.variables.values())
+        boxed = is_box(value) or any(known.startswith(f"{in_box}/") for known in names)
+        return in_box if boxed else name
+
     def seen_by_layer(variables):
         paths = {
-            path: f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"
-            for path, _ in jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_box)
+            path: name_of(path, value)
+            for path, value in jax.tree_util.tree_leaves_with_path(variables, is_leaf=is_box)
         }
         matched = {
             path: name

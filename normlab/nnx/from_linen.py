@@ -1,7 +1,7 @@
 """What the classes for Flax NNX have in common: each is made from a Linen module."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,9 +20,11 @@ class FromLinen(nnx.Module):
 
     Attributes:
         linen_module: The class of the Linen module.
+        promote_dtype: Converts what a call computes with, or None.
     """
 
     linen_module: ClassVar[type[nn.Module]]
+    promote_dtype: Callable[..., Any] | None
     _description: ClassVar[str] = ""
     _arguments: ClassVar[inspect.Signature]
 
@@ -45,11 +47,6 @@ class FromLinen(nnx.Module):
             TypeError: If they are not these.
         """
         name = type(self).__name__
-        if "promote_dtype" in kwargs:
-            raise TypeError(
-                f"{name}: promote_dtype is not taken. Statistics are computed in at least float32 "
-                "whatever the input is, and dtype= decides the dtype of the result."
-            )
         try:
             given = self._arguments.bind(*args, **kwargs)
         except TypeError as error:
@@ -79,6 +76,18 @@ class FromLinen(nnx.Module):
             else:
                 setattr(self, field.name, _hashable(given[field.name]))
         return initializers
+
+    def _promoted(self, *arrays: Any) -> tuple[Any, ...]:
+        """Returns arrays, or None for one that there is not, as `promote_dtype` has them."""
+        if self.promote_dtype is None:
+            return arrays
+        promoted = tuple(self.promote_dtype(arrays, dtype=self.dtype))
+        if len(promoted) != len(arrays):
+            raise ValueError(
+                f"{type(self).__name__}: promote_dtype was given {len(arrays)} arrays and returned "
+                f"{len(promoted)}; it must return as many, as flax.nnx.nn.dtypes.promote_dtype."
+            )
+        return promoted
 
     def _linen(self, **changes: Any) -> Any:
         """Builds the Linen module from the attributes, in the scope of no other.

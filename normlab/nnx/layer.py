@@ -1,7 +1,7 @@
 """The NNX form of a Linen normalization layer."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -41,6 +41,10 @@ Args:
     num_features: Size of the feature axis, or sizes of the feature axes in the order of the input.
     use_running_average: Whether to normalize by the running statistics: `eval()` sets it, `train()`
         clears it, an argument of the call goes before it.
+    promote_dtype: As in `flax.nnx`, a function that is given a tuple of the input, the running mean
+        and variance of a layer that has them, scale, bias and other parameters (None for one that
+        is not there), and `dtype=`, and returns what to compute with. By default dtypes are those
+        of the Linen layer: statistics of at least float32.
     rngs: Gives each parameter its key; needed where there are any.
     scale_metadata, bias_metadata: Metadata of the variables.
 """
@@ -81,6 +85,8 @@ Args:
                 collection = "batch_stats" if isinstance(variable, nnx.BatchStat) else "params"
                 variables[collection][name.removeprefix("learned_")] = variable.get_value()
         given = {"mask": mask, "scale": scale, "bias": bias}
+        if self.promote_dtype is not None:
+            x = self._promote(x, variables, given, bool(use_running_average))
         captured = hasattr(self, "__captures__")  # by `nnx.capture`
         # Statistics that stay are not written, so that a layer in evaluation can be used within
         # transformations that know nothing of it.
@@ -105,6 +111,30 @@ Args:
                 self.sow(nnx.Intermediate, name, value)
         return y
 
+    def _promote(
+        self,
+        x: ArrayLike,
+        variables: dict[str, dict[str, Any]],
+        given: dict[str, Any],
+        evaluates: bool,
+    ) -> Array:
+        """Lets `promote_dtype` convert the input, which is returned, the variables and `given`."""
+        params, state = variables["params"], variables["batch_stats"]
+        kept = [name for name in ("mean", "var") if name in state]
+        learnable = ("scale", "bias", *params)
+        fields = {field.name for field in settings(self.linen_module)}
+        learned = [n for n in dict.fromkeys(learnable) if n in params or f"{n}_init" in fields]
+        used = {n: params.get(n) if given.get(n) is None else given[n] for n in learned}
+        x, *promoted = self._promoted(jnp.asarray(x), *(state[n] for n in kept), *used.values())
+        statistics, values = promoted[: len(kept)], promoted[len(kept) :]
+        if evaluates:  # As in Flax, updates start from the statistics as they are kept.
+            for name, value in zip(kept, statistics, strict=True):
+                state[name] = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        for name, value in zip(used, values, strict=True):
+            if value is not None:
+                (params if given.get(name) is None else given)[name] = value
+        return x
+
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets what `nnx.view` may set.
 
@@ -124,6 +154,7 @@ Args:
         num_features: int | Sequence[int],
         *,
         use_running_average: bool | None = False,
+        promote_dtype: Callable[..., Any] | None = None,
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
@@ -141,6 +172,7 @@ Args:
         several = isinstance(num_features, Sequence)
         self.num_features = tuple(num_features) if several else num_features
         self.use_running_average = use_running_average
+        self.promote_dtype = promote_dtype
         initializers = self._set_fields(given | {"use_running_average": use_running_average})
         # A named axis is there at the call only, and shapes do not depend on it.
         changes = {"use_running_average": None, "axis_name": None, "axis_index_groups": None}

@@ -60,6 +60,8 @@ Dictionaries hold what belongs to each parameter, by its path: `scales` or `gain
 Args:
     layer_instance: The layer to be called.
     variable_filter: The parameters to be normalized, as an NNX filter.
+    promote_dtype: A function that is given a tuple of a weight, as the layer has it, and what is
+        learned for it (None for what is not there), and `dtype=`, and returns what to compute with.
     rngs: Gives the wrapper its key; needed where it has variables.
     scale_metadata, gain_metadata: Metadata of the variables.
 """
@@ -76,6 +78,7 @@ Args:
         layer_instance: nnx.Module,
         *,
         variable_filter: Filter = _KERNELS,
+        promote_dtype: Callable[..., Any] | None = None,
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
@@ -85,6 +88,7 @@ Args:
                 "layer of Flax NNX was expected, such as nnx.Linear(4, 8, rngs=rngs)."
             )
         self.layer_instance = layer_instance
+        self.promote_dtype = promote_dtype
         initializers = self._set_fields(given | {"variable_filter": variable_filter})
         weights = self._weights()
         if not weights:
@@ -123,10 +127,17 @@ Args:
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], update: bool = False) -> Any:
         """Calls the layer with normalized weights; keeps the new state if it is to be updated."""
         weights = self._weights()
-        params: dict[str, Any] = {"layer_instance": _by_name(weights)}
-        for kind in self._learned():
-            for path, variable in (getattr(self, f"{kind}s") or {}).items():
-                params[f"layer_instance/{_linen_name(path)}/{kind}"] = variable.get_value()
+        seen: dict[str, Any] = {}
+        params: dict[str, Any] = {"layer_instance": seen}
+        for path, weight in weights.items():
+            name = _linen_name(path)
+            learned = {
+                f"layer_instance/{name}/{kind}": variable.get_value()
+                for kind in self._learned()
+                if (variable := (getattr(self, f"{kind}s") or {}).get(path)) is not None
+            }
+            seen[name], *values = self._promoted(weight.get_value(), *learned.values())
+            params |= zip(learned, values, strict=True)
         state = {
             f"layer_instance/{_linen_name(path)}": variable
             for path, variable in self.batch_stats.items()
@@ -207,11 +218,13 @@ class SpectralNorm(WeightWrapper, of=linen.SpectralNorm):
         *,
         variable_filter: Filter = ...,
         update_stats: bool = True,
+        promote_dtype: Callable[..., Any] | None = None,
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
         self.use_running_average = not update_stats  # set by `train()` and `eval()`
-        super()._create(layer_instance, variable_filter=variable_filter, rngs=rngs, **given)
+        given |= {"variable_filter": variable_filter, "promote_dtype": promote_dtype, "rngs": rngs}
+        super()._create(layer_instance, **given)
 
 
 class WeightNorm(WeightWrapper, of=linen.WeightNorm):

@@ -274,7 +274,7 @@ def test_statistics_within_a_wrapped_block_are_its_own(name):
     assert not np.any(after["mean"] == before["mean"])
 
 
-def test_names_are_those_without_sharding_metadata():
+def test_sharding_metadata_is_in_the_names_and_may_go():
     """Flax names the scale after the box, and finds it no more once the variables are unboxed."""
     kernel_init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     scale_init = nn.with_partitioning(nn.initializers.ones, ("out",))
@@ -283,15 +283,17 @@ def test_names_are_those_without_sharding_metadata():
         nn.Dense(4, kernel_init=kernel_init), scale_init=scale_init, data_dependent_init=True
     )
     y, boxed = jax.jit(layer.init_with_output)(jax.random.key(0), x)
-    scale = boxed["params"][f"{KERNEL}/scale"]
+    scale = boxed["params"][f"{KERNEL}/value/scale"]
     assert isinstance(scale, nn.Partitioned)
     assert scale.names == ("out",)
     apply = jax.jit(layer.apply)
     for variables in (boxed, nn.unbox(boxed)):
         np.testing.assert_allclose(apply(variables, x), y, atol=1e-5)
     layer = nl.SpectralNorm(nn.Dense(4, kernel_init=kernel_init))
-    boxed = jax.eval_shape(partial(layer.init, update_stats=False), jax.random.key(0), x)
-    assert set(boxed["batch_stats"]) == {f"{KERNEL}/u", f"{KERNEL}/sigma"}
+    boxed = layer.init(jax.random.key(0), x, update_stats=False)
+    assert set(boxed["batch_stats"]) == {f"{KERNEL}/value/u", f"{KERNEL}/value/sigma"}
+    y, moved = layer.apply(nn.unbox(boxed), x, update_stats=True, mutable=["batch_stats"])
+    assert set(moved["batch_stats"]) == set(boxed["batch_stats"])
 
 
 @every_wrapper
@@ -474,6 +476,68 @@ def test_spectral_state_moves_only_when_mutable_and_updated():
     jax.eval_shape(partial(layer.apply, update_stats=True), variables, IDENTITY)
     with pytest.raises(TypeError, match="update_stats"):
         layer.apply(variables, IDENTITY)
+
+
+SEEN = {
+    "more inputs": (nn.Dense(3), (2, 70), -1),
+    "more outputs": (nn.Dense(70), (2, 3), -1),
+    "a convolution": (nn.Conv(6, (3, 3)), (1, 5, 5, 4), -1),
+    "complex": (nn.Dense(6, param_dtype=jnp.complex64), (2, 5), -1),
+    "half precision": (nn.Dense(6, param_dtype=jnp.bfloat16), (2, 5), -1),
+    "two axes of outputs": (nn.DenseGeneral((3, 4)), (2, 30), (-2, -1)),
+    "transposed": (nn.ConvTranspose(6, (3,), transpose_kernel=True), (1, 8, 4), -2),
+    "equal singular values": (
+        nn.Dense(6, kernel_init=nn.initializers.orthogonal()),
+        (2, 6),
+        -1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEEN)
+def test_the_first_evaluation_has_spectral_norm_1(case):
+    """One iteration from a random vector, as in Flax, leaves a norm of up to 1.5 here."""
+    dense, shape, feature_axes = SEEN[case]
+    layer = nl.SpectralNorm(
+        dense, feature_axes=feature_axes, dtype=dense.param_dtype and jnp.float32
+    )
+    if case == "complex":
+        layer = layer.clone(dtype=jnp.complex64)
+    x = random_array(shape)
+    variables = layer.init(jax.random.key(0), x, update_stats=True)
+    seen = {}
+
+    def interceptor(call, args, kwargs, context):
+        if context.module.name == "layer_instance" and context.method_name == "__call__":
+            seen.update(context.module.variables["params"])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(interceptor):
+        layer.apply(variables, x, update_stats=False)
+    assert variables["batch_stats"][f"{KERNEL}/sigma"] == 1
+    stored = oracles.as_double(variables["params"]["layer_instance"]["kernel"])
+    for kernel, tolerance in ((oracles.as_double(seen["kernel"]), 3e-6), (stored, 1e-2)):
+        axes = [feature_axes] if isinstance(feature_axes, int) else list(feature_axes)
+        last = np.moveaxis(kernel, axes, range(-len(axes), 0))
+        outputs = int(np.prod(last.shape[-len(axes) :]))
+        largest = np.linalg.norm(last.reshape(-1, outputs), 2)
+        np.testing.assert_allclose(largest, 1, rtol=tolerance)
+
+
+def test_weights_that_start_at_zero_are_not_normalized_by_the_spectral_norm():
+    """The first small values of a bias of rank 2 would be thrown to norm 1."""
+    dense = nn.DenseGeneral((3, 4))
+    layer, x = nl.SpectralNorm(dense), random_array((2, 5))
+    variables = layer.init(jax.random.key(0), x, update_stats=False)
+    bias = 1e-3 * random_array((3, 4))
+    variables["params"]["layer_instance"]["bias"] = bias
+    y, updates = layer.apply(variables, x, update_stats=True, mutable=["batch_stats"])
+    kernel = dense.clone(use_bias=False)
+    without = kernel.apply({"params": variables["params"]["layer_instance"]}, x)
+    np.testing.assert_allclose(y - without, np.broadcast_to(bias, y.shape), atol=1e-6)
+    state = updates["batch_stats"]
+    assert state["layer_instance/bias/sigma"] == 1
+    np.testing.assert_array_equal(state["layer_instance/bias/u"], np.zeros((1, 4)))
 
 
 # Data-dependent initialization of the weight norm.

@@ -64,7 +64,7 @@ def test_constructor_takes_what_flax_takes(name):
     theirs = inspect.signature(getattr(nnx, name).__init__).parameters
     ours = inspect.signature(getattr(normlab.nnx, name)).parameters
     for parameter in theirs.values():
-        if parameter.name in ("self", "promote_dtype"):
+        if parameter.name == "self":
             continue
         mine = ours[parameter.name]
         assert mine.kind == parameter.kind
@@ -212,15 +212,53 @@ def test_groups_are_checked_in_construction(fields, message):
 
 
 def test_arguments_without_effect_are_refused():
-    promote = nnx.nn.dtypes.promote_dtype
-    with pytest.raises(TypeError, match=r"BatchNorm: promote_dtype is not taken.*dtype="):
-        normlab.nnx.BatchNorm(2, promote_dtype=promote, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="LayerNorm: got an unexpected keyword argument 'axis'"):
         normlab.nnx.LayerNorm(2, axis=1, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"RMSNorm: got an unexpected keyword.*'bias_metadata'"):
         normlab.nnx.RMSNorm(2, bias_metadata={}, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="BatchNorm: missing a required argument: 'num_features'"):
         normlab.nnx.BatchNorm(rngs=nnx.Rngs(0))
+
+
+def half(arrays, dtype):
+    """Rounds to half precision what is there, and keeps what it was given."""
+    half.given = [None if a is None else (a.shape, a.dtype) for a in arrays], dtype
+    return tuple(a if a is None else a.astype(jnp.float16) for a in arrays)
+
+
+@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("train", [True, False])
+def test_promote_dtype_converts_what_flax_converts(name, train):
+    """The same tuple; the running statistics in evaluation alone, and then of at least float32."""
+    fields = NEEDED[name] | {"promote_dtype": half, "dtype": jnp.float16}
+    if name == "BatchNorm":
+        fields["use_running_average"] = not train
+    theirs, ours = pair(name, FEATURES, **fields)
+    for layer in (theirs, ours):
+        layer.scale[...] = jnp.linspace(0.5, 1.7, FEATURES)
+    x = np.random.default_rng(0).normal(3, 2, (6, FEATURES)).astype(np.float32)
+    expected = theirs(jnp.asarray(x))
+    given = half.given
+    y = ours(x)
+    assert half.given == given
+    assert y.dtype == expected.dtype == jnp.float16
+    np.testing.assert_allclose(y, expected, rtol=2e-3, atol=2e-3)
+    for variable in jax.tree.leaves(nnx.state(ours)):
+        assert variable.dtype == jnp.float32
+
+
+def test_promote_dtype_sees_scale_and_bias_of_the_call_and_must_return_as_many():
+    x, scale = np.ones((2, 3), np.float32), np.float32([1 + 2**-13, 2, 3])
+    layer = normlab.nnx.LayerNorm(3, promote_dtype=half, rngs=nnx.Rngs(0))
+    rounded = layer(np.float32([[1, 2, 4]]), scale=scale)
+    np.testing.assert_array_equal(
+        rounded, layer(np.float32([[1, 2, 4]]), scale=np.float32([1, 2, 3]))
+    )
+    layer.promote_dtype = lambda arrays, dtype: arrays[:2]
+    with pytest.raises(
+        ValueError, match="LayerNorm: promote_dtype was given 3 arrays and returned 2"
+    ):
+        layer(x)
 
 
 def test_positional_mask_is_refused():
