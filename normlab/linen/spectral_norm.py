@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import DTypeLike
@@ -115,11 +114,9 @@ class SpectralNorm(nn.Module):
                 "one, its feature axes against all others."
             )
         x = in_statistics_dtype(weight, None, force_float32=True)
-        # Outputs last and along one axis.
-        order = inputs + outputs
-        x = jnp.transpose(x, order)
-        turned = x.shape
-        x = x.reshape(*x.shape[: len(inputs)], -1)
+        last = tuple(range(-len(outputs), 0))
+        turned = jnp.moveaxis(x, outputs, last)
+        x = turned.reshape(*turned.shape[: len(inputs)], -1)
         dtype = jnp.promote_types(self.param_dtype, x.dtype)
 
         def initial_direction() -> Array:
@@ -139,5 +136,5 @@ class SpectralNorm(nn.Module):
         if update:
             u.value = new_u.astype(u.value.dtype)
             sigma.value = new_sigma.astype(sigma.value.dtype)
-        y = jnp.transpose(y.reshape(turned), np.argsort(order))
+        y = jnp.moveaxis(y.reshape(turned.shape), last, outputs)
         return y.astype(canonicalize_dtype(weight, u.value, sigma.value, dtype=self.dtype))

@@ -125,7 +125,7 @@ Args:
         fields = {field.name for field in settings(self.linen_module)}
         learned = [n for n in dict.fromkeys(learnable) if n in params or f"{n}_init" in fields]
         used = {n: params.get(n) if given.get(n) is None else given[n] for n in learned}
-        x, *promoted = self._promoted(jnp.asarray(x), *(state[n] for n in kept), *used.values())
+        y, *promoted = self._promoted(jnp.asarray(x), *(state[n] for n in kept), *used.values())
         statistics, values = promoted[: len(kept)], promoted[len(kept) :]
         if evaluates:  # As in Flax, updates start from the statistics as they are kept.
             for name, value in zip(kept, statistics, strict=True):
@@ -133,7 +133,7 @@ Args:
         for name, value in zip(used, values, strict=True):
             if value is not None:
                 (params if given.get(name) is None else given)[name] = value
-        return x
+        return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets what `nnx.view` may set.
