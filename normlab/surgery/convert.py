@@ -7,14 +7,16 @@ from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PRNGKeyArray
 from rich.table import Table
 
 from ..linen import BatchRenorm
-from .given import Path, as_given, flattened, variables_of
+from .given import Path, as_given, flattened, is_state, variables_of, with_training
 from .layers import Calling, How, Layer, check_linen, find_layers
+from .optimizers import Origin, carry, optimization_of
 from .table import Printed, table
 
 Fate = Literal["carried", "new", "dropped"]
@@ -47,11 +49,15 @@ class Converted(Printed):
 
     Attributes:
         variables: For the target model, in the form in which those of the source were given.
-        changes: What became of every variable, in the order of the paths.
+        changes: What became of every variable, in the order of the paths, and of all that the
+            optimizer keeps, under `optimizer_state`.
+        optimizer_state: State of the optimizer that was given; None without one. Of a state of
+            training it is the `opt_state`.
     """
 
     variables: Any
     changes: tuple[Change, ...]
+    optimizer_state: Any = None
 
     def paths(self, fate: Fate) -> tuple[str, ...]:
         """Returns the paths of the variables of one fate, as in `"params/norm_0/scale"`."""
@@ -82,6 +88,8 @@ def convert(
     x: Any,
     *,
     key: PRNGKeyArray | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    optimizer_state: Any = None,
     **how: Unpack[How],
 ) -> Converted:
     """Takes the variables of a trained model over into one with other normalization layers.
@@ -104,10 +112,14 @@ def convert(
 
     Args:
         source: The trained Linen model.
-        variables: Its variables.
+        variables: Its variables, or a state of training with them.
         target: The same model with other normalization layers.
         x: A batch that both take.
         key: For the variables that are new.
+        optimizer: The optimizer that is to go on with the target; that of a state of training goes
+            on anyhow.
+        optimizer_state: Its state, for `variables["params"]`. What it keeps of a parameter that is
+            carried over, such as momentum, is carried too.
         how: How the models are called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
@@ -116,6 +128,7 @@ def convert(
     check_linen(source)
     check_linen(target)
     key = jax.random.key(0) if key is None else key
+    optimization = optimization_of(variables, optimizer, optimizer_state, "convert")
     call, rngs = Calling.of(how)
     keys = {**(rngs if isinstance(rngs, Mapping) else {"params": rngs}), "params": key}
     shapes = jax.eval_shape(nn.init(call, target), keys, x)
@@ -128,20 +141,35 @@ def convert(
     by_source = {it.path: (it, None) for it in before} | {pair[0].path: pair for pair in pairs}
     by_target = {it.path: (None, it) for it in after} | {pair[1].path: pair for pair in pairs}
     changes: list[Change] = []
+    origins: dict[Path, Origin] = {}
     for path, value in new.items():
         pair = _owner(path, by_target)
         origin = (path[0], *pair[0].path, path[-1]) if pair[0] and pair[1] else path
         why = _why_new(path[-1], pair, _owner(origin, by_source), old.get(origin), value)
         if not why:
             new[path] = _carried(path[-1], pair, old.pop(origin), value)
+            if path[0] == "params":
+                origins[path[1:]] = Origin(origin[1:])
         changes.append(_change(path, "new" if why else "carried", value, pair, why))
     needed = [it.path for it in changes if it.fate == "new"]
     if needed:
         new.update(jax.jit(partial(_initial, nn.init(call, target), needed))(keys, x))
     for path, value in old.items():
         changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
-    converted = as_given(variables, unflatten_dict(new))
-    return Converted(converted, tuple(sorted(changes, key=lambda it: it.path)))
+    converted, state = as_given(variables, unflatten_dict(new)), None
+    if optimization:
+        before, after = (
+            held.params if is_state(held) else held["params"] for held in (variables, converted)
+        )
+        state, fates = carry(optimization, before, after, origins)
+        for path, shape, carried in fates:
+            why = "" if carried else "the source's optimizer has none of this shape"
+            path = ("optimizer_state", *path)
+            changes.append(Change(path, "carried" if carried else "new", shape, (), why))
+        if is_state(converted):
+            converted = with_training(converted, target, state)
+    ordered = tuple(sorted(changes, key=lambda change: change.path))
+    return Converted(converted, ordered, state)
 
 
 def _initial(init: Any, paths: list[Path], keys: Any, x: Any) -> dict[Path, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
@@ -17,7 +18,7 @@ from jaxtyping import Array
 from ..errors import UserError
 from ..linen import BatchGroupNorm, BatchNorm, BatchRenorm, GhostBatchNorm
 from ..linen.shared import resolve_axes
-from .given import Path, as_given, flattened, name_of, variables_of
+from .given import Path, as_given, flattened, is_state, name_of, variables_of, with_training
 from .layers import (
     Altered,
     Calling,
@@ -28,6 +29,7 @@ from .layers import (
     intercepted,
     run,
 )
+from .optimizers import Origin, carry, optimization_of
 from .statistics import check_running
 
 # Subclasses may use their kernel, or their statistics, in another way.
@@ -82,8 +84,10 @@ def fold(
     x: Any,
     *,
     strict: bool = True,
+    optimizer: optax.GradientTransformation | None = None,
+    optimizer_state: Any = None,
     **how: Unpack[How],
-) -> tuple[Folded, Any]:
+) -> Any:
     r"""Folds batch normalization into the dense or convolutional layer whose output it normalizes.
 
     .. math:: W' = W \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}, \qquad
@@ -104,25 +108,33 @@ def fold(
 
     Args:
         model: A Linen model.
-        variables: Its variables.
+        variables: Its variables, or a state of training with them.
         x: A batch, or its shape and dtype.
         strict: Whether to refuse a model of which a normalization layer would be left over. If
             false, such layers stay as they are.
+        optimizer: The optimizer that is to go on with the folded weights; that of a state of
+            training goes on anyhow.
+        optimizer_state: Its state, for `variables["params"]`.
         how: How the model is called: `call`, `method`, `rngs`; see `How`.
 
     Returns:
-        The model with the same call, and its variables: new kernels and biases in the places of the
-        old ones, and none of the folded layers.
+        The model with the same call, and its variables in the form in which they were given: new
+        kernels and biases in the places of the old ones, and none of the folded layers. Third, if
+        one was given, the state of the optimizer: that of a kernel which was multiplied by s is
+        divided by s, as its gradient is, and squares by s squared; a bias has the state of the bias
+        of its normalization layer.
 
     Raises:
         ValueError: If a layer cannot be folded, with the path and the reason of each; if `strict`
-            is false, only if none can.
+            is false, only if none can. If the state of the optimizer is none of the power of the
+            gradient alone, as with weight decay before momentum.
 
     Source: Jacob et al., 2018, "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", section 3.2; PyTorch's `fuse_conv_bn_eval`.
     """
     check_linen(model)
     given = variables_of(variables)
+    optimization = optimization_of(variables, optimizer, optimizer_state, "fold")
     calls = _calls(model, given, x, Calling.of(how))
     norms = [it for it in calls.values() if it.is_norm]
     if not norms:
@@ -146,12 +158,20 @@ def fold(
     for _, norm in folds:
         kept = {name: flat.get(("batch_stats", *norm.path, name)) for name in ("mean", "var")}
         check_running(norm.module, kept, norm.shape, name_of(norm.path))
+    origins = {path[1:]: Origin(path[1:]) for path in flat if path[0] == "params"}
     for linear, norm in folds:
-        _fold_one(flat, linear, norm)
+        origins.update(_fold_one(flat, linear, norm))
     passed_by = tuple((norm.path, norm.dtype) for _, norm in folds)
     linear_paths = tuple(linear.path for linear, _ in folds)
     folded = Folded(Unbound(model), linear_paths, passed_by)
-    return folded, as_given(variables, unflatten_dict(flat))
+    result = as_given(variables, unflatten_dict(flat))
+    if optimization is None:
+        return folded, result
+    if is_state(variables):
+        carried = carry(optimization, variables.params, result.params, origins)
+        return folded, with_training(result, folded, carried.state)
+    carried = carry(optimization, variables["params"], result["params"], origins)
+    return folded, result, carried.state
 
 
 @dataclass
@@ -331,8 +351,14 @@ def _feature_axes(linear: Any) -> int:
     return 1 if isinstance(features, int) else len(features)
 
 
-def _fold_one(variables: dict[tuple[str, ...], Any], linear: _Call, norm: _Call) -> None:
-    """Lets a linear layer take over what a normalization layer did, in flattened variables."""
+def _fold_one(
+    variables: dict[tuple[str, ...], Any], linear: _Call, norm: _Call
+) -> dict[Path, Origin]:
+    """Lets a linear layer take over what a normalization layer did, in flattened variables.
+
+    Returns:
+        What its parameters come from.
+    """
     rank, number = len(norm.shape), _feature_axes(linear.module)
     axes = resolve_axes(norm.module.axis, rank, "axis")
     features = norm.shape[rank - number :]
@@ -342,24 +368,36 @@ def _fold_one(variables: dict[tuple[str, ...], Any], linear: _Call, norm: _Call)
         value = nn.meta.unbox(variables.pop((collection, *norm.path, name), None))
         return jnp.full(shape, otherwise) if value is None else value.reshape(shape)
 
+    norm_bias = nn.meta.unbox(variables.get(("params", *norm.path, "bias")))
     mean, var = taken("batch_stats", "mean", 0.0), taken("batch_stats", "var", 1.0)
     scale, bias = taken("params", "scale", 1.0), taken("params", "bias", 0.0)
     variables.pop(("batch_stats", *norm.path, "count"), None)
     factor = scale * jax.lax.rsqrt(var + norm.module.epsilon)
 
-    def scaled(kernel: Array) -> Array:
-        shape = [*(1,) * (kernel.ndim - number), *factor.shape]
-        if getattr(linear.module, "transpose_kernel", False):
-            shape[-2:] = shape[-1], 1
-        return (kernel * factor.reshape(shape)).astype(kernel.dtype)
-
     path = ("params", *linear.path)
+    kernel = nn.meta.unbox(variables[*path, "kernel"])
+    kernel_shape = [*(1,) * (kernel.ndim - number), *factor.shape]
+    if getattr(linear.module, "transpose_kernel", False):
+        kernel_shape[-2:] = kernel_shape[-1], 1
+    kernel_factor = jnp.broadcast_to(factor.reshape(kernel_shape), kernel.shape)
+
+    def scaled(kernel: Array) -> Array:
+        return (kernel * kernel_factor).astype(kernel.dtype)
+
     # Through a box around the kernel, such as that of `nn.with_partitioning`.
     variables[*path, "kernel"] = jax.tree.map(scaled, variables[*path, "kernel"])
-    dtype = nn.meta.unbox(variables[*path, "kernel"]).dtype
-    before = variables.get((*path, "bias"), jnp.zeros(features, dtype))
+    origins = {(*linear.path, "kernel"): Origin((*linear.path, "kernel"), kernel_factor)}
+    # The gradient of the new bias is that of the normalization layer's, and also that of the old
+    # one divided by what this was multiplied by.
+    bias_path = (*linear.path, "bias")
+    if norm_bias is not None and norm_bias.shape == features:
+        origins[bias_path] = Origin((*norm.path, "bias"))
+    elif (*path, "bias") in variables:
+        origins[bias_path] = Origin(bias_path, jnp.broadcast_to(factor, features))
+    before = variables.get((*path, "bias"), jnp.zeros(features, kernel.dtype))
 
     def shifted(before: Array) -> Array:
         return jnp.broadcast_to((before - mean) * factor + bias, features).astype(before.dtype)
 
     variables[*path, "bias"] = jax.tree.map(shifted, before)
+    return origins

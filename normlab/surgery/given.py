@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 from flax.traverse_util import flatten_dict
 
@@ -45,7 +46,7 @@ def variables_of(given: Any) -> dict[str, Any]:
     if arrays:
         raise UserError(
             f"variables: collections were expected, but {', '.join(arrays)} hold arrays. Give "
-            " {'params': ..., 'batch_stats': ...}, and not the variables of one layer."
+            "{'params': ..., 'batch_stats': ...}, and not the variables of one layer."
         )
     return unfreeze(dict(given))
 
@@ -75,6 +76,19 @@ def as_given(given: Any, variables: dict[str, Any], **replaced: Any) -> Any:
         name: _like(getattr(given, name), value) for name, value in {**gone, **variables}.items()
     }
     return given.replace(**new, **replaced)
+
+
+def with_training(state: Any, model: nn.Module, optimizer_state: Any) -> Any:
+    """Returns a state of training that goes on with another model.
+
+    `apply_fn` becomes `apply` of the model if it was that of one. A function of the user's own
+    stays, since only the user can replace it.
+    """
+    new = {"opt_state": optimizer_state}
+    function = getattr(state, "apply_fn", None)
+    if isinstance(getattr(function, "__self__", None), nn.Module):
+        new["apply_fn"] = model.apply
+    return state.replace(**new)
 
 
 def _like(given: Any, value: Any) -> Any:

@@ -417,9 +417,7 @@ def run(
     return y, unfreeze({**variables, **kept})
 
 
-def find_layers(
-    model: nn.Module, variables: Variables, x: Any, **how: Unpack[How]
-) -> tuple[Layer, ...]:
+def find_layers(model: nn.Module, variables: Any, x: Any, **how: Unpack[How]) -> tuple[Layer, ...]:
     """Finds the normalization layers that a model calls, in the order of their first calls.
 
     Nothing is computed: the model is only traced. Where `nn.jit` lets several parts of a model
