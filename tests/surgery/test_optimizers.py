@@ -50,7 +50,10 @@ OPTIMIZERS = {
     "amsgrad": optax.amsgrad(1e-3),
     "parts": optax.multi_transform(
         {"a": optax.adam(1e-3), "b": optax.sgd(0.1, momentum=0.9)},
-        lambda params: {name: "a" if name == "dense_0" else "b" for name in params},
+        partial(
+            jax.tree_util.tree_map_with_path,
+            lambda path, _: "a" if path[0].key == "dense_0" else "b",
+        ),
     ),
     "hyperparameters": optax.inject_hyperparams(optax.adam)(1e-3),
 }
