@@ -4,7 +4,7 @@ import io
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 from rich.console import Console
@@ -13,8 +13,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest
+from .modules import told
 from .process import importing, settings, settle
 from .progress import duration, progress_bar
+from .user_code import explained
 
 if TYPE_CHECKING:
     from .catalog import FieldEntry
@@ -421,7 +423,7 @@ def _show_variant(name: str) -> None:
 
 def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
     """Shows how a variant is used: in a study, or around another layer, and in a model."""
-    module, layer = variant.layer.__module__, variant.layer.__name__
+    module, layer = told(variant.layer.__module__), variant.layer.__name__
     layer = f"normlab.{layer}" if module.startswith("normlab.") else f"{module}.{layer}"
     if variant.cost == "inside":
         used = f"{layer}(normlab.LayerNorm)(x, condition)"
@@ -477,12 +479,27 @@ def main() -> None:
     try:
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
     except (UserError, OSError) as error:
-        Console(stderr=True, markup=False, highlight=False).print(
-            f"error: {error}", style="red", soft_wrap=True
-        )
-        sys.exit(2)
+        _fail(error, str(error))
+    except SystemExit as error:
+        why = explained(error)
+        if why.place:  # A user's code called it, and nothing was done.
+            _fail(error, str(why))
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(error: BaseException, told: str) -> NoReturn:
+    """Ends with a message, below the traceback of what went wrong in the user's own code."""
+    console = Console(stderr=True, markup=False, highlight=False)
+    cause: BaseException | None = error
+    while cause is not None:
+        if traceback := explained(cause).traceback:
+            console.print(traceback, end="", soft_wrap=True)
+            break
+        cause = cause.__cause__
+    console.print(f"error: {told}", style="red", soft_wrap=True)
+    sys.exit(2)
 
 
 def _show_report(folder: Path) -> None:

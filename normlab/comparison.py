@@ -13,7 +13,7 @@ from .compare.export import write_curves
 from .compare.run import Ending, run_study
 from .compare.status import failures_in_words
 from .compare.store import Store
-from .compare.study import Study
+from .compare.study import Study, StudyError
 from .config import make_study
 from .progress import StudyProgress
 from .report import write_report
@@ -49,7 +49,8 @@ def compare(
 
     Raises:
         ConfigError: The study has mistakes; it lists all of them.
-        StudyError: The folder is another study's, or a layer does not fit model or batch.
+        StudyError: The folder is another study's, a layer does not fit model or batch, or every
+            run failed.
         DataError: The data set is not there or damaged.
         WriteError: Results cannot be written there.
     """
@@ -57,8 +58,14 @@ def compare(
     folder = Path(out or Path("runs") / checked.study)
     console = Console(markup=False, highlight=False)
     command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
-    if run(checked, folder, console, command).done:
-        write_report(folder)
+    ending = run(checked, folder, console, command)
+    if not ending.done:
+        first = "\n".join(failures_in_words(ending.failures[:1])[1:])
+        raise StudyError(
+            f"{len(ending.failures)} runs failed and none was made; the first:\n{first}\n"
+            f"All of them, with tracebacks, are in {folder / 'failed'}."
+        )
+    write_report(folder)
     return Results(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union
 
 from pydantic import Field
 
+from .modules import told
 from .spec import Spec
 
 
@@ -43,7 +44,7 @@ def refuse_taken(register: str, name: str, taken: Any, given: Any) -> None:
     Raises:
         ValueError: If the name is taken.
     """
-    if taken is None or _origin(taken) == _origin(given):
+    if taken is None or _identity(taken) == _identity(given):
         return
     raise ValueError(f"{register}: the name {name!r} is taken by {_origin(taken)}; choose another.")
 
@@ -127,8 +128,12 @@ def record_fields(module: type, filled_in: Collection[str]) -> dict[str, Any]:
     }
 
 
+def _identity(registered: Any) -> tuple[str, str]:
+    return registered.__module__, getattr(registered, "__qualname__", str(registered))
+
+
 def _origin(registered: Any) -> str:
-    return f"{registered.__module__}.{getattr(registered, '__qualname__', registered)}"
+    return f"{told(registered.__module__)}.{getattr(registered, '__qualname__', registered)}"
 
 
 def _default(field: Any) -> Any:

@@ -4,14 +4,16 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 from flax import linen as nn
 from pydantic import AfterValidator, Field, create_model, model_validator
 
 from . import linen
+from .modules import enter
 from .registration import check_module, check_name, plain_fields, record_fields, refuse_taken
 from .spec import Spec
+from .user_code import with_place
 
 # Fields that the model decides on, or that need a named axis around it.
 _NOT_SETTABLE = {"parent", "name", "use_running_average", "axis_name", "axis_index_groups"}
@@ -70,6 +72,9 @@ class VariantSpec(Spec):
         optimizer: Fields of the optimizer, likewise.
     """
 
+    # Bound where a study is checked: what another study registers by this name changes nothing.
+    variant: ClassVar[Variant | None] = None
+
     layer: str
     model: Overrides = Field(default_factory=dict)
     optimizer: Overrides = Field(default_factory=dict)
@@ -77,7 +82,12 @@ class VariantSpec(Spec):
     def constructor(self) -> Callable[..., nn.Module]:
         """Returns the layer with the given fields, to be called as `norm(name=...)`."""
         given = self.model_dump(exclude={*VariantSpec.model_fields}, exclude_unset=True)
-        return partial(VARIANTS[self.layer].layer, **given)
+        return partial(self.layer_class, **given)
+
+    @property
+    def layer_class(self) -> type[nn.Module]:
+        """The layer itself."""
+        return (self.variant or VARIANTS[self.layer]).layer
 
     def overrides(self) -> dict[str, Any]:
         """Returns what differs for this arm, by dotted path in the study."""
@@ -91,8 +101,8 @@ class VariantSpec(Spec):
     def _let_the_layer_check(self) -> "VariantSpec":
         try:
             self.constructor()()
-        except TypeError as error:  # which pydantic would let through
-            raise ValueError(str(error)) from error
+        except (Exception, SystemExit) as error:  # of which pydantic would let most through
+            raise ValueError(with_place(error)) from error
         return self
 
 
@@ -153,7 +163,7 @@ def register(
         filled_in=_NOT_SETTABLE,
         record=VariantSpec,
     )
-    VARIANTS[name] = Variant(name, layer, statistics, source, formula, cost)
+    enter(VARIANTS, name, Variant(name, layer, statistics, source, formula, cost))
     return layer
 
 
@@ -171,9 +181,11 @@ def settable_fields(layer: type[nn.Module]) -> dict[str, Any]:
 def _spec_model(variant: Variant) -> type[VariantSpec]:
     layer: Any = Literal[variant.name]
     settable = record_fields(variant.layer, _NOT_SETTABLE)
-    return create_model(
+    spec = create_model(
         variant.layer.__name__, __base__=VariantSpec, layer=(layer, ...), **settable
     )
+    spec.variant = variant
+    return spec
 
 
 register(

@@ -18,8 +18,8 @@ ENVIRONMENT = {
 }
 
 
-def normlab(*arguments, folder, code=0, **environment):
-    """Runs a command to its end, which must be the one expected."""
+def normlab(*arguments, folder, code=0, traceback=False, **environment):
+    """Runs a command to its end, which must be the one expected, with a traceback or without."""
     done = subprocess.run(
         [*NORMLAB, *map(str, arguments)],
         cwd=folder,
@@ -29,7 +29,7 @@ def normlab(*arguments, folder, code=0, **environment):
         timeout=300,
     )
     assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert traceback or "Traceback" not in done.stderr, done.stderr
     return done
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import CodeType, EllipsisType, FunctionType, NoneType
 from typing import Any
 
+from ..modules import source_of
+
 # What results do not depend on: what the study is called, where its code is found, and where its
 # runs are made.
 _INDIFFERENT = ("study", "modules", "executor")
@@ -44,11 +46,14 @@ def of_normlab() -> str:
 def of_user_code(module: type) -> str | None:
     """Hashes the code of a user's layer or model; None for normlab's own.
 
-    That is the file it stands in. In a notebook, where there is none, it is the class with all
+    That is the file it stands in; of a file beside a study, with the neighbours that it imports,
+    as they were when they were loaded. In a notebook, where there is none, it is the class with all
     that it names there.
     """
     if module.__module__.split(".")[0] == __name__.split(".")[0]:
         return None
+    if (loaded := source_of(module.__module__)) is not None:
+        return hashlib.sha256(loaded).hexdigest()
     try:
         source = inspect.getsource(inspect.getmodule(module))  # pyright: ignore[reportArgumentType]
     except (TypeError, OSError):

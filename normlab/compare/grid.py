@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ..models import MODELS
-from ..variants import OVERRIDABLE, VARIANTS
+from ..variants import OVERRIDABLE
 from . import fingerprint
 from .arm import Arm
 from .paths import value_at, with_values
@@ -140,8 +139,8 @@ def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> d
     spec = study.variants[arm.variant]
     # What the variant overrides stands in the parts.
     layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
-    model = MODELS[study.model.name]
-    user_code = VARIANTS[spec.layer].layer, getattr(model, "module", model)
+    model = type(study.model)
+    user_code = spec.layer_class, getattr(model, "module", model)
     return {
         **parts,
         "variant": {"name": arm.variant, **layer},

@@ -115,5 +115,6 @@ def failures_in_words(failures: Sequence[Failure]) -> list[str]:
     told = [f"{len(failures)} runs failed; the study, started again, tries them again:"]
     for it in failures:
         title = f"{it.arm} on {it.task}" if it.task else it.arm
-        told.append(f"  {it.id} ({title}): {it.message.splitlines()[0]}")
+        first = next(iter(it.message.splitlines()), "")
+        told.append(f"  {it.id} ({title}): {first}" + (f" ({it.place})" if it.place else ""))
     return told

@@ -121,6 +121,9 @@ class Failure(Label):
         seed: Likewise.
         values: Likewise.
         message: What went wrong.
+        place: The last frame in the user's own code, as in `my_layers.py:12 in __call__`; empty if
+            there is none.
+        traceback: From the user's own code on, as Python prints it; likewise.
     """
 
     id: str = Field(pattern=r"^\w[\w.-]*$")
@@ -128,6 +131,8 @@ class Failure(Label):
     seed: int
     values: dict[str, JsonValue]
     message: str
+    place: str = ""
+    traceback: str = ""
 
 
 class Result(Label):

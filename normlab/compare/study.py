@@ -197,7 +197,8 @@ class Study(Spec):
 
     Attributes:
         study: Its name, and the folder of its results below `runs`.
-        modules: Python modules or files that register variants, models or data of the user's own.
+        modules: Files beside the study that register variants, models or data of the user's own,
+            or installed modules; `normlab.modules` says which.
         data: The data set.
         model: The model of all arms.
         optimizer: The optimizer of all arms.

@@ -10,6 +10,7 @@ import jax
 
 from ..data import Dataset, DataSpec, load
 from ..train import EpochMetrics, Outcome, Placed, Trainer, place
+from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .store import Curve, Evaluation, Failure, Label, Result, Store
 from .study import StudyError
@@ -97,7 +98,8 @@ class Workbench:
                 trainer = self.trainer(group.runs[0], group.width)
             except StudyError:
                 raise
-            except Exception:  # An error inside a layer: its runs will fail with it, and say so.
+            # An error inside a layer: its runs will fail with it, and say so.
+            except (Exception, SystemExit):
                 continue
             trainers[id(trainer)] = trainer
         return list(trainers.values())
@@ -119,14 +121,15 @@ class Workbench:
 
         try:
             return [*self.execute(group, log)]
-        except Exception as error:  # A user's layer may raise anything, a device have no memory.
-            return self.failures(group, f"{type(error).__name__}: {error}")
+        # A user's layer may raise anything and even exit, a device have no memory.
+        except (Exception, SystemExit) as error:
+            return self.failures(group, explained(error))
 
     def stop(self) -> None:
         """Has every attempt under way, in whatever thread, given up with its epoch."""
         self._stopping.set()
 
-    def failures(self, group: Group, message: str) -> list[Result | Failure]:
+    def failures(self, group: Group, why: Explained) -> list[Result | Failure]:
         """Returns that all runs of a group failed."""
         return [
             Failure(
@@ -135,7 +138,9 @@ class Workbench:
                 **dict(label(run)),
                 seed=run.seed,
                 values=dict(run.values),
-                message=message,
+                message=why.message,
+                place=why.place,
+                traceback=why.traceback,
             )
             for run in group.runs
         ]
@@ -187,7 +192,7 @@ class Workbench:
                         model, placed, study.optimizer, study.train, study.data.batch_size, width
                     )
                 except ValueError as error:  # a layer that does not fit the model or the batch
-                    raise StudyError(f"variants.{run.arm.title}: {error}") from error
+                    raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
             return self._trainers[program]
 
     def _result(self, run: Run, outcome: Outcome, trainer: Trainer) -> Result:
@@ -224,7 +229,7 @@ class Workbench:
             needed = self.trainer(runs[0], 1).memory_of_a_run()
         except StudyError:
             raise
-        except Exception:  # As in `trace`.
+        except (Exception, SystemExit):  # As in `trace`.
             return 1
         return max(1, min(len(runs), int(free // needed)))
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from ..compare.study import (
     with_changes,
 )
 from ..errors import nearest
-from ..modules import import_module
+from ..modules import import_modules as imported
+from ..user_code import explained
 from ..variants import OVERRIDABLE
 from .errors import ConfigError, problems
 
@@ -95,8 +95,9 @@ def check_study(raw: dict[str, Any], folder: Path, source: str) -> Study:
     Raises:
         ConfigError: That lists everything that is wrong.
     """
-    if isinstance(raw.get("modules"), list):  # else a mistake that validation reports
-        import_modules(raw["modules"], folder, source)
+    modules = raw.get("modules", [])
+    if isinstance(modules, list | tuple):  # else a mistake that validation reports
+        raw = {**raw, "modules": import_modules(modules, folder, source)}
     model = study_type()
     schema = model.model_json_schema()
     found = _problems(model, schema, raw)
@@ -146,26 +147,27 @@ def _merged(given: DictConfig, overrides: Sequence[str]) -> Any:
     return OmegaConf.merge(given, OmegaConf.from_dotlist(named))
 
 
-def import_modules(modules: Sequence[Any], folder: Path, source: str) -> None:
-    """Imports the modules that register variants, by name or by file.
+def import_modules(modules: Sequence[Any], folder: Path, source: str) -> list[str]:
+    """Imports the modules that register variants, as `normlab.modules` says.
 
     Args:
         modules: Their names, or files beside the configuration.
         folder: Where the configuration lies.
         source: What to call it in an error.
 
+    Returns:
+        Their names, those of files as whole paths.
+
     Raises:
-        ConfigError: If one of them cannot be imported.
+        ConfigError: If some of them cannot be imported; the cause is what the first one raised.
     """
-    for place in (str(folder.resolve()), str(Path.cwd())):
-        if place not in sys.path:
-            sys.path.insert(0, place)
-    for name in modules:
-        try:
-            import_module(str(name))
-        except Exception as error:  # whatever the user's code raises is told as theirs
-            what = f"modules: {name} cannot be imported: {type(error).__name__}: {error}"
-            raise ConfigError(source, [what]) from error
+    found, errors = imported(list(map(str, modules)), folder)
+    if errors:
+        lines = [
+            f"modules: {name} cannot be imported: {explained(it)}" for name, it in errors.items()
+        ]
+        raise ConfigError(source, lines) from next(iter(errors.values()))
+    return found
 
 
 def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from ..errors import UserError
 from ..train import TrainState
 from ..train.optim import optimizer
 from ..train.step import train_step
-from ..variants import VARIANTS
 from .program import ProgramCost, read
 from .targets import Target
 
@@ -146,7 +145,7 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
     try:
         state = jax.eval_shape(initialize, traced)
         entering: list[int] = []
-        layer = VARIANTS[study.variants[arm.variant].layer].layer
+        layer = study.variants[arm.variant].layer_class
         with nn.intercept_methods(partial(_measure, entering, layer)):
             lowered = jax.jit(step, donate_argnums=0, out_shardings=target.whole).lower(
                 place(state), place(traced), images, labels

@@ -13,8 +13,11 @@ from jaxtyping import Float32, Int32
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from ..errors import nearest
+from ..modules import enter
+from ..modules import told as known_as
 from ..registration import check_name, refuse_taken
 from ..spec import Spec
+from ..user_code import explained
 from . import formats
 from .formats import DataError, Images, Labels, MissingDataError
 
@@ -68,7 +71,7 @@ def register_data(name: str, loader: Any = None) -> Any:
             f"register_data({name!r}): {loader!r} is not a function that can be called without "
             f"arguments: {error}."
         ) from error
-    LOADERS[name] = loader
+    enter(LOADERS, name, loader)
     return loader
 
 
@@ -416,8 +419,8 @@ def _read_own(name: str) -> Parts:
     told = f"register_data({name!r})"
     try:
         arrays = tuple(LOADERS[name]())
-    except Exception as error:  # whatever the user's code raises is told as theirs
-        raise DataError(f"{told}: its loader failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told as theirs
+        raise DataError(f"{told}: its loader failed: {explained(error)}") from error
     names = formats.NPZ_NAMES[0]
     if len(arrays) != len(names):
         raise DataError(
@@ -479,7 +482,7 @@ def _listing(name: str) -> Listing:
     if name == "npz":
         return Listing(name, None, None, None, _NPZ_REMEDY)
     if name in LOADERS:
-        place = f"registered by {LOADERS[name].__module__}"
+        place = f"registered by {known_as(LOADERS[name].__module__)}"
         return Listing(name, place, None, None, "Nothing to do.")
     try:
         _, paths = _find(name, None)

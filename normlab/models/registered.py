@@ -8,8 +8,10 @@ from flax import linen as nn
 from pydantic import Field, create_model, model_validator
 
 from .. import linen
+from ..modules import enter
 from ..registration import check_module, check_name, record_fields, refuse_taken
 from ..spec import Spec
+from ..user_code import with_place
 from .block import Norm
 from .cnn import CNNSpec
 from .mlp import MLPSpec
@@ -42,8 +44,8 @@ class RegisteredModelSpec(Spec):
     def _let_the_model_check(self) -> "RegisteredModelSpec":
         try:
             self.build(linen.Identity, 2, "float32")
-        except TypeError as error:  # which pydantic would let through
-            raise ValueError(str(error)) from error
+        except (Exception, SystemExit) as error:  # of which pydantic would let most through
+            raise ValueError(with_place(error)) from error
         return self
 
 
@@ -116,7 +118,7 @@ def register_model(name: str, model: Any = None) -> Any:
     settable = record_fields(model, _FILLED_IN)
     spec = create_model(model.__name__, __base__=RegisteredModelSpec, name=(names, ...), **settable)
     spec.module = model
-    MODELS[name] = spec
+    enter(MODELS, name, spec)
     return model
 
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import Future, wait
@@ -20,8 +19,7 @@ from normlab.compare.status import read_status
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.errors import UserError
-from normlab.modules import import_module
-from normlab.variants import VARIANTS
+from normlab.modules import import_modules
 
 CONFIG = {
     "study": "small",
@@ -129,15 +127,12 @@ class Faulty(nn.Module):
 
 
 @pytest.fixture
-def layers(tmp_path, monkeypatch):
+def layers(tmp_path):
     """Registers the layers above, from a file beside the study."""
-    monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "failing_layers.py").write_text(LAYERS)
-    import_module("failing_layers.py")
-    yield "failing_layers.py"
-    for name in ("deadly", "faulty"):
-        VARIANTS.pop(name)
-    sys.modules.pop("failing_layers")
+    (module,), _ = import_modules(["failing_layers.py"], tmp_path)
+    yield module
+    import_modules([], tmp_path)
 
 
 def test_a_run_whose_process_dies_again_and_again_is_given_up_and_the_others_go_on(

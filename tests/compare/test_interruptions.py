@@ -190,12 +190,20 @@ def test_failed_runs_give_exit_code_1_and_are_listed_and_tried_again(config):
     done = normlab("compare", config.name, folder=folder, code=1)
     assert "1 of 2 runs are done; 1 made just now." in done.stdout
     assert "1 runs failed" in done.stdout
-    assert "(faulty): RuntimeError: out of [/order]" in done.stdout
+    where = "(layers.py:10 in __call__)"
+    assert f"(faulty): RuntimeError: out of [/order] {where}" in done.stdout
     (failed,) = (folder / "runs/small/failed").glob("*.json")
-    assert json.loads(failed.read_text())["message"] == "RuntimeError: out of [/order]"
+    told = json.loads(failed.read_text())
+    assert told["message"] == "RuntimeError: out of [/order]"
+    assert told["traceback"].splitlines() == [
+        "Traceback (most recent call last):",
+        f'  File "{folder / "layers.py"}", line 10, in __call__',
+        "    raise RuntimeError('out of [/order]')",
+        "RuntimeError: out of [/order]",
+    ]
     shown = normlab("status", "runs/small", folder=folder).stdout
     assert re.search(r"^faulty +1 +0 +0 +1 +0 +1$", shown, re.MULTILINE)
-    assert "out of [/order]" in shown
+    assert f"out of [/order] {where}" in shown
     done = normlab("compare", config.name, folder=folder, MENDED="1")
     assert "2 of 2 runs are done; 1 made just now." in done.stdout
     assert not failed.exists()

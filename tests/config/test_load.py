@@ -416,7 +416,8 @@ def test_a_users_module_that_fails_is_told_by_name(own_layer):
     (own_layer.parent / "broken_layers.py").write_text("1 / 0\n")
     (told,) = problems(own_layer, "modules=[broken_layers.py]")
     assert told == (
-        "modules: broken_layers.py cannot be imported: ZeroDivisionError: division by zero"
+        "modules: broken_layers.py cannot be imported: ZeroDivisionError: division by zero "
+        "(broken_layers.py:1 in <module>)"
     )
     (told,) = problems(own_layer, "modules=[no_such_layers]")
     assert "no_such_layers cannot be imported: ModuleNotFoundError" in told

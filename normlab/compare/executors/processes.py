@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from ...errors import UserError
+from ...user_code import Explained
 from ..store import Failure, Result
 from ..study import StudyError
 from ..workbench import Group, Workbench
@@ -112,8 +113,9 @@ class ProcessExecutor(Executor):
                 check(group, answer, self._bench)
                 return answer
             assert seat.process is not None
-            died = f"its process died {ATTEMPTS} times, at last with exit code"
-            return self._bench.failures(group, f"{died} {seat.process.exitcode}")
+            code = seat.process.exitcode
+            died = f"its process died {ATTEMPTS} times, at last with exit code {code}"
+            return self._bench.failures(group, Explained(died, "", ""))
         finally:
             self._idle.put(seat)
 

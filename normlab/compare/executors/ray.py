@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...process import settings
+from ...user_code import Explained
 from ..store import Failure, Result
 from ..study import StudyError
 from ..workbench import Group, Workbench
@@ -96,6 +97,6 @@ class RayExecutor(Executor):
             raise UserError(str(error.cause)) from error
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             message = f"its process died {ATTEMPTS} times: {error}"
-            return self._bench.failures(group, message)
+            return self._bench.failures(group, Explained(message, "", ""))
         check(group, results, self._bench)
         return results

@@ -6,10 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
-from ...modules import import_module
+from ...modules import import_modules
+from ...user_code import explained
 from ..arm import Arm
 from ..environment import describe_device
 from ..grid import make_runs
@@ -90,14 +92,15 @@ def _opened(setting: Setting) -> tuple[Study, Workbench, Store | None]:
     sys.path[:] = dict.fromkeys([*setting.path, *sys.path])
     importlib.invalidate_caches()
     raw, environment = json.loads(setting.study), json.loads(setting.environment)
+    _, errors = import_modules(raw["modules"], Path())
     try:
-        for name in raw["modules"]:
-            import_module(name)
+        for error in errors.values():
+            raise error
         study = study_type().model_validate(raw)
-    except Exception as error:  # Whatever the user's code raises is told as theirs.
+    except (Exception, SystemExit) as error:  # Whatever the user's code raises is told as theirs.
         raise UserError(
             "a worker does not know all that the study names; list your modules in `modules`, and "
-            f"let workers find them: {type(error).__name__}: {error}"
+            f"let workers find them: {explained(error)}"
         ) from error
     if environment["device"] != describe_device():
         raise UserError(
