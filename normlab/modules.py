@@ -176,14 +176,13 @@ class _Loader(SourceFileLoader):
 class _Finder(MetaPathFinder):
     """Finds what lies beside a study's files, for their relative imports."""
 
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None, /) -> ModuleSpec | None:
         """Finds a module of one of the packages above."""
-        if not name.startswith(_PREFIX) or path is None:
+        if not fullname.startswith(_PREFIX) or path is None:
             return None
-        spec = PathFinder.find_spec(name, path, target)
+        spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(name, spec.loader.path)
+            spec.loader = _Loader(fullname, spec.loader.path)
             spec.cached = None
         return spec
 
