@@ -3,6 +3,7 @@
 import io
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -145,23 +146,36 @@ def report(
     """Print the table of a study and write its page anew, or join several on one page.
 
     Several studies are joined as if they were tasks of one: over the arms that have the same names
-    in all of them, each study weighing the same.
+    in all of them, each study weighing the same. Of a folder of studies, as of runs, the studies
+    are listed.
 
     Args:
         folders: Where `normlab compare` left its results.
         out: The page, and FILE_charts beside it; by default in the folder of the one study, or here
             for several.
     """
-    if len(folders) == 1 and out is None:
-        _show_report(folders[0])
-        return
-    from .report import print_table, read_study, write_page
-
     if not folders:
         raise UserError("expected the folder of a study, or several")
-    page = write_page(folders, out or Path("report.html"))
-    for study in map(read_study, folders):
-        console.print(f"\n{study.name}", style="bold")
+    if len(folders) == 1 and out is None:
+        from .compare.store import is_study, studies_in
+
+        if not is_study(folders[0]) and (there := studies_in(folders[0])):
+            _list_studies(there)
+        else:
+            _show_report(folders[0])
+        return
+    from .report import print_table, read_study, write_page
+    from .report.view import joined, titles, why_apart
+
+    studies = [read_study(folder) for folder in folders]
+    page = write_page(studies, out or Path("report.html"))
+    if together := joined(studies):
+        console.print("\nall studies together", style="bold")
+        print_table(together[1], console)
+    else:
+        console.print(why_apart(studies) if len(studies) > 1 else "")
+    for name, study in zip(titles(studies), studies, strict=True):
+        console.print(f"\n{name}", style="bold")
         print_table(study.summary, console)
     console.print(f"Page: {page}")
 
@@ -509,6 +523,25 @@ def _show_report(folder: Path) -> None:
     page = write_report(study)
     print_table(study.summary, console)
     console.print(f"Page: {page}")
+
+
+def _list_studies(folders: Sequence[Path]) -> None:
+    """Prints of each study how far it is and what came of it."""
+    from .report import read_study
+    from .report.words import conclude
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("folder", "study", "runs", "outcome"):
+        table.add_column(column, overflow="fold")
+    for folder in folders:
+        try:
+            study = read_study(folder)
+        except UserError as error:  # The others are listed all the same.
+            table.add_row(str(folder), "", "", str(error))
+            continue
+        runs = f"{len(study.results)} of {sum(study.planned.values())}"
+        table.add_row(str(folder), study.setting, runs, conclude(study.summary).headline)
+    console.print(table)
 
 
 def _print_indented(text: str) -> None:

@@ -449,12 +449,28 @@ class Store:
     def _existing(self, name: str) -> Path:
         path = self.folder / name
         if not _is_there(path):
+            if there := studies_in(self.folder):
+                raise NoStudyError(
+                    f"{self.folder} holds no study, but the folders of {len(there)}: "
+                    f"{', '.join(map(str, there[:5]))}{', ...' * (len(there) > 5)}. Give one of "
+                    f"them; `normlab report {self.folder}` lists all."
+                )
             raise NoStudyError(
                 f"{self.folder} holds no study: {name} is missing. Give the folder that "
                 "`normlab compare` writes; a study that has just begun writes it once all of its "
                 "programs are traced."
             )
         return path
+
+
+def is_study(folder: str | Path) -> bool:
+    """Whether a folder is that of a study."""
+    return _is_there(Path(folder) / "config.yaml")
+
+
+def studies_in(folder: str | Path) -> list[Path]:
+    """Returns the folders of the studies that lie directly in a folder, by name."""
+    return sorted(path.parent for path in Path(folder).glob("*/config.yaml"))
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .figure import Figure
 from .numbers import numbers
 from .study import Study, read_study
 from .style import style
-from .view import View, views
+from .view import View, differences, titles, views, why_apart
 
 COLUMNS = {
     "arm": "arm",
@@ -36,6 +36,7 @@ COLUMNS = {
     "seconds": "seconds a run",
     "diverged": "diverged",
 }
+MOST_TOLD = 6  # settings that tell joined studies apart
 # As the table says and sorts them.
 VERDICTS = {
     "worse": "▼ worse",
@@ -73,14 +74,14 @@ def write_report(study: Study | str | Path) -> Path:
     return page
 
 
-def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
+def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
     """Writes one page about one or several studies where it is wanted, and their charts beside it.
 
     Several studies are joined as if they were tasks of one, over the arms that have the same names
     in all of them; each is shown by itself as well.
 
     Args:
-        folders: What `normlab compare` wrote or is writing.
+        studies: What `normlab compare` wrote or is writing, read or as folders.
         page: The file to write; of `joint.html` the charts lie in the folder `joint_charts`.
 
     Returns:
@@ -94,8 +95,9 @@ def write_page(folders: Sequence[str | Path], page: str | Path) -> Path:
     page = Path(page)
     if page.is_dir():
         raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
+    studies = [it if isinstance(it, Study) else read_study(it) for it in studies]
     # A study that is given twice is one.
-    studies = [read_study(folder) for folder in dict.fromkeys(map(Path, folders))]
+    studies = list({study.folder.resolve(): study for study in studies}.values())
     shown = views(studies)
     made = [figures(view) for view in shown]
     pictures = _pictures(shown, made, page.with_name(f"{page.stem}_charts"))
@@ -154,6 +156,8 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
     return environment.get_template("page.html").render(
         title=", ".join(dict.fromkeys(study.name for study in studies)),
         studies=studies,
+        headings=_headings(studies),
+        why_apart=why_apart(studies) if len(studies) > 1 else "",
         views=parts,
         looks=shown[0].looks,
         factors=factors,
@@ -168,6 +172,13 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
         data=_data(parts, factors),
         library=_library(),
     )
+
+
+def _headings(studies: Sequence[Study]) -> list[tuple[str, str, str]]:
+    """Title, setting and what is not the same in all of them, of each study of a page."""
+    apart = differences(studies, MOST_TOLD)
+    settings = [study.setting for study in studies]
+    return list(zip(titles(studies), settings, apart, strict=True))
 
 
 def _data(parts: Sequence[dict[str, Any]], factors: dict[str, list[Any]]) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """What a page shows at a time: one task, all tasks of a study, or what several studies share."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..compare.arm import in_words, short_names
+from ..compare.paths import flatten
 from ..compare.selection import final_runs
 from ..compare.store import Result
 from ..compare.summary import ArmSummary, Summary, summarize
 from .study import Study
 from .style import Look, looks
+
+MOST_TOLD_IN_TITLE = 3  # settings that tell studies of one name apart
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,13 @@ def views(studies: Sequence[Study]) -> list[View]:
     names in all of them, if these are two at least and the baselines agree. They are judged by the
     strictest of the studies' significances and margins.
     """
-    titles = _titles(studies)
+    named = titles(studies)
     drawn = looks([arm for study in studies for arm in study.summary.arms], _baseline(studies))
     made: list[View] = []
-    joined = _joined(studies, titles)
-    if joined is not None:
-        made.append(View("all studies together", *joined, {}, frozenset(), drawn))
-    for study, title in zip(studies, titles, strict=True):
+    together = joined(studies)
+    if together is not None:
+        made.append(View("all studies together", *together, {}, frozenset(), drawn))
+    for study, title in zip(studies, named, strict=True):
         before = f"{title}: " if len(studies) > 1 else ""
         whole = f"{before}all tasks together" if study.summary.tasks else title
         made.append(
@@ -90,44 +94,79 @@ def views(studies: Sequence[Study]) -> list[View]:
     return made
 
 
-def _titles(studies: Sequence[Study]) -> list[str]:
+def titles(studies: Sequence[Study]) -> list[str]:
+    """Returns the names of the studies; those of one name with what tells them apart."""
     names = [study.name for study in studies]
+    told = list(names)
+    for name in dict.fromkeys(names):
+        alike = [place for place, it in enumerate(names) if it == name]
+        if len(alike) > 1:
+            apart = differences([studies[place] for place in alike], MOST_TOLD_IN_TITLE)
+            if len(set(apart)) < len(apart):  # Their settings are the same.
+                apart = [str(studies[place].folder) for place in alike]
+            for place, words in zip(alike, apart, strict=True):
+                told[place] = f"{name} ({words})"
+    return told
+
+
+def differences(studies: Sequence[Study], most: int) -> list[str]:
+    """Returns of each study what its configuration has that is not the same in all of them.
+
+    Args:
+        studies: These.
+        most: Settings to tell; the rest is counted.
+    """
+    everywhere = set.intersection(*({*study.config["variants"]} for study in studies))
+    configs = [flatten(_told(study.config, everywhere)) for study in studies]
+    paths = dict.fromkeys(path for config in configs for path in config)
+    apart = [path for path in paths if len({_level(config, path) for config in configs}) > 1]
+    short = short_names(apart)
+    rest = [f"{len(apart) - most} more"] if len(apart) > most else []
     return [
-        name if names.count(name) == 1 else f"{name} ({study.folder})"
-        for name, study in zip(names, studies, strict=True)
+        ", ".join([f"{short[path]}={_level(config, path)}" for path in apart[:most]] + rest)
+        for config in configs
     ]
+
+
+def _told(config: Mapping[str, Any], variants: set[str]) -> dict[str, Any]:
+    """A configuration with the fields of the variants given, and of the others their names."""
+    # Where code is found and runs are made makes no difference to what was found.
+    told = {key: it for key, it in config.items() if key not in ("study", "modules", "executor")}
+    more = ", ".join(name for name in config["variants"] if name not in variants)
+    own = {name: it for name, it in config["variants"].items() if name in variants}
+    return told | {"variants": own} | ({"variants besides": more} if more else {})
+
+
+def _level(config: Mapping[str, Any], path: str) -> str:
+    return in_words(config[path]) if path in config else "none"
 
 
 def _baseline(studies: Sequence[Study]) -> str:
     return studies[0].summary.baseline
 
 
-def _joined(
-    studies: Sequence[Study], titles: Sequence[str]
-) -> tuple[tuple[Result, ...], Summary] | None:
-    """The runs of the arms that all studies have, each study or task of it being a task."""
-    if len(studies) < 2 or len({study.summary.baseline for study in studies}) > 1:
+def joined(studies: Sequence[Study]) -> tuple[tuple[Result, ...], Summary] | None:
+    """The runs of the arms that all studies have, each study or task of it being a task.
+
+    Returns:
+        The runs and what they mean; None for a single study, and where `why_apart` says why.
+    """
+    if len(studies) < 2 or why_apart(studies):
         return None
-    shared = {arm.name for arm in studies[0].arms}
-    for study in studies[1:]:
-        shared &= {arm.name for arm in study.arms}
-    baselines = studies[0].summary.baselines
-    shared = {name for name in shared if baselines[name] in shared}
-    if len(shared) < 2:
-        return None
+    shared, named = _shared(studies), titles(studies)
 
     def of_page(title: str, task: str) -> str:
         return f"{title}: {task}" if task else title
 
     results = tuple(
         run.model_copy(update={"task": of_page(title, run.task)})
-        for study, title in zip(studies, titles, strict=True)
+        for study, title in zip(studies, named, strict=True)
         for run in study.results
         if run.arm in shared and run.phase == "final"
     )
     arms = [
         dataclasses.replace(arm, task=of_page(title, arm.task))
-        for study, title in zip(studies, titles, strict=True)
+        for study, title in zip(studies, named, strict=True)
         for arm in study.arms
         if arm.name in shared
     ]
@@ -139,3 +178,24 @@ def _joined(
         significance=min(study.summary.significance for study in studies),
     )
     return results, summary
+
+
+def why_apart(studies: Sequence[Study]) -> str:
+    """Why several studies have nothing to be joined over, in a sentence; empty if they have."""
+    baselines = list(dict.fromkeys(study.summary.baseline for study in studies))
+    if len(baselines) > 1:
+        return f"Each study stands by itself, since their baselines differ: {', '.join(baselines)}."
+    if len(_shared(studies)) < 2:
+        return (
+            "Each study stands by itself, since no two arms, one of them a baseline, have the same "
+            "names in all of them."
+        )
+    return ""
+
+
+def _shared(studies: Sequence[Study]) -> set[str]:
+    """The names of the arms that all studies have, with those that they are compared with."""
+    named = [{arm.name for arm in study.arms} for study in studies]
+    shared = set.intersection(*named)
+    baselines = studies[0].summary.baselines
+    return {name for name in shared if baselines[name] in shared}

@@ -24,7 +24,7 @@ from normlab.inference.estimates import estimate
 from normlab.report import read_study, words, write_page, write_report
 from normlab.report.charts import figures, overview
 from normlab.report.style import BASELINE_COLOR, COLORS, looks
-from normlab.report.view import views
+from normlab.report.view import titles, views
 
 BATCH = QUICKSTART["batch"]
 CASES = {
@@ -329,8 +329,31 @@ def test_studies_that_share_no_comparison_are_shown_side_by_side(tmp_path):
     draw_study(tmp_path / "b", {"none": QUICKSTART["none"], "rms": BATCH}, tune={})
     studies = [read_study(tmp_path / name) for name in "ab"]
     assert [it.title for it in views(studies)] == [
-        f"quickstart ({tmp_path / name})" for name in "ab"
+        "quickstart (variants besides=batch)",
+        "quickstart (variants besides=rms)",
     ]
+    said = "no two arms, one of them a baseline, have the same names in all of them"
+    assert said in Parsed(write_page(studies, tmp_path / "joint.html")).text
+
+
+def test_studies_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    two = {name: QUICKSTART[name] for name in ("none", "batch")}
+    for name, epochs in (("a", 4), ("b", 6), ("c", 6)):
+        draw_study(tmp_path / name, two, tune={}, epochs=epochs)
+    store = Store(tmp_path / "b")
+    store.write_config(store.config() | {"margin": 0.01})
+    studies = [read_study(tmp_path / name) for name in "abc"]
+    told = [
+        "quickstart (epochs=4, margin=none)",
+        "quickstart (epochs=6, margin=0.01)",
+        "quickstart (epochs=6, margin=none)",
+    ]
+    assert [it.title for it in views(studies)] == ["all studies together", *told]
+    # The same settings leave the folder, and one folder given twice is one study.
+    alike = [studies[2], read_study(draw_study(tmp_path / "d", two, tune={}, epochs=6))]
+    assert titles(alike) == [f"quickstart ({tmp_path / name})" for name in "cd"]
+    text = Parsed(write_page([tmp_path / "a", tmp_path / "." / "a"], tmp_path / "one.html")).text
+    assert "all studies together" not in text
 
 
 def test_reports_are_written_without_jax(tmp_path):
