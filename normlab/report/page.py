@@ -95,13 +95,13 @@ def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
     page = Path(page)
     if page.is_dir():
         raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
-    studies = [it if isinstance(it, Study) else read_study(it) for it in studies]
+    read = [it if isinstance(it, Study) else read_study(it) for it in studies]
     # A study that is given twice is one.
-    studies = list({study.folder.resolve(): study for study in studies}.values())
-    shown = views(studies)
+    apart = list({study.folder.resolve(): study for study in read}.values())
+    shown = views(apart)
     made = [figures(view) for view in shown]
     pictures = _pictures(shown, made, page.with_name(f"{page.stem}_charts"))
-    _write(studies, shown, made, page, pictures)
+    _write(apart, shown, made, page, pictures)
     return page
 
 
