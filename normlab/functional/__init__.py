@@ -8,6 +8,7 @@ from .ghost import Grouping as Grouping
 from .ghost import Part as Part
 from .ghost import Remainder as Remainder
 from .ghost import ghost_parts as ghost_parts
+from .ghost import lie_within_devices as lie_within_devices
 from .ghost import split_groups as split_groups
 from .ghost import spread_groups as spread_groups
 from .groups import group_moments as group_moments
@@ -28,6 +29,10 @@ from .pooling import squared_magnitude as squared_magnitude
 from .pooling import unbiased as unbiased
 from .proxy import proxy_normalize as proxy_normalize
 from .running import update_running as update_running
+from .spread import gathered as gathered
+from .spread import small_beside as small_beside
+from .spread import spec_of as spec_of
+from .spread import spread_as as spread_as
 from .weights import NONLINEARITY_GAINS as NONLINEARITY_GAINS
 from .weights import converged_direction as converged_direction
 from .weights import normalize_weight as normalize_weight

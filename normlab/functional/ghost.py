@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .spread import devices_along, join_axes, split_axis
+
 Grouping = Literal["contiguous", "strided"]
 Remainder = Literal["error", "smaller_group", "merge_last"]
 
@@ -61,6 +63,14 @@ def ghost_parts(examples: int, ghost_batch_size: int, remainder: Remainder) -> t
     return (full, Part(full.stop, 1, rest))
 
 
+def lie_within_devices(x: Array, parts: tuple[Part, ...], axis: int, grouping: Grouping) -> bool:
+    """Whether each group is on one device, as far as the type of `x` says what is on others."""
+    devices = devices_along(x, axis)
+    if devices == 1:
+        return True
+    return len(parts) == 1 and grouping == "contiguous" and parts[0].groups % devices == 0
+
+
 def split_groups(x: Array, part: Part, axis: int, grouping: Grouping) -> Array:
     """Takes a part of the examples along `axis` as `(groups, group_size)`, in its place.
 
@@ -69,9 +79,8 @@ def split_groups(x: Array, part: Part, axis: int, grouping: Grouping) -> Array:
     """
     x = lax.slice_in_dim(x, part.start, part.stop, axis=axis)
     if grouping == "contiguous":
-        return x.reshape(*x.shape[:axis], part.groups, part.group_size, *x.shape[axis + 1 :])
-    x = x.reshape(*x.shape[:axis], part.group_size, part.groups, *x.shape[axis + 1 :])
-    return jnp.swapaxes(x, axis, axis + 1)
+        return split_axis(x, axis, part.groups, part.group_size)
+    return jnp.swapaxes(split_axis(x, axis, part.group_size, part.groups), axis, axis + 1)
 
 
 def spread_groups(statistic: Array, part: Part, axis: int, grouping: Grouping) -> Array:
@@ -85,4 +94,4 @@ def spread_groups(statistic: Array, part: Part, axis: int, grouping: Grouping) -
     statistic = jnp.broadcast_to(statistic, shape)
     if grouping == "strided":
         statistic = jnp.swapaxes(statistic, axis, axis + 1)
-    return statistic.reshape(*shape[:axis], part.groups * part.group_size, *shape[axis + 2 :])
+    return join_axes(statistic, axis)

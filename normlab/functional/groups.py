@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Inexact
 
 from .moments import moments
 from .pooling import Moments, pool_moments
+from .spread import gathered, join_axes, small_beside, split_axis
 
 
 def group_moments(
@@ -48,11 +49,11 @@ def group_moments(
     size = x.shape[axis] // groups
 
     def members(a):
-        return a.reshape(*a.shape[:axis], groups, size, *a.shape[axis + 1 :])
+        return split_axis(a, axis, groups, size)
 
     def spread(a):
         copies = jnp.broadcast_to(a, (*a.shape[: axis + 1], size, *a.shape[axis + 2 :]))
-        return copies.reshape(*a.shape[:axis], groups * size, *a.shape[axis + 2 :])
+        return small_beside(x, join_axes(copies, axis))
 
     of = partial(
         moments,
@@ -74,6 +75,8 @@ def pool_axes(statistics: Moments, axes: tuple[int, ...]) -> Moments:
     """Moments of the union over some axes of moments, which are kept with size 1."""
 
     def to_front(a):
+        for axis in axes:
+            a = gathered(a, axis)
         kept = [axis for axis in range(a.ndim) if axis not in axes]
         a = jnp.transpose(a, (*axes, *kept))
         # Written out, since a size of -1 is undefined for an empty batch.

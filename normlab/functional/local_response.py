@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 from .pooling import squared_magnitude
+from .spread import gathered, spec_of, spread_as
 
 
 def local_response(
@@ -44,13 +45,14 @@ def local_response(
     # small neighbourhood beside a large one.
     others, reach = x.ndim - 1, size // 2
     energy = lax.reduce_window(
-        square,
+        gathered(square, others),
         0.0,
         lax.add,
         window_dimensions=(1,) * others + (2 * reach + 1,),
         window_strides=(1,) * x.ndim,
         padding=((0, 0),) * others + ((reach, reach),),
     )
+    energy = spread_as(energy, spec_of(x))
     return x / _power(k + (alpha / size if average else alpha) * energy, beta)
 
 

@@ -3,13 +3,15 @@
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Real
+
+from .spread import Spec, spec_of, spread_as
 
 
 def update_running(
     mean: Inexact[Array, "*features"],
     variance: Float[Array, "*features"],
-    updates: Float[Array, ""],
+    updates: Real[Array, ""],
     batch_mean: Inexact[Array, "batches *features"],
     batch_variance: Float[Array, "batches *features"],
     counts: Float[Array, "batches *features"],
@@ -32,7 +34,8 @@ def update_running(
     once by the closed form of that recursion.
 
     A batch with a non-finite statistic, or of which nothing was counted, is passed over; a feature
-    of which nothing was counted keeps its value.
+    of which nothing was counted keeps its value. What is kept stays in the dtype and on the devices
+    that it came in and on, whatever those of the batches are.
 
     Args:
         mean: Running mean.
@@ -47,38 +50,57 @@ def update_running(
     Returns:
         The new mean, variance and number of updates.
     """
+    # Which is that of the variance, since the mean may be complex.
+    dtype = jnp.finfo(variance.dtype).dtype
+    batch_mean = _like_running(batch_mean, mean)
+    batch_variance = _like_running(batch_variance, variance)
+    counts = spread_as(counts, _spec_of_batches(variance)).astype(dtype)
+    number = updates.astype(dtype)
     features = tuple(range(1, batch_mean.ndim))
     # The difference of a number that is not finite to itself is NaN, and so is the sum.
     nothing = jnp.sum(batch_mean - batch_mean + (batch_variance - batch_variance), features)
     usable = (nothing == 0) & (jnp.max(counts, features, initial=0) > 0)
 
-    new_updates = updates + jnp.sum(usable)
+    new_number = number + jnp.sum(usable, dtype=dtype)
     if momentum is None:
-        weights = usable / jnp.maximum(new_updates, 1)
+        weights = usable.astype(dtype) / jnp.maximum(new_number, 1)
         kept = 1 - jnp.sum(weights)
     else:
         # Each usable batch multiplies all that came before it by the momentum.
-        decay = jnp.where(usable, momentum, 1.0)
-        later = jnp.concatenate([jnp.cumprod(decay[:0:-1])[::-1], jnp.ones(1)])
-        weights = usable * (1 - momentum) * later
+        momentum = momentum if isinstance(momentum, float | int) else momentum.astype(dtype)
+        decay = jnp.where(usable, jnp.asarray(momentum, dtype), jnp.ones((), dtype))
+        later = jnp.concatenate([jnp.cumprod(decay[:0:-1])[::-1], jnp.ones(1, dtype)])
+        weights = usable.astype(dtype) * (1 - momentum) * later
         kept = jnp.prod(decay)
         if debias:
             # Not 1 less the weights, of which rounding would leave a share of the initial value.
-            total = _one_minus_power(momentum, new_updates)
-            before = jnp.where(updates > 0, _one_minus_power(momentum, updates), 0)
+            total = _one_minus_power(momentum, new_number)
+            before = jnp.where(number > 0, _one_minus_power(momentum, number), 0)
             weights, kept = weights / total, kept * before / total
 
     column = (-1,) + (1,) * mean.ndim
 
-    counted = usable.reshape(column) & (counts > 0)
+    # In the shape of the batches, as JAX asks of what it selects by on an explicit mesh.
+    entered = usable.reshape(column) & (counts >= 0)
+    counted = entered & (counts > 0)
 
     def average(old, batches):
-        batches = jnp.where(counts > 0, batches, old[None])
-        batches = jnp.where(usable.reshape(column), batches, 0)
+        batches = jnp.where(counts > 0, batches, jnp.broadcast_to(old[None], batches.shape))
+        batches = jnp.where(entered, batches, 0)
         new = kept * old + jnp.sum(weights.reshape(column) * batches, axis=0)
-        return jnp.where(jnp.any(counted, axis=0), new, old).astype(new.dtype)
+        return jnp.where(jnp.any(counted, axis=0), new, old)
 
+    new_updates = new_number.astype(updates.dtype)
     return average(mean, batch_mean), average(variance, batch_variance), new_updates
+
+
+def _like_running(batches: Array, running: Array) -> Array:
+    """Statistics of batches in the dtype and on the devices of the running ones."""
+    return spread_as(batches, _spec_of_batches(running)).astype(running.dtype)
+
+
+def _spec_of_batches(running: Array) -> Spec:
+    return (None, *spec_of(running))
 
 
 def _one_minus_power(momentum: float | Array, updates: Array) -> Array:

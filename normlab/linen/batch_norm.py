@@ -11,7 +11,14 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import Moments, mix_moments, moments, unbiased, update_running
+from ..functional import (
+    Moments,
+    mix_moments,
+    moments,
+    small_beside,
+    unbiased,
+    update_running,
+)
 from .shared import (
     Axes,
     AxisName,
@@ -227,19 +234,19 @@ class BatchNorm(nn.Module):
         if counts and (
             self.is_mutable_collection("batch_stats") or self.has_variable("batch_stats", "count")
         ):
-            count = self.variable("batch_stats", "count", jnp.zeros, ())
+            count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.float32)
         return Running(mean, var, count)
 
     def _update(self, running: Running, batches: Moments, features: tuple[int, ...]) -> None:
         """Lets the statistics of one or more batches enter the running ones."""
         batch_mean = batches.mean.reshape(-1, *features)
         # A restored checkpoint holds NumPy arrays.
-        mean = jnp.asarray(running.mean.value if running.mean else jnp.zeros_like(batch_mean[0]))
         before = jnp.asarray(self._to_average(running.var.value))
+        mean = jnp.asarray(running.mean.value) if running.mean else jnp.zeros_like(before)
         mean, average, updates = update_running(
             mean,
             before,
-            jnp.asarray(running.count.value if running.count else 0.0),
+            jnp.asarray(running.count.value) if running.count else jnp.zeros((), before.dtype),
             batch_mean,
             self._to_average(batches.variance.reshape(-1, *features)),
             batches.counted.reshape(-1, *features),
@@ -265,18 +272,26 @@ class BatchNorm(nn.Module):
     def _evaluation_moments(self, given: BatchInput) -> Moments:
         """The running statistics, mixed with those of each example if that is asked for."""
         running = self._running(given)
-        variance = jnp.expand_dims(running.var.value, given.reduced_axes)
+        variance = self._beside(given, running.var.value)
+        variance = variance.astype(jnp.finfo(given.x.dtype).dtype)
         zeros = jnp.zeros((1,) * given.x.ndim, given.x.dtype)
-        shift = zeros
+        shift = residual = zeros
         if running.mean:
-            shift = jnp.expand_dims(running.mean.value, given.reduced_axes)
-        stored = Moments(jnp.zeros(zeros.shape), shift, zeros, variance)
+            mean = self._beside(given, running.mean.value)
+            # What a mean of more digits than the input has beyond them.
+            shift = mean.astype(jnp.promote_types(given.x.dtype, shift.dtype))
+            residual = (mean - shift.astype(mean.dtype)).astype(shift.dtype)
+        stored = Moments(jnp.zeros(zeros.shape, jnp.float32), shift, residual, variance)
         if not self.example_weight:
             return stored
         example = self._example_moments(given)
         if not running.mean:
             example = example._replace(shift=zeros, residual=zeros)
         return mix_moments(stored, example, self.example_weight)
+
+    def _beside(self, given: BatchInput, statistic: ArrayLike) -> Array:
+        """A running statistic in the rank of the input, and on its devices."""
+        return small_beside(given.x, jnp.expand_dims(jnp.asarray(statistic), given.reduced_axes))
 
     def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
         """Returns the statistics to normalize by, and those that enter the running ones."""

@@ -74,11 +74,12 @@ class BatchRenorm(BatchNorm):
     def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
         assert running is not None  # For _corrects_batch is set.
         batch = self._moments_of_batch(given)
-        mean = jnp.expand_dims(running.mean.value, given.reduced_axes)
-        variance = jnp.expand_dims(running.var.value, given.reduced_axes)
+        mean = self._beside(given, running.mean.value).astype(batch.shift.dtype)
+        variance = self._beside(given, running.var.value).astype(batch.variance.dtype)
         deviation = jnp.sqrt(variance + self.epsilon)
         batch_deviation = jnp.sqrt(batch.variance + self.epsilon)
-        r_max, d_max = self._limits(jnp.asarray(running.count.value if running.count else 0.0))
+        updates = jnp.asarray(running.count.value if running.count else 0, variance.dtype)
+        r_max, d_max = self._limits(updates)
         r = lax.stop_gradient(jnp.clip(batch_deviation / deviation, 1 / r_max, r_max))
         distance = lax.stop_gradient(batch.shift - mean + batch.residual) / deviation
         d = lax.stop_gradient(_clip_magnitude(distance, d_max))

@@ -48,7 +48,7 @@ class EvoNormB0(BatchNorm):
         x = given.x
         refuse_complex(self, x)
         v = self.param("v", self.v_init, given.features, self.param_dtype)
-        v = broadcast_to_input("EvoNormB0: v", v, x.shape, given.feature_axes)
+        v = broadcast_to_input("EvoNormB0: v", v, x, given.feature_axes)
         instance = self._example_moments(given)
         denominator = jnp.maximum(
             jnp.sqrt(statistics.variance + self.epsilon),

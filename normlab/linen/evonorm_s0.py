@@ -100,7 +100,7 @@ class EvoNormS0(nn.Module):
             axis_index_groups=self.axis_index_groups,
         )
         v = self.param("v", self.v_init, x.shape[-1:], self.param_dtype)
-        gated = swish(x, broadcast_to_input("EvoNormS0: v", v, x.shape, channels))
+        gated = swish(x, broadcast_to_input("EvoNormS0: v", v, x, channels))
         scale, bias = affine(self, x, channels, scale, bias)
         return normalize(
             gated,

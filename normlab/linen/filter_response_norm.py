@@ -110,7 +110,7 @@ class FilterResponseNorm(nn.Module):
         def learned(name: str, start: float) -> Array:
             initial = nn.initializers.constant(start)
             value = self.param(name, initial, x.shape[-1:], self.param_dtype)
-            return broadcast_to_input(f"FilterResponseNorm: {name}", value, x.shape, channels)
+            return broadcast_to_input(f"FilterResponseNorm: {name}", value, x, channels)
 
         if self.learn_epsilon:
             variance = statistics.variance + jnp.abs(learned("epsilon", 1e-4))

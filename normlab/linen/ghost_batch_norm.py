@@ -16,9 +16,13 @@ from ..functional import (
     Remainder,
     average_moments,
     gather_groups,
+    gathered,
     ghost_parts,
+    lie_within_devices,
     moments,
+    pool_axes,
     pool_moments,
+    small_beside,
     split_groups,
     spread_groups,
 )
@@ -86,22 +90,38 @@ class GhostBatchNorm(BatchNorm):
             return whole, self._collect(jax.tree.map(lambda a: a[None], whole))
         shifted_axes = tuple(a + 1 for a in given.reduced_axes)
         groups, spread = [], []
+        within = lie_within_devices(x, parts, axis, self.grouping)
+        # Of groups that devices share, each example's own moments are put together instead, so that
+        # small arrays are sent around and not the input.
+        of_examples = None if within else self._gathered_moments(given, axis)
         for part in parts:  # One, or two where the last group has a size of its own.
-            group = moments(
-                split_groups(x, part, axis, self.grouping),
-                shifted_axes,
-                stored=split_groups(given.inputs, part, axis, self.grouping),
-                mask=None if mask is None else split_groups(mask, part, axis, self.grouping),
-                use_fast_variance=self.use_fast_variance,
-            )
+
+            def split(a, part=part):
+                return split_groups(a, part, axis, self.grouping)
+
+            if of_examples is not None:
+                group = pool_axes(jax.tree.map(split, of_examples), (axis + 1,))
+            else:
+                group = moments(
+                    split(x),
+                    shifted_axes,
+                    stored=split(given.inputs),
+                    mask=None if mask is None else split(mask),
+                    use_fast_variance=self.use_fast_variance,
+                )
             groups.append(jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), group))
             spread.append(
                 jax.tree.map(
                     partial(spread_groups, part=part, axis=axis, grouping=self.grouping), group
                 )
             )
-        of_example = jax.tree.map(lambda *a: jnp.concatenate(a, axis), *spread)
+        of_example = jax.tree.map(lambda *a: small_beside(x, jnp.concatenate(a, axis)), *spread)
         return of_example, self._collect(jax.tree.map(lambda *a: jnp.concatenate(a), *groups))
+
+    def _gathered_moments(self, given: BatchInput, axis: int) -> Moments:
+        """The moments of each example, on all devices."""
+        of_examples = self._moments(given, tuple(a for a in given.reduced_axes if a != axis))
+        return jax.tree.map(partial(gathered, axis=axis), of_examples)
 
     def _parts(self, x: Array, reduced_axes: tuple[int, ...]) -> tuple[tuple[Part, ...], int]:
         """Plans the groups; returns them with the axis of the examples."""

@@ -42,7 +42,7 @@ class Identity(nn.Module):
         del use_running_average, mask  # Identity has no statistics.
         y = jnp.asarray(x)
         if scale is not None:
-            y = y * broadcast_to_input("Identity: scale", scale, y.shape, (y.ndim - 1,))
+            y = y * broadcast_to_input("Identity: scale", scale, y, (y.ndim - 1,))
         if bias is not None:
-            y = y + broadcast_to_input("Identity: bias", bias, y.shape, (y.ndim - 1,))
+            y = y + broadcast_to_input("Identity: bias", bias, y, (y.ndim - 1,))
         return y if self.dtype is None else y.astype(self.dtype)

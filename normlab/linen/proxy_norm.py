@@ -139,7 +139,7 @@ class ProxyNorm(nn.Module):
 
         def learned(name: str) -> Array:
             value = self.param(name, nn.initializers.zeros, x.shape[-1:], self.param_dtype)
-            return broadcast_to_input(f"ProxyNorm: {name}", value, x.shape, channels)
+            return broadcast_to_input(f"ProxyNorm: {name}", value, x, channels)
 
         scale, bias = affine(self, x, channels, scale, bias)
         z = proxy_normalize(

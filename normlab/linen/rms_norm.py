@@ -13,7 +13,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import moments
+from ..functional import moments, spec_of, spread_as
 from .shared import (
     Axes,
     AxisName,
@@ -112,11 +112,12 @@ class RMSNorm(nn.Module):
                     self, inputs, mask, axes, feature_axes, scale, bias, centre=False
                 )
             x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
+            part, stored, counted = self._part(x, inputs, mask, axes)
             statistics = moments(
-                self._part(x, axes),
+                part,
                 axes,
-                stored=self._part(inputs, axes),
-                mask=None if mask is None else self._part(mask, axes),
+                stored=stored,
+                mask=counted,
                 axis_name=self.axis_name,
                 axis_index_groups=self.axis_index_groups,
                 use_mean=False,
@@ -135,7 +136,9 @@ class RMSNorm(nn.Module):
         y = scaled(1 + learned.astype(jnp.promote_types(learned.dtype, jnp.float32)))
         return y.astype(canonicalize_dtype(inputs, learned, bias, dtype=self.dtype))
 
-    def _part(self, values: Array, axes: tuple[int, ...]) -> Array:
+    def _part(
+        self, x: Array, inputs: Array, mask: Array | None, axes: tuple[int, ...]
+    ) -> tuple[Array, Array, Array | None]:
         """Returns the part of the reduced axis that the mean square is taken of."""
         if len(axes) != 1:
             raise ValueError(
@@ -144,5 +147,12 @@ class RMSNorm(nn.Module):
                 "fraction at 1."
             )
         # Rounded first, since 0.07 * 100 is a little more than 7.
-        size = max(1, math.ceil(round(self.fraction * values.shape[axes[0]], 6)))
-        return lax.slice_in_dim(values, 0, size, axis=axes[0])
+        size = max(1, math.ceil(round(self.fraction * x.shape[axes[0]], 6)))
+        if spec_of(x)[axes[0]] is None:
+            return jax.tree.map(
+                lambda values: lax.slice_in_dim(values, 0, size, axis=axes[0]), (x, inputs, mask)
+            )
+        # An axis that lies on several devices cannot be cut anywhere, but masked.
+        within = lax.broadcasted_iota(jnp.int32, x.shape, axes[0]) < size
+        within = spread_as(within, spec_of(x))
+        return x, inputs, within if mask is None else within & mask

@@ -95,6 +95,6 @@ class ScaledWeightStandardization(nn.Module):
         shape = tuple(weight.shape[axis] for axis in outputs)
         gain = self.param(f"{path}/gain", self.gain_init, shape, self.param_dtype)
         x = in_statistics_dtype(weight, None, force_float32=True)
-        factor = self.nonlinearity_gain * broadcast_to_input("gain", gain, x.shape, outputs)
+        factor = self.nonlinearity_gain * broadcast_to_input("gain", gain, x, outputs)
         y = scaled_standardize_weight(x, inputs, factor, epsilon=self.epsilon)
         return y.astype(canonicalize_dtype(weight, gain, dtype=self.dtype))

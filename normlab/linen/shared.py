@@ -9,7 +9,13 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from ..functional import Moments, normalize, normalize_by_own_moments, squared_magnitude
+from ..functional import (
+    Moments,
+    normalize,
+    normalize_by_own_moments,
+    small_beside,
+    squared_magnitude,
+)
 
 Axes = int | Sequence[int]
 AxisName = str | tuple[str, ...]
@@ -130,28 +136,28 @@ def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) 
 
 
 def broadcast_to_input(
-    name: str, value: ArrayLike, shape: tuple[int, ...], feature_axes: tuple[int, ...]
+    name: str, value: ArrayLike, x: Array, feature_axes: tuple[int, ...]
 ) -> Array:
-    """Returns a scale or bias in the rank of the input, ready to broadcast.
+    """Returns a scale or bias in the rank of the input and on its devices, ready to broadcast.
 
     Args:
         name: What to call it in an error.
         value: Of the shape of the features, or of the rank of the input.
-        shape: Shape of the input.
+        x: The input.
         feature_axes: Axes of the input that hold the features.
 
     Raises:
         ValueError: If the value has neither the shape of the features nor the rank of the input
             and a shape that broadcasts to it.
     """
-    value = jnp.asarray(value)
+    value, shape = jnp.asarray(value), x.shape
     features = tuple(shape[axis] for axis in feature_axes)
     if value.shape == features:
-        return jnp.expand_dims(value, other_axes(feature_axes, len(shape)))
+        return small_beside(x, jnp.expand_dims(value, other_axes(feature_axes, len(shape))))
     if value.ndim == len(shape) and all(
         size in (1, wanted) for size, wanted in zip(value.shape, shape, strict=True)
     ):
-        return value
+        return small_beside(x, value)
     raise ValueError(
         f"{name} of shape {value.shape} fits neither the features {features} nor the input "
         f"{shape}. Give it the shape of the features, or the rank of the input with 1 on the axes "
@@ -187,7 +193,7 @@ def affine(
             value = module.param(name, initializer, features, module.param_dtype)
         if value is None:
             return None
-        return broadcast_to_input(f"{type(module).__name__}: {name}", value, x.shape, feature_axes)
+        return broadcast_to_input(f"{type(module).__name__}: {name}", value, x, feature_axes)
 
     return one("scale", scale), one("bias", bias)
 

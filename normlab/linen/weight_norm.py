@@ -104,7 +104,7 @@ class WeightNorm(nn.Module):
         if self.use_scale:
             shape = tuple(weight.shape[axis] for axis in outputs)
             learned = (self.param(f"{path}/scale", self.scale_init, shape, self.param_dtype),)
-            scale = broadcast_to_input("scale", learned[0], x.shape, outputs)
+            scale = broadcast_to_input("scale", learned[0], x, outputs)
         y = normalize_weight(x, inputs, epsilon=self.epsilon, scale=scale)
         return y.astype(canonicalize_dtype(weight, *learned, dtype=self.dtype))
 
