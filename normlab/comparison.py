@@ -56,7 +56,8 @@ def compare(
     """
     checked = make_study(study, changes)
     folder = Path(out or Path("runs") / checked.study)
-    console = Console(markup=False, highlight=False)
+    # In a notebook Rich would make an output of its own of each line.
+    console = Console(markup=False, highlight=False, force_jupyter=False)
     command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
     ending = run(checked, folder, console, command)
     if not ending.done:

@@ -1,6 +1,10 @@
-"""How long work tells how far it is: a bar on a terminal, now and then a line elsewhere."""
+"""How far long work is: a bar on a terminal or in a notebook, now and then a line elsewhere."""
 
+import html
+import importlib
+import sys
 import time
+import uuid
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +22,8 @@ from rich.text import Text
 
 # Seconds between two lines where the output is not a terminal.
 LINE_EVERY = 5.0
+# Seconds between two changes of a notebook's bar.
+CHANGE_EVERY = 0.1
 
 
 def progress_bar(console: Console) -> Progress:
@@ -44,7 +50,9 @@ class StudyProgress:
         self.done = 0
         self.total = 0
         self._console = console
-        self._bar = progress_bar(console) if console.is_terminal else None
+        # What a notebook prints to takes itself for a terminal.
+        self._shown = uuid.uuid4().hex if _in_notebook() else ""
+        self._bar = progress_bar(console) if console.is_terminal and not self._shown else None
         self._task = self._bar.add_task("starting", total=None) if self._bar else None
         self._found: int | None = None
         self._began = self._told = time.monotonic()
@@ -83,23 +91,50 @@ class StudyProgress:
             if self._found == done:
                 self._bar.reset(self._task, total=total or None, completed=done)
             self._bar.update(self._task, description=what, total=total or None, completed=done)
+        elif self._shown:
+            self._show(what)
         else:
             self._tell(what)
+
+    def _show(self, what: str) -> None:
+        """Makes the one line that a notebook shows say how far it is."""
+        now = time.monotonic()
+        ended = self.total and self.done == self.total
+        if self._named and not ended and now - self._told < CHANGE_EVERY:
+            return
+        words = self._words(what, now)
+        share = f' value="{self.done}" max="{self.total}"' if self.total else ""
+        line = f"<progress{share}></progress> {html.escape(words)}"
+        bundle = {"text/plain": words, "text/html": f'<div style="white-space:nowrap">{line}</div>'}
+        display = importlib.import_module("IPython.display")
+        show = display.update_display if self._named else display.display
+        show(bundle, raw=True, display_id=self._shown)
+        self._told = now
+        self._named.add(what)
 
     def _tell(self, what: str) -> None:
         now = time.monotonic()
         going_on = what in self._named and self.done < self.total
         if going_on and now - self._told < LINE_EVERY:
             return
+        self._console.print(self._words(what, now))
+        self._told = now
+        self._named.add(what)
+
+    def _words(self, what: str, now: float) -> str:
         made = self.done - (self._found or 0)
         words = f"{what}: {self.done} of {self.total} runs" if self.total else what
         if made and self.done < self.total:
             rate = made / (now - self._began)
             left = duration((self.total - self.done) / rate)
             words += f", {rate:.2g} a second, about {left} left"
-        self._console.print(words)
-        self._told = now
-        self._named.add(what)
+        return words
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 class _Rate(ProgressColumn):

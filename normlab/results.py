@@ -5,13 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import polars as pl
 from rich.console import Console
 from rich.text import Text
 
 from .compare.export import curve_table, run_table
 from .compare.fingerprint import of_config
+from .errors import UserError
 from .report import Study, print_table, read_study, write_report
+from .report.charts import overview_chart
+from .report.notebook import notebook_html
 from .report.words import conclude
 
 WIDTH = 100
@@ -19,6 +23,9 @@ WIDTH = 100
 
 class Results:
     """What a study came to so far; shows itself as the table and the verdicts.
+
+    The data frames are of Polars: `results.runs.to_pandas()` makes one of pandas, if that is
+    installed.
 
     Args:
         folder: What `normlab.compare` or the command of that name wrote.
@@ -46,18 +53,36 @@ class Results:
 
     @cached_property
     def runs(self) -> pl.DataFrame:
-        """One row a run: where it stands, its values, its last metrics, its status."""
+        """One row a run, as a `polars.DataFrame`.
+
+        Its columns are `id`, `phase`, `arm`, `task` and `seed`; one for each factor and each tuned
+        value, by its path; the metrics of the last epoch and of the test split; `epochs`, `seconds`
+        and `status`. Values of several kinds in one column are JSON.
+        """
         return run_table(self.folder)
 
     @cached_property
     def curves(self) -> pl.DataFrame:
-        """One row an epoch of each run."""
+        """One row an epoch of each run, as a `polars.DataFrame`.
+
+        Its columns are those that say which run it is, `epoch`, `step` and the metrics.
+        """
         return curve_table(self.folder)
 
     @cached_property
     def report(self) -> Path:
         """The path of the page, which is written when it is first asked for."""
         return write_report(self.folder)
+
+    def plot(self) -> alt.HConcatChart:
+        """Returns the overview of the study as an Altair chart: curves beside final results.
+
+        Raises:
+            UserError: No final run is done yet.
+        """
+        if not self._study.done("final"):
+            raise UserError(f"{self.folder}: no final run is done, so there is nothing to plot yet")
+        return overview_chart(self._study)
 
     def __repr__(self) -> str:
         return self._printed().export_text()
@@ -66,11 +91,13 @@ class Results:
         return Text.from_ansi(self._printed().export_text(styles=True))
 
     def _repr_html_(self) -> str:
-        # The colours of the notebook, which may be dark.
-        return self._printed().export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return notebook_html(self._study, self.folder)
 
     def _printed(self) -> Console:
-        console = Console(file=io.StringIO(), record=True, width=WIDTH, markup=False)
+        # In a notebook Rich would show all that is printed there, whatever file it is printed to.
+        console = Console(
+            file=io.StringIO(), record=True, width=WIDTH, markup=False, force_jupyter=False
+        )
         console.print(f"{self._study.name}: {self._study.setting}", highlight=False)
         print_table(self.summary, console)
         console.print(f"Folder: {self.folder}", highlight=False, soft_wrap=True)

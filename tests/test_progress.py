@@ -1,6 +1,9 @@
 """What long work tells: lines where nobody sees a bar, and times in words."""
 
 import io
+import sys
+import types
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -50,6 +53,43 @@ def test_on_a_terminal_there_is_a_bar_with_its_count():
             shown.advance("tuning a", done, 8)
     assert "tuning a" in file.getvalue()
     assert "8/8" in file.getvalue()
+
+
+class Notebook(types.ModuleType):
+    """What IPython has in the kernel of a notebook; `lines` are the outputs as they stand."""
+
+    def __init__(self):
+        super().__init__("IPython")
+        self.get_ipython = lambda: SimpleNamespace(kernel=None)
+        self.lines = {}
+
+    def display(self, bundle, *, raw, display_id):
+        assert raw
+        assert display_id not in self.lines
+        self.lines[display_id] = bundle
+
+    def update_display(self, bundle, *, raw, display_id):
+        assert raw
+        assert display_id in self.lines
+        self.lines[display_id] = bundle
+
+
+def test_in_a_notebook_there_is_one_line_that_changes(clock, monkeypatch):
+    notebook = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    file = io.StringIO()
+    # The output of a notebook takes itself for a terminal.
+    console = Console(file=file, width=100, force_terminal=True, force_jupyter=False)
+    with StudyProgress(console) as shown:
+        shown.advance("reading data", 0, 0)
+        for done in range(1, 9):
+            clock[0] += 1
+            shown.advance("tuning <a>", done, 8)
+    assert file.getvalue() == ""
+    ((line),) = notebook.lines.values()
+    assert line["text/plain"] == "tuning <a>: 8 of 8 runs"
+    assert '<progress value="8" max="8"></progress> tuning &lt;a&gt;' in line["text/html"]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pytest
+import vl_convert
 import yaml
+from report.studies import draw_study
 
 import normlab
 from normlab.compare.store import Store
@@ -60,7 +63,45 @@ def test_results_show_themselves_as_table_and_verdicts(results):
     for shown in (repr(results), results._repr_html_()):
         for words in (results.headline.split()[0], "accuracy", "batch", "none"):
             assert words in shown
-    assert results._repr_html_().startswith("<pre>")
+
+
+def test_a_notebook_shows_the_table_of_the_page(results):
+    shown = results._repr_html_()
+    assert "<script" not in shown
+    for arm in results.summary.arms:
+        row = shown[shown.index(f"<span>{arm.name}</span>") :].partition("</tr>")[0]
+        assert f"{100 * arm.accuracy.value:.2f} <small>" in row
+        told = arm.comparison.verdict if arm.comparison else "baseline"
+        assert {"equivalent": "no different"}.get(told, told) in row
+
+
+def test_results_are_shown_once_in_a_notebook(results, monkeypatch):
+    # Rich shows in the notebook what is printed to a file there, unless it is told not to.
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    shown = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *parts: shown.append(parts))
+    for told in (repr(results), results._repr_html_()):
+        assert told
+    assert shown == []
+
+
+def test_the_plot_is_the_overview_of_the_page(results):
+    chart = results.plot()
+    assert isinstance(chart, alt.HConcatChart)
+    drawn = chart.to_dict()
+    assert results.headline in drawn["title"]["text"]
+    runs = drawn["datasets"]["accuracy-runs"]
+    assert {(row["arm"], row["seed"]) for row in runs} == {
+        (arm, seed) for arm in ("none", "batch") for seed in range(3)
+    }
+    assert "<svg" in vl_convert.vegalite_to_svg(drawn)
+
+
+def test_without_final_runs_there_is_nothing_to_plot(tmp_path):
+    results = normlab.read_results(draw_study(tmp_path, final=False, epochs=2))
+    with pytest.raises(UserError, match="no final run is done"):
+        results.plot()
+    assert "No conclusion yet" in results._repr_html_()
 
 
 def test_done_again_it_runs_nothing_and_comes_to_the_same(results):

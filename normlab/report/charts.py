@@ -7,7 +7,9 @@ import altair as alt
 
 from . import curves, final, tuning
 from .figure import Figure
-from .view import View
+from .study import Study
+from .style import style
+from .view import View, views
 from .words import conclude, confidence
 
 
@@ -56,3 +58,12 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
     )
     datasets = {name: rows for it in shown for name, rows in it.datasets.items()}
     return together.to_dict(validate=False) | {"datasets": datasets}
+
+
+def overview_chart(study: Study) -> alt.HConcatChart:
+    """The overview of a study with final runs, for a notebook."""
+    whole = views([study])[0]
+    drawn = overview(whole, figures(whole), study.name, study.setting)
+    config = style("#1c2330", "#5b6472", "#e6e8ec", "white")
+    # Altair would check each row as if it were part of the chart, for seconds.
+    return alt.HConcatChart.from_dict(drawn | {"config": config}, validate=False)

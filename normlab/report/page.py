@@ -132,14 +132,18 @@ def _write(
     write_whole(page, _html(studies, shown, made))
 
 
-def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[Figure]]) -> str:
-    environment = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """The templates of the page and of its parts."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[Figure]]) -> str:
     factors = {path: levels for view in reversed(shown) for path, levels in view.factors.items()}
     unfinished = [line for study in studies for line in _unfinished(study, len(studies) > 1)]
     parts = [
@@ -153,24 +157,28 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
         }
         for view, drawn in zip(shown, made, strict=True)
     ]
-    return environment.get_template("page.html").render(
-        title=", ".join(dict.fromkeys(study.name for study in studies)),
-        studies=studies,
-        headings=_headings(studies),
-        why_apart=why_apart(studies) if len(studies) > 1 else "",
-        views=parts,
-        looks=shown[0].looks,
-        factors=factors,
-        on_data=[path for path in factors if path.startswith("data.")],
-        short=short_names(list(factors)),
-        columns=COLUMNS,
-        overridden=_overridden(studies),
-        space_in_words=_space_in_words,
-        to_yaml=lambda config: OmegaConf.to_yaml(OmegaConf.create(config)),
-        in_words=in_words,
-        words=words,
-        data=_data(parts, factors),
-        library=_library(),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            title=", ".join(dict.fromkeys(study.name for study in studies)),
+            studies=studies,
+            headings=_headings(studies),
+            why_apart=why_apart(studies) if len(studies) > 1 else "",
+            views=parts,
+            looks=shown[0].looks,
+            factors=factors,
+            on_data=[path for path in factors if path.startswith("data.")],
+            short=short_names(list(factors)),
+            columns=COLUMNS,
+            overridden=_overridden(studies),
+            space_in_words=_space_in_words,
+            to_yaml=lambda config: OmegaConf.to_yaml(OmegaConf.create(config)),
+            in_words=in_words,
+            words=words,
+            data=_data(parts, factors),
+            library=_library(),
+        )
     )
 
 

@@ -17,7 +17,8 @@ class Printed:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
+        # In a notebook Rich would also show there what is printed.
+        console = Console(file=io.StringIO(), width=160, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())

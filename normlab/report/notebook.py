@@ -1,0 +1,36 @@
+"""A study as a notebook shows it: the verdict and the table in the style of the page."""
+
+from pathlib import Path
+
+from . import words
+from .page import VERDICTS, templates
+from .study import Study
+from .style import looks
+from .verdicts import verdict
+
+MOST_ROWS = 50  # that a person reads in a notebook
+
+
+def notebook_html(study: Study, folder: Path) -> str:
+    """Returns the verdict and the table of a study as HTML, for pages by day and by night."""
+    summary = study.summary
+    ranked = sorted((arm for arm in summary.arms if arm.runs), key=words.rank)
+    more = len(ranked) - MOST_ROWS
+    return (
+        templates()
+        .get_template("notebook.html")
+        .render(
+            name=study.name,
+            setting=study.setting,
+            summary=summary,
+            conclusion=words.conclude(summary),
+            ranked=ranked[:MOST_ROWS],
+            left_out=f"The {MOST_ROWS} best; {more} more arms are left out." if more > 0 else "",
+            tuned=study.tuned,
+            looks=looks(summary.arms, summary.baseline),
+            verdicts=VERDICTS,
+            verdict=verdict,
+            words=words,
+            folder=folder,
+        )
+    )
