@@ -348,7 +348,10 @@ def step_memory(case: Case) -> dict[str, int]:
 
     def step(state, traced, images, labels):
         transformation = optimizer(study.optimizer, traced, 1, 1)
-        return train_step(trainer.model, transformation, 0.0, state, images, labels, state.key)
+        classes = trainer.model.classes
+        return train_step(
+            trainer.model, transformation, classes, 0.0, state, images, labels, state.key
+        )
 
     def flax_step(state, images, labels):
         return plain_flax.step(state, images, labels, slice(None))

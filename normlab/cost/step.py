@@ -137,7 +137,8 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
     def step(state: TrainState, traced: Any, images: Any, labels: Any):
         smoothing = study.train.label_smoothing
         optimization = transformation(traced)
-        return train_step(model, optimization, smoothing, state, images, labels, state.key)
+        key, classes = state.key, data.classes
+        return train_step(model, optimization, classes, smoothing, state, images, labels, key)
 
     place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
     images = _struct((batch * chips, *data.image_shape), study.train.precision, target.split)

@@ -21,7 +21,7 @@ from ..data.batches import padded_batches, shuffled_batches, standardize
 from ..spec import Spec
 from .optim import AdamSpec, SGDSpec, optimizer, weights_only
 from .state import TrainState
-from .step import Metrics, measure, no_metrics, train_step
+from .step import Metrics, checked_logits, measure, no_metrics, train_step
 
 
 class TrainSpec(Spec):
@@ -114,6 +114,7 @@ class Placed(NamedTuple):
     data: DeviceData
     validation: Split
     test: Split
+    classes: int
 
 
 def place(dataset: Dataset, batch_size: int) -> Placed:
@@ -136,7 +137,7 @@ def place(dataset: Dataset, batch_size: int) -> Placed:
     )
     data = [getattr(dataset, name) for name in DeviceData._fields]
     data, validation, test = jax.device_put((data, validation, test))
-    return Placed(DeviceData(*data), Split(*validation), Split(*test))
+    return Placed(DeviceData(*data), Split(*validation), Split(*test), dataset.classes)
 
 
 class Trainer:
@@ -326,6 +327,15 @@ class Trainer:
         images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
         keys = {"params": initial_key, "dropout": initial_key}
         variables: Any = self.model.init(keys, images, train=True)
+        name, kept = type(self.model).__name__, {"params", "batch_stats"}
+        if others := sorted(variables.keys() - kept):
+            raise ValueError(
+                f"{name} has variables in {', '.join(others)}; expected params and batch_stats "
+                "alone, which a study keeps from step to step. Keep what is not trained in "
+                "batch_stats, as in self.variable('batch_stats', ...)."
+            )
+        if not jax.tree.leaves(variables.get("params")):
+            raise ValueError(f"{name} has no parameters; expected some, for there is training.")
         params = variables["params"]
         scale = self._train_spec.initialization_scale
         params = jax.tree.map(
@@ -356,6 +366,7 @@ class Trainer:
             state, metrics = train_step(
                 self.model,
                 transformation,
+                self._placed.classes,
                 self._train_spec.label_smoothing,
                 state,
                 self._standardized(data, images),
@@ -373,7 +384,8 @@ class Trainer:
         def add(index, sums):
             batch = split.batches[index]
             images = self._standardized(data, data.images[batch])
-            logits: Any = self.model.apply(variables, images, train=False)
+            output = self.model.apply(variables, images, train=False)
+            logits = checked_logits(self.model, output, len(images), self._placed.classes)
             metrics = measure(logits, data.labels[batch], split.mask[index])
             return jax.tree.map(jnp.add, sums, metrics)
 

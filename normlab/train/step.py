@@ -47,9 +47,34 @@ def measure(
     )
 
 
+def checked_logits(model: nn.Module, output: Any, examples: int, classes: int) -> Array:
+    """Returns what a model gives back, in float32 at least, in which the loss is computed.
+
+    Args:
+        model: The model, for the message.
+        output: What its call returned.
+        examples: How many examples it was called with.
+        classes: How many classes the data set has.
+
+    Raises:
+        ValueError: If these are no logits, one row an example and one column a class.
+    """
+    shape, dtype = getattr(output, "shape", None), getattr(output, "dtype", None)
+    if shape != (examples, classes) or not jnp.issubdtype(dtype, jnp.floating):
+        returned = f"an array {dtype}{list(shape)}" if shape is not None else type(output).__name__
+        raise ValueError(
+            f"{type(model).__name__} returns {returned}; expected logits, floating of shape "
+            f"({examples}, {classes}): one row for each of the {examples} examples that it was "
+            f"given, one column for each of the {classes} classes of the data set. Let it return "
+            "what a dense layer of `classes` features makes of the examples, and nothing beside."
+        )
+    return output.astype(jnp.promote_types(dtype, jnp.float32))
+
+
 def train_step(
     model: nn.Module,
     transformation: optax.GradientTransformation,
+    classes: int,
     label_smoothing: float,
     state: TrainState,
     images: Float[Array, "batch ..."],
@@ -61,6 +86,7 @@ def train_step(
     Args:
         model: The model; called with `train=True`.
         transformation: The optimizer.
+        classes: How many classes the data set has.
         label_smoothing: Share of each label that is spread over all classes.
         state: The state before.
         images: The batch.
@@ -73,19 +99,15 @@ def train_step(
 
     def loss_of(params: Any):
         variables: Any = {"params": params, "batch_stats": state.batch_stats}
-        logits, updated = model.apply(
+        output, updated = model.apply(
             variables,
             images,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        if logits.ndim != 2:
-            raise ValueError(
-                f"{type(model).__name__} returns logits of shape {logits.shape}; expected (batch, "
-                "classes)."
-            )
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+        logits = checked_logits(model, output, len(images), classes)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
         loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         return loss, (measure(logits, labels), updated.get("batch_stats", {}))
 
