@@ -59,7 +59,8 @@ def checked_logits(model: nn.Module, output: Any, examples: int, classes: int) -
     Raises:
         ValueError: If these are no logits, one row an example and one column a class.
     """
-    shape, dtype = (getattr(output, it, None) for it in ("shape", "dtype"))
+    shape: Any = getattr(output, "shape", None)
+    dtype: Any = getattr(output, "dtype", None)
     if shape != (examples, classes) or not jnp.issubdtype(dtype, jnp.floating):
         returned = f"an array {dtype}{list(shape)}" if shape is not None else type(output).__name__
         raise ValueError(
