@@ -15,6 +15,7 @@ from .compare.status import failures_in_words
 from .compare.store import Store
 from .compare.study import Study, StudyError
 from .config import make_study
+from .inference.power import too_few
 from .progress import StudyProgress
 from .report import write_report
 from .results import Results
@@ -92,6 +93,9 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
     tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
     runs = arms * (tuning + study.seeds)
     console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
+    few = too_few(study.seeds, study.significance, study.comparisons)
+    if few:
+        console.print(f"Too few seeds: {few}", soft_wrap=True)
 
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from ..data import DataSpec
 from ..errors import UserError
-from ..inference.permutation import fewest_pairs
+from ..inference.power import enough_pairs
 from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
@@ -119,6 +119,18 @@ VariantName = Annotated[str, Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=10_000)]
 
 
+def _enough_seeds(given: Mapping[str, Any]) -> int:
+    """The default of `Study.seeds`; parts of the study that have problems are told elsewhere."""
+    variants, factors = given.get("variants"), given.get("factors") or {}
+    significance = given.get("significance", 0.05)
+    places = len(factors) if isinstance(factors, list | tuple) else 1
+    if isinstance(factors, Mapping):
+        places = math.prod(len(it) for it in flatten(factors).values() if isinstance(it, list))
+    pairs = math.comb(len(variants), 2) if isinstance(variants, Mapping) else 1
+    known = isinstance(significance, float) and 0 < significance < 1
+    return enough_pairs(significance if known else 0.05, pairs * places)
+
+
 class StudyError(UserError):
     """A study cannot be run as it is configured; the message says where and why."""
 
@@ -213,7 +225,6 @@ class Study(Spec):
             `{fashion: {data.name: fashion_mnist}}`. Every arm is tuned and repeated on every task.
             None for the one task that the parts describe.
         tune: What is tuned for each arm; None for nothing.
-        seeds: Runs of each arm with its tuned values, on fresh seeds.
         baseline: The variant that the others are compared with, at the same levels and on the same
             task; the first one if not given.
         target_accuracy: Validation accuracy to count the steps to; if not given, 95% of the best
@@ -222,6 +233,8 @@ class Study(Spec):
             and an arm shown to lie within is no different; None for no such margin.
         significance: Level of the tests over all comparisons, and one minus the confidence of
             the intervals.
+        seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, as many as show
+            a clear difference among so many arms, see `enough_pairs`.
         executor: Where the runs are made, which is no part of what they are.
     """
 
@@ -235,11 +248,11 @@ class Study(Spec):
     factors: Factors = Field(default_factory=dict)
     tasks: Tasks = Field(default_factory=dict)
     tune: TuneSpec | None = None
-    seeds: Seeds = 5
     baseline: str = ""
     target_accuracy: float | None = Field(None, gt=0, le=1)
     margin: float | None = Field(0.005, gt=0, lt=1)
     significance: float = Field(0.05, ge=1e-3, lt=1)
+    seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
 
     @model_validator(mode="before")
@@ -254,6 +267,8 @@ class Study(Spec):
         executor = given.get("executor")
         if isinstance(variants, Mapping) and variants and not given.get("baseline"):
             given["baseline"] = str(next(iter(variants)))
+        if given.get("seeds") is None:
+            given["seeds"] = _enough_seeds(given)
         if isinstance(optimizer, Mapping):
             given["optimizer"] = {"name": "sgd", **optimizer}
         if isinstance(executor, str):
@@ -283,15 +298,6 @@ class Study(Spec):
         variants = info.data.get("variants", {given: None})  # absent if they have problems
         if given not in variants:
             raise ValueError(f"{given!r} is none of the variants {', '.join(variants)}")
-        return given
-
-    @field_validator("significance")
-    @classmethod
-    def _can_be_reached(cls, given: float, info: Any) -> float:
-        variants, factors = (info.data.get(it) or {} for it in ("variants", "factors"))
-        # At most as many as the report makes: all pairs of arms at each combination of levels.
-        comparisons = math.comb(len(variants), 2) * len(levels(factors))
-        fewest_pairs(given, max(1, comparisons))
         return given
 
     @model_validator(mode="after")
@@ -326,6 +332,11 @@ class Study(Spec):
         and models count with their names and fields; what these stand for is part of each run.
         """
         return of_config(self.model_dump(mode="json"))
+
+    @property
+    def comparisons(self) -> int:
+        """How many pairs of arms are compared: all at each combination of levels."""
+        return math.comb(len(self.variants), 2) * len(levels(self.factors))
 
     def _factor_paths(self) -> list[str]:
         return list(dict.fromkeys(path for it in levels(self.factors) for path in it))

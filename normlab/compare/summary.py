@@ -1,8 +1,8 @@
 """What the runs of a study say: estimates, comparisons with a baseline, contests, tasks."""
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from ..inference.budget import BudgetCurve, expected_best
 from ..inference.estimates import Estimate, Statistic, estimate, interquartile_mean, mean, median
 from ..inference.improvement import probability_of_improvement
+from ..inference.pairs import Pairs, all_pairs
 from ..inference.profiles import Profile, performance_profile
 from ..inference.ranks import Ranking, rank
-from ..inference.scores import Floats, Tasks, paired_differences
+from ..inference.scores import Floats, Tasks
 from ..inference.survival import (
     Arrivals,
     FirstToTarget,
@@ -22,7 +23,7 @@ from ..inference.survival import (
     first_to_target,
     time_to_target,
 )
-from ..inference.verdict import Comparison, compare, compare_jointly
+from ..inference.verdict import Comparison
 from .arm import Arm, baseline_arms
 from .outcome import accuracy_on_test, accuracy_on_validation, loss_on_test, steps_to
 from .search import Range, at_edge
@@ -31,6 +32,7 @@ from .store import Result
 
 SHARE_OF_BEST = 0.95  # of the best arm's validation accuracy, as the target if none is set
 PROFILE_THRESHOLDS = 101
+EQUAL = 1e-9  # means of accuracies that are equal but for rounding
 
 Scores = Mapping[str, Mapping[int, float]]
 """Task -> seed -> score."""
@@ -65,7 +67,7 @@ class ArmSummary:
         time_to_target: Optimizer steps until the first epoch end whose validation accuracy reaches
             the target; None without a target, and over several tasks, whose steps are not alike.
         first_to_target: Which of the arm and its baseline reached the target first, by pairs.
-        profile: Share of the runs above each accuracy.
+        profile: Share of the runs above each accuracy; None on a single task.
     """
 
     name: str
@@ -115,16 +117,16 @@ class Contest:
         best: The arm with the highest mean accuracy on the test split, at equal accuracy with the
             lowest loss; None as long as no final run finished. Of unequal numbers of runs those
             seeds count that all arms have, if there are any on every task.
-        leads: Name of each other arm with final runs -> the best compared with it. They are
-            corrected jointly for all pairs of arms of all contests, since the best was chosen by
-            the same runs; against the baseline, too, so that this comparison may say less than that
-            of the arm's summary, which was planned.
+        first: The arms whose mean accuracy is the highest, the best one first: several where they
+            tie.
+        leads: Name of each other arm with final runs -> the best compared with it.
     """
 
     levels: dict[str, Any]
     name: str
     arms: tuple[str, ...]
     best: str | None
+    first: tuple[str, ...]
     leads: dict[str, Comparison]
 
 
@@ -143,10 +145,12 @@ class Summary:
             accuracy that the best arm ends with.
         margin: Differences within plus and minus this are of no practical account; 0 for none.
         significance: Level of all tests; the intervals are of one minus this.
+        pairs: All pairs of arms at the same levels, tested as one family; every comparison is one
+            of them.
         ranking: Mean ranks of the arms over the tasks; None with a single task or arm, and as long
             as some arm has no final run on some task.
-        tasks: Of several tasks, each one's name -> its summary, whose comparisons are a family of
-            their own; empty for a single one.
+        tasks: Of several tasks, each one's name -> its summary, whose pairs are a family of their
+            own; empty for a single one.
     """
 
     arms: tuple[ArmSummary, ...]
@@ -157,31 +161,34 @@ class Summary:
     target_given: bool
     margin: float
     significance: float
+    pairs: Pairs
     ranking: Ranking | None
     tasks: dict[str, "Summary"] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ArmSummary:
         """The summary of one arm."""
-        return next(arm for arm in self.arms if arm.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, ArmSummary]:
+        return {arm.name: arm for arm in self.arms}
 
     @property
     def best(self) -> str | None:
         """The best arm of all contests; None as long as no final run finished."""
-        return _best([self[it.best] for it in self.contests if it.best])
+        return next(iter(_first([self[it.best] for it in self.contests if it.best])), None)
 
     def against(self, baselines: Mapping[str, str]) -> dict[str, Comparison]:
         """Compares arms as if the study had other baselines.
 
         Args:
-            baselines: Name of an arm -> that of the arm to compare it with. An arm with itself, and
-                arms that do not share a seed on every task, are left out.
+            baselines: Name of an arm -> that of the arm to compare it with. An arm with itself,
+                arms at other levels, and arms that do not share a seed on every task, are left out.
 
         Returns:
-            Arm -> comparison. All of them are one family.
+            Arm -> comparison, the same as wherever else the two are compared.
         """
-        pairs = [(arm, other) for arm, other in baselines.items() if arm != other]
-        found = _compare(pairs, {it.name: it for it in self.arms}, self.margin, self.significance)
-        return {arm: it for (arm, _), it in found.items()}
+        return {arm: it for (arm, _), it in self.pairs.compare(baselines.items()).items()}
 
 
 def summarize(
@@ -221,41 +228,53 @@ def summarize(
     }
     named = {arm.name: arm for arm in arms}
     baselines = baseline_arms(arms, baseline)
+    by_arm: dict[str, dict[str, list[Result]]] = {name: {it: [] for it in tasks} for name in named}
+    for task, of_task in tasks.items():
+        for result in of_task:
+            if result.arm in by_arm:
+                by_arm[result.arm][task].append(result)
     final = {
-        name: {task: final_runs(of_task, name) for task, of_task in tasks.items()} for name in named
+        name: {task: final_runs(of_arm, name) for task, of_arm in by_task.items()}
+        for name, by_task in by_arm.items()
     }
     alone = {
         name: _summarize_arm(
             arm,
             final[name],
-            [it for of_task in tasks.values() for it in trials(of_task, name)]
-            if len(tasks) == 1
-            else [],
+            trials(next(iter(by_arm[name].values())), name) if len(tasks) == 1 else [],
             ranges or {},
             1 - significance,
         )
         for name, arm in named.items()
     }
 
-    compared = _compare(
-        [(name, other) for name, other in baselines.items() if name != other],
-        alone,
-        margin or 0.0,
-        significance,
-    )
-    contests = [
-        Contest(levels, name, names, _best([alone[it] for it in names]), {})
-        for name, (levels, names) in _by_levels(named).items()
-    ]
-    pairs = _differences(
-        (pair for it in contests for pair in itertools.combinations(_best_first(it), 2)), alone
-    )
-    leads = compare_jointly(
-        pairs,
-        [pair for pair in pairs if pair[0] in {it.best for it in contests}],
+    levels = _by_levels(named)
+    pairs = all_pairs(
+        {name: list(arm.accuracies.values()) for name, arm in alone.items()},
+        [names for _, names in levels.values()],
         margin=margin or 0.0,
         level=significance,
-        diverged=_diverged(alone),
+        diverged={name: len(arm.diverged) for name, arm in alone.items()},
+    )
+    leading = {words: _first([alone[it] for it in names]) for words, (_, names) in levels.items()}
+    compared = pairs.compare(
+        [*baselines.items()]
+        + [(it[0], other) for words, it in leading.items() if it for other in levels[words][1]]
+    )
+    contests = tuple(
+        Contest(
+            levels=at,
+            name=words,
+            arms=names,
+            best=next(iter(leading[words]), None),
+            first=leading[words],
+            leads={
+                other: compared[leading[words][0], other]
+                for other in names
+                if leading[words] and (leading[words][0], other) in compared
+            },
+        )
+        for words, (at, names) in levels.items()
     )
     target, times, first = None, {}, {}
     if len(tasks) == 1:
@@ -264,7 +283,7 @@ def summarize(
         if target is not None:
             times, first = _race(runs, baselines, target, 1 - significance)
     accuracies = [it.accuracies for it in alone.values() if it.accuracy]
-    thresholds = _thresholds(accuracies)
+    thresholds = _thresholds(accuracies) if len(tasks) > 1 else None
     return Summary(
         arms=tuple(
             replace(
@@ -278,26 +297,21 @@ def summarize(
                 profile=performance_profile(
                     _scores(arm.accuracies), thresholds, confidence=1 - significance
                 )
-                if arm.accuracy
+                if arm.accuracy and thresholds is not None
                 else None,
             )
             for name, arm in alone.items()
         ),
         baseline=baseline,
         baselines=baselines,
-        contests=tuple(
-            replace(
-                it, leads={other: lead for (name, other), lead in leads.items() if name == it.best}
-            )
-            for it in contests
-        ),
+        contests=contests,
         target_accuracy=target,
         target_given=target_accuracy is not None,
         margin=margin or 0.0,
         significance=significance,
+        pairs=pairs,
         ranking=rank(
-            {arm.name: [fmean(it) for it in _scores(arm.accuracies)] for arm in alone.values()},
-            level=significance,
+            {arm.name: [fmean(it) for it in _scores(arm.accuracies)] for arm in alone.values()}
         )
         if len(tasks) > 1 and len(alone) > 1 and len(accuracies) == len(alone)
         else None,
@@ -365,49 +379,6 @@ def _scores(accuracies: Scores) -> list[list[float]]:
     return [list(of_task.values()) for of_task in accuracies.values()]
 
 
-def _compare(
-    pairs: Iterable[tuple[str, str]],
-    arms: Mapping[str, ArmSummary],
-    margin: float,
-    significance: float,
-) -> dict[tuple[str, str], Comparison]:
-    """Compares pairs of arms as one family of planned comparisons."""
-    differences = {
-        pair: [list(it.values()) for it in tasks]
-        for pair, tasks in _differences(pairs, arms).items()
-    }
-    return compare(differences, margin=margin, level=significance, diverged=_diverged(arms))
-
-
-def _differences(
-    pairs: Iterable[tuple[str, str]], arms: Mapping[str, ArmSummary]
-) -> dict[tuple[str, str], list[dict[int, float]]]:
-    """Paired differences by seed, task by task, of pairs of arms that share some on each task."""
-    found = {}
-    for name, other in pairs:
-        ours, theirs = arms[name].accuracies, arms[other].accuracies
-        shared = {task: [it for it in ours[task] if it in theirs[task]] for task in ours}
-        if all(shared.values()):
-            differences = paired_differences(
-                [[ours[task][seed] for seed in seeds] for task, seeds in shared.items()],
-                [[theirs[task][seed] for seed in seeds] for task, seeds in shared.items()],
-            )
-            found[name, other] = [
-                dict(zip(seeds, of_task.tolist(), strict=True))
-                for seeds, of_task in zip(shared.values(), differences, strict=True)
-            ]
-    return found
-
-
-def _diverged(arms: Mapping[str, ArmSummary]) -> dict[str, int]:
-    return {name: len(arm.diverged) for name, arm in arms.items()}
-
-
-def _best_first(contest: Contest) -> list[str]:
-    """The arms of a contest, the best one first; in any order if there is none."""
-    return sorted(contest.arms, key=lambda name: name != contest.best)
-
-
 def _improvement(arm: ArmSummary, baseline: ArmSummary, confidence: float) -> Estimate:
     return probability_of_improvement(
         _scores(arm.accuracies), _scores(baseline.accuracies), confidence=confidence
@@ -424,18 +395,21 @@ def _by_levels(arms: Mapping[str, Arm]) -> dict[str, tuple[dict[str, Any], tuple
     return found
 
 
-def _best(arms: Iterable[ArmSummary]) -> str | None:
+def _first(arms: Iterable[ArmSummary]) -> tuple[str, ...]:
+    """The arms of the highest mean accuracy, that of the lowest loss first."""
     reached = [it for it in arms if it.accuracy]
     shared = {
         task: set.intersection(*(set(it.accuracies[task]) for it in reached))
         for task in (reached[0].accuracies if reached else {})
     }
-    finished = [
-        (-_accuracy(it, shared), it.loss.value, it.name)
+    finished = {
+        it.name: (_accuracy(it, shared), it.loss.value)
         for it in reached
         if it.loss and len(it.diverged) < it.runs
-    ]
-    return min(finished, key=lambda it: it[:2])[-1] if finished else None
+    }
+    highest = max((accuracy for accuracy, _ in finished.values()), default=0.0)
+    first = [name for name, (accuracy, _) in finished.items() if accuracy >= highest - EQUAL]
+    return tuple(sorted(first, key=lambda name: finished[name][1]))
 
 
 def _accuracy(arm: ArmSummary, seeds: Mapping[str, Collection[int]]) -> float:

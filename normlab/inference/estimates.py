@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -154,13 +155,35 @@ def bootstrap_interval(
         return None
     resampled_variance = sum(np.var(it) / len(it) for it in arrays) / len(arrays) ** 2
     expansion = error / math.sqrt(resampled_variance) if error > 0 else 1.0
+    tail = expanded_tail(freedom, expansion, confidence)
+    if len(arrays) == 1:
+        weights = _weights_of_resamples(len(arrays[0]), statistic, resamples, seed)
+        low, high = np.quantile(weights @ np.sort(arrays[0]), [tail, 1 - tail])
+        return float(low), float(high)
     low, high = stats.bootstrap(
         arrays,
         statistic,
         n_resamples=resamples,
-        confidence_level=1 - 2 * expanded_tail(freedom, expansion, confidence),
+        confidence_level=1 - 2 * tail,
         method="percentile",
         vectorized=True,
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _weights_of_resamples(count: int, statistic: Statistic, resamples: int, seed: int) -> Floats:
+    """What each run, in rising order, adds to the statistic of each resample of one task.
+
+    All statistics here are sums over the runs in rising order, each with a weight of its place; and
+    the order of a resample is that of the places it drew. So the resamples of all arms with so many
+    runs are the same product of a matrix with their runs.
+    """
+    # The statistic rises by the weights of all places from one on when the runs there rise by 1.
+    steps = (np.arange(count)[:, None] <= np.arange(count)).astype(np.float64)
+    at_place = -np.diff(statistic(steps, axis=1), append=0.0)
+    drawn = np.sort(np.random.default_rng(seed).integers(0, count, (resamples, count)), axis=1)
+    cells = drawn + count * np.arange(resamples)[:, None]
+    weights = np.bincount(cells.ravel(), np.tile(at_place, resamples), resamples * count)
+    return weights.reshape(resamples, count)

@@ -1,102 +1,104 @@
-"""The verdict on an arm against a baseline, in a word and in a sentence made of its numbers."""
+"""The verdict on one arm against another, in a word and in a sentence made of its numbers."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from .estimates import Estimate, bootstrap_interval, estimate, standard_error
-from .permutation import fewest_pairs, holm, joint_sign_flip_p, pairs_for_power, sign_flip_p
-from .scores import Floats, Tasks, checked
+from .estimates import Estimate
+from .power import FEWEST_PAIRS, enough_pairs, pairs_for_power
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 MOST_PAIRS_TOLD = 1000
-EQUAL = 1e-12  # differences of accuracies that are equal but for rounding
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm against the baseline, over runs that are paired by seed.
+    """One arm against another, over runs that are paired by seed.
 
-    The verdict, at significance level a with intervals of 1 - a:
+    It is one of all pairs of arms that a study compares; see `normlab.inference.pairs` for the
+    test, its correction and the interval. The verdict, at significance level a:
 
     - "equivalent" (no different within the margin): the interval lies inside (-margin, margin).
       That comes first: a difference that is significant but within the margin is one that the
-      study has declared too small to matter. Two one-sided tests at level a would ask this of the
-      interval of 1 - 2a; the wider one is asked, so that one interval serves every claim, and a
-      wrong "equivalent" has a probability of a/2 at most.
-    - "better", "worse": the interval lies above, below 0, and the p-value of the exact sign-flip
-      test, adjusted for all comparisons, is at most a. The interval leans on normal differences
-      and the test on none, so that a claim stands on both.
-    - "undecided": anything else; always with a single pair, with an infinite difference, and when
-      all differences are equal though they are too few for the level, since such data say nothing
-      of the spread.
-
-    Equivalence is not adjusted for the number of comparisons.
+      study has declared too small to matter.
+    - "better", "worse": the corrected p-value is at most a, which is where the interval lies
+      above, below 0.
+    - "undecided": anything else; always with fewer than 3 pairs, with a single pair on some task,
+      and with an infinite difference, since such data say nothing of the spread.
 
     Attributes:
         arm: Name of the arm.
-        baseline: Name of the baseline.
-        difference: Mean over tasks of the mean paired difference, with Student's t interval.
-        bootstrap: The bootstrap interval of the same, which supposes no normality but needs 5
-            pairs; no verdict depends on it.
+        baseline: Name of the arm that it is compared with.
+        difference: Mean over tasks of the mean paired difference; its interval leaves out 0 just
+            where the corrected p-value is at most a. None where the data say nothing of the spread.
         pairs: Number of pairs in each task.
-        equal: Whether all differences are equal.
-        p: Of the sign-flip test.
-        adjusted_p: Adjusted for `comparisons`.
-        correction: By what: "Holm", or "joint" for `joint_sign_flip_p`.
-        comparisons: Number of comparisons that the correction is for.
-        needed: Pairs that the level takes, whatever the data, all tasks together.
-        needed_for_spread: Pairs that would show a difference of the observed size and spread with
-            probability 0.8; infinite when the difference is 0, None when the spread is unknown.
+        tied: Whether the two arms are equal in every pair.
+        p: Of the paired t-test, for this comparison alone.
+        adjusted_p: Corrected for `comparisons`.
+        sign_flip_p: Of the exact sign-flip test, for this comparison alone. No verdict depends on
+            it; it supposes less and shows less.
+        comparisons: Number of pairs of arms that are compared.
+        deviation: Standard deviation of the paired differences; of several tasks that of pairs
+            which, all alike, would give the mean the same standard error. None as above.
         margin: Differences of at most this size are of no practical account; 0 for none.
         level: The significance level a.
-        diverged: Diverged runs of the arm and of the baseline, which count as the worst outcome.
+        diverged: Diverged runs of the arm and of the other, which count as the worst outcome.
         verdict: See above.
     """
 
     arm: str
     baseline: str
     difference: Estimate
-    bootstrap: tuple[float, float] | None
     pairs: tuple[int, ...]
-    equal: bool
+    tied: bool
     p: float
     adjusted_p: float
-    correction: Literal["Holm", "joint"]
+    sign_flip_p: float
     comparisons: int
-    needed: int
-    needed_for_spread: float | None
+    deviation: float | None
     margin: float
     level: float
     diverged: tuple[int, int]
     verdict: Verdict
 
     @property
-    def within_reach(self) -> bool:
-        """Whether so many pairs can reach the level at all."""
-        return self.adjusted_p <= self.level or self.difference.count >= self.needed
+    def needed(self) -> float | None:
+        """Pairs that would show a difference of the observed size and spread, at power 0.8.
+
+        Infinite when the difference is 0; None when the spread is unknown or there is none. Never
+        as few as there are, of a difference that these do not show.
+        """
+        if not self.deviation:
+            return None
+        pairs = pairs_for_power(self.difference.value, self.deviation, self.level, self.comparisons)
+        return max(pairs, self.difference.count + 1.0) if self.adjusted_p > self.level else pairs
+
+    @property
+    def p_in_words(self) -> str:
+        """The corrected p-value, or why there is none: "p = 0.031", "too few pairs", "tied"."""
+        if self.tied and self.difference.interval is not None:
+            return "tied"
+        return "too few pairs" if self.difference.interval is None else _p(self.adjusted_p)
 
     @property
     def sentence(self) -> str:
-        """The verdict in words: effect, interval and pairs, whether these can do, the p-value."""
+        """The verdict in words: effect, interval, pairs, p-values, and how many pairs would do."""
         sentences = [self._claim()]
-        if not self.within_reach:
+        if self.difference.interval is None:
             sentences.append(
-                f"Whatever the data, {_counted(self.difference.count, 'pair')} cannot show a "
-                f"difference at p = {self.level:g}{self._correction()}: "
-                f"that takes {self.needed} pairs. Here {_p(self.adjusted_p)}."
+                f"Fewer than {FEWEST_PAIRS} pairs, or a single one on a task, decide nothing; "
+                f"{enough_pairs(self.level, self.comparisons)} seeds would show a clear difference."
+                if math.isfinite(self.difference.value)
+                else "An infinite difference says nothing of the spread."
             )
-        if self.verdict == "undecided" and self.needed_for_spread is not None:
-            needed = f"about {self.needed_for_spread:.0f}"
-            if self.needed_for_spread > MOST_PAIRS_TOLD:
+        elif self.tied:
+            sentences.append("They are equal in every pair.")
+        elif self.verdict == "undecided" and self.needed is not None:
+            needed = f"about {self.needed:.0f}"
+            if self.needed > MOST_PAIRS_TOLD:
                 needed = f"more than {MOST_PAIRS_TOLD}"
             sentences.append(f"A difference of this size and spread takes {needed} pairs to show.")
-        if self.equal and self.difference.count > 1:
-            sentences.append("All pairs differ by the same, so their spread is unknown.")
         if any(self.diverged):
             arm, baseline = self.diverged
             sentences.append(
@@ -131,116 +133,13 @@ class Comparison:
         support = _counted(self.difference.count, "paired seed")
         if len(self.pairs) > 1:
             support = f"{_counted(self.difference.count, 'pair')} over {len(self.pairs)} tasks"
-        if self.within_reach:
-            support += f", {_p(self.adjusted_p)}{self._correction()}"
+        if self.difference.interval is not None and not self.tied:
+            over = (
+                f" corrected for {self.comparisons} pairs of arms" if self.comparisons > 1 else ""
+            )
+            exact = _p(self.sign_flip_p)
+            support += f"; {_p(self.adjusted_p)}{over}; exact test of this pair alone {exact}"
         return f"({support})"
-
-    def _correction(self) -> str:
-        if self.comparisons == 1:
-            return ""
-        by = {"Holm": "Holm's correction", "joint": "a joint correction"}[self.correction]
-        return f" after {by} for {self.comparisons} comparisons"
-
-
-def compare(
-    differences: Mapping[tuple[str, str], Tasks],
-    *,
-    margin: float = 0.0,
-    level: float = 0.05,
-    diverged: Mapping[str, int] | None = None,
-) -> dict[tuple[str, str], Comparison]:
-    """Compares arms with their baselines, as one family of comparisons, corrected by Holm.
-
-    Args:
-        differences: Arm and baseline -> the arm's paired differences from the baseline, task by
-            task, of scores where higher is better; see `paired_differences`. Diverged runs belong
-            in it with the worst score.
-        margin: See `Comparison`; in units of the scores.
-        level: Two-sided level of significance.
-        diverged: Arm or baseline -> number of diverged runs, where there are any.
-
-    Returns:
-        Arm and baseline -> comparison, in the order given.
-
-    Raises:
-        ValueError: The margin is negative or infinite, or the level is not a probability; see also
-            `checked`.
-    """
-    adjusted = holm({pair: sign_flip_p(tasks) for pair, tasks in differences.items()})
-    return _compared(differences, adjusted, "Holm", margin, level, diverged or {})
-
-
-def compare_jointly(
-    differences: Mapping[tuple[str, str], Sequence[Mapping[int, float]]],
-    told: Collection[tuple[str, str]],
-    *,
-    margin: float = 0.0,
-    level: float = 0.05,
-    diverged: Mapping[str, int] | None = None,
-) -> dict[tuple[str, str], Comparison]:
-    """Compares arms with each other, corrected by joint sign flips.
-
-    Of all pairs of arms, those of the arm that came out best may be told by themselves: that it was
-    chosen by the same data is accounted for. See `joint_sign_flip_p`.
-
-    Args:
-        differences: Two arms -> for each task seed -> the first one's difference from the second.
-        told: Those of them that are asked for; all are corrected for.
-        margin: See `compare`, as all that follows.
-        level: Likewise.
-        diverged: Likewise.
-
-    Returns:
-        The two arms -> comparison, of those asked for, in the order given.
-    """
-    by_task = {
-        pair: [list(it.values()) for it in tasks]
-        for pair, tasks in differences.items()
-        if pair in told
-    }
-    adjusted = joint_sign_flip_p(differences)
-    return _compared(by_task, adjusted, "joint", margin, level, diverged or {})
-
-
-def _compared(
-    differences: Mapping[tuple[str, str], Tasks],
-    adjusted: Mapping[tuple[str, str], float],
-    correction: Literal["Holm", "joint"],
-    margin: float,
-    level: float,
-    diverged: Mapping[str, int],
-) -> dict[tuple[str, str], Comparison]:
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"margin {margin}; expected a difference of scores, 0 or more")
-    arrays = {pair: checked(tasks) for pair, tasks in differences.items()}
-    comparisons = {}
-    for (arm, baseline), tasks in arrays.items():
-        difference = estimate(tasks, confidence=1 - level)
-        # The smallest p-value of joint flips is that of one test, however many the comparisons.
-        needed = fewest_pairs(level, len(adjusted) if correction == "Holm" else 1)
-        equal = bool(np.ptp(np.concatenate(tasks)) < EQUAL)
-        enough = difference.count >= needed or not equal
-        comparisons[arm, baseline] = Comparison(
-            arm=arm,
-            baseline=baseline,
-            difference=difference,
-            bootstrap=bootstrap_interval(tasks, confidence=1 - level),
-            pairs=tuple(map(len, tasks)),
-            equal=equal,
-            p=sign_flip_p(tasks),
-            adjusted_p=adjusted[arm, baseline],
-            correction=correction,
-            comparisons=len(adjusted),
-            needed=needed,
-            needed_for_spread=_needed_for_spread(tasks, difference, level, len(adjusted)),
-            margin=margin,
-            level=level,
-            diverged=(diverged.get(arm, 0), diverged.get(baseline, 0)),
-            verdict=decide(
-                difference.interval if enough else None, adjusted[arm, baseline], margin, level
-            ),
-        )
-    return comparisons
 
 
 def decide(
@@ -252,22 +151,9 @@ def decide(
     low, high = interval
     if -margin < low and high < margin:
         return "equivalent"
-    if adjusted_p <= level and low > 0:
-        return "better"
-    if adjusted_p <= level and high < 0:
-        return "worse"
+    if adjusted_p <= level:
+        return "better" if low + high > 0 else "worse"
     return "undecided"
-
-
-def _needed_for_spread(
-    tasks: list[Floats], difference: Estimate, level: float, comparisons: int
-) -> float | None:
-    error, _ = standard_error(tasks)
-    if math.isnan(error) or error < EQUAL:
-        return None
-    # The deviation of pairs that, all alike, would give the mean this standard error.
-    deviation = error * math.sqrt(difference.count)
-    return pairs_for_power(difference.value, deviation, level, comparisons)
 
 
 def _points(difference: float, sign: str = "") -> str:

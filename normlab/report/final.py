@@ -1,13 +1,14 @@
 """The charts of final results: by seed, against the baseline, by level of a factor, over tasks."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from ..compare.arm import in_words, short_names
-from ..compare.summary import ArmSummary
+from ..compare.summary import ArmSummary, Summary
 from ..inference.estimates import Estimate
 from .figure import (
     Figure,
@@ -25,7 +26,6 @@ from .view import View
 from .words import confidence, interval, percent, points
 
 LABELS = 160  # pixels that the name of an arm may take
-MANY_TASKS = 10  # from which on Friedman's and Nemenyi's tests are good approximations
 
 
 def accuracy_on_test(view: View) -> Figure:
@@ -333,7 +333,8 @@ def ranks(view: View) -> Figure | None:
         return None
     order = list(ranking.ranks)
     bars = [
-        {"arm": names[0], "last": names[-1], "bar": bar} for bar, names in enumerate(ranking.groups)
+        {"arm": names[0], "last": names[-1], "bar": bar}
+        for bar, names in enumerate(_not_told_apart(view.summary, order))
     ]
     datasets: dict[str, Rows] = {
         "ranks": [{"arm": name, "rank": rounded(it)} for name, it in ranking.ranks.items()],
@@ -358,17 +359,13 @@ def ranks(view: View) -> Figure | None:
         .mark_rule(strokeWidth=4, opacity=0.55, strokeCap="round")
         .encode(row, alt.Y2("last:N"), x=alt.XValue(alt.ExprRef("width - 4")))
     )
-    few = f" With {ranking.tasks} tasks this shows little." if ranking.tasks < MANY_TASKS else ""
-    told = (
-        "Bars at the right join arms that Nemenyi's test does not tell apart"
-        if bars
-        else "Nemenyi's test tells all of them apart"
-    )
+    told = "Bars at the right join arms none of whose differences over the tasks is shown. "
     return Figure(
         "ranks",
         "Ranks over the tasks",
-        f"Each task ranks the arms by their mean accuracy. {told}: ranks differ by less than "
-        f"{ranking.critical_difference:.2f}.{few}",
+        "Each task ranks the arms by their mean accuracy. "
+        + (told if bars else "")
+        + "Ranks only describe; the verdicts are those of the table.",
         {
             "": together(
                 datasets,
@@ -381,3 +378,19 @@ def ranks(view: View) -> Figure | None:
         },
         datasets,
     )
+
+
+def _not_told_apart(summary: Summary, order: Sequence[str]) -> list[Sequence[str]]:
+    """The largest sets of neighbours of an order no pair of which is shown to differ."""
+    pairs = summary.pairs.compare(itertools.combinations(order, 2))
+    alike = {pair for pair, it in pairs.items() if it.verdict not in ("better", "worse")}
+    groups: list[Sequence[str]] = []
+    end = 0
+    for start in range(len(order)):
+        stop = start + 1
+        while stop < len(order) and all((it, order[stop]) in alike for it in order[start:stop]):
+            stop += 1
+        if stop - start > 1 and stop > end:
+            groups.append(order[start:stop])
+        end = max(end, stop)
+    return groups

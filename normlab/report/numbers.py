@@ -18,9 +18,15 @@ def numbers(study: Study) -> str:
         "setting": study.setting,
         "environment": study.environment,
         "conclusion": dataclasses.asdict(conclude(study.summary)),
-        "summary": dataclasses.asdict(study.summary),
+        "summary": _without_pairs(dataclasses.asdict(study.summary)),
     }
     return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _without_pairs(summary: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what stands behind the comparisons: arrays over all pairs of arms."""
+    tasks = {name: _without_pairs(of_task) for name, of_task in summary["tasks"].items()}
+    return {key: it for key, it in summary.items() if key != "pairs"} | {"tasks": tasks}
 
 
 def _finite(value: Any) -> Any:

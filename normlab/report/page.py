@@ -245,7 +245,6 @@ def _against(view: View) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    p = "p < 0.001" if comparison.adjusted_p < 0.001 else f"p = {comparison.adjusted_p:.2g}"
     return {
         "value": comparison.difference.value,
         "points": words.points(comparison.difference.value),
@@ -253,7 +252,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "word": VERDICTS[comparison.verdict],
         "rank": list(VERDICTS).index(comparison.verdict),
-        "p": p if comparison.within_reach else f"needs {comparison.needed} pairs",
+        "p": comparison.p_in_words,
         "sentence": comparison.sentence,
     }
 

@@ -10,6 +10,7 @@ import normlab
 from normlab.config import ConfigError, load_study
 from normlab.data import load
 from normlab.data.sources import LOADERS
+from normlab.inference.power import too_few
 from normlab.models import MODELS
 from normlab.variants import VARIANTS
 
@@ -616,9 +617,24 @@ def test_random_draws_do_not_go_on_as_a_grid_does():
 def test_a_significance_that_no_number_of_runs_can_reach_is_told():
     (line,) = problems(QUICKSTART, "significance=1e-4")
     assert line == "significance: should be greater than or equal to 0.001, but 0.0001 was given"
-    sizes = ", ".join(map(str, range(8, 48)))
-    (line,) = problems(QUICKSTART, "significance=1e-3", f"factors.data.batch_size=[{sizes}]")
-    assert line.startswith("significance: level 0.001 over 600 comparisons cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds"),
+    [
+        ((), 8),
+        (("factors.data.batch_size=[16, 64]",), 9),
+        (("factors=[{data.batch_size: 16}, {data.batch_size: 64}]",), 9),
+        (("significance=0.001",), 15),
+        (("seeds=3",), 3),
+    ],
+)
+def test_by_default_there_are_seeds_enough_for_a_verdict_among_the_arms(changes, seeds):
+    study = load_study(QUICKSTART, [*(() if "seeds=3" in changes else ("seeds=null",)), *changes])
+    assert study.seeds == seeds
+    comparisons = study.comparisons
+    assert too_few(study.seeds, study.significance, comparisons) == "" or seeds == 3
+    assert load_study(QUICKSTART, ["variants={a: {layer: identity}}", "seeds=null"]).seeds == 5
 
 
 def test_a_list_whose_entries_are_wrong_is_not_called_too_short_as_well():

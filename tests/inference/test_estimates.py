@@ -8,6 +8,7 @@ from scipy import stats
 
 from normlab.inference.estimates import (
     Estimate,
+    _weights_of_resamples,
     bootstrap_interval,
     estimate,
     interquartile_mean,
@@ -170,3 +171,13 @@ def test_intervals_over_tasks_of_unlike_spread_cover_the_truth():
     ]
     covered = np.mean([low <= 0 <= high for low, high in intervals])
     assert 0.935 < covered < 0.97
+
+
+@pytest.mark.parametrize("statistic", [mean, median, interquartile_mean])
+@pytest.mark.parametrize("count", [5, 8, 21])
+def test_resamples_of_one_task_by_weights_are_resamples(statistic, count):
+    samples = np.random.default_rng(count).gamma(1.0, 1.0, count)
+    places = np.sort(np.random.default_rng(3).integers(0, count, (500, count)), axis=1)
+    expected = statistic(np.sort(samples)[places], axis=1)
+    weights = _weights_of_resamples(count, statistic, 500, 3)
+    np.testing.assert_allclose(weights @ np.sort(samples), expected, rtol=1e-12)

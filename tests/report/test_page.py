@@ -77,7 +77,7 @@ def test_every_study_gets_a_page(tmp_path, case):
         assert wrong not in text.replace("None", "", text.count("None: ")), wrong
 
 
-def test_the_page_says_who_won_by_how_much_and_whether_to_believe_it(quickstart):
+def test_the_page_says_who_won_by_how_much_and_whether_it_is_shown(quickstart):
     text = " ".join(Parsed(quickstart / "report.html").text.split())
     summary = read_study(quickstart).summary
     conclusion = words.conclude(summary)
@@ -86,8 +86,8 @@ def test_the_page_says_who_won_by_how_much_and_whether_to_believe_it(quickstart)
     assert conclusion.belief in text
     lead = summary["ghost16"].comparison.difference
     assert f"{words.points(lead.value)} points {words.interval(lead)}" in text
-    assert "above none, the baseline ✓ believe it" in text
-    assert "above batch, the runner-up ? not sure yet" in text
+    assert "above none, the baseline ✓ shown" in text
+    assert "above batch, the runner-up ? not shown" in text
     for remark in conclusion.remarks:
         assert remark in text
 
@@ -269,7 +269,7 @@ def test_each_view_says_by_what_it_judges(tmp_path):
     lax = told(tmp_path / "lax", margin=0.02, significance=0.1)
     without = told(tmp_path / "without", margin=None, significance=0.04)
     text = Parsed(write_page([lax, without], tmp_path / "joint.html")).text
-    assert re.findall(r"p-value of at most ([\d.]+)\.", text) == ["0.04", "0.1", "0.04"]
+    assert re.findall(r"p-value of at most ([\d.]+), which", text) == ["0.04", "0.1", "0.04"]
     assert re.findall(r"within the margin of (\S+) points", text) == ["±2"]
     assert re.findall(r"Means over seeds with (\d+%) intervals", text) == ["96%", "90%", "96%"]
 

@@ -50,65 +50,123 @@ def test_numbers_are_short_and_have_real_minus_signs():
     assert listed("abc") == "a, b and c"
 
 
-def test_a_clear_winner_won_and_is_to_be_believed():
+SIMULATED = (
+    "In simulations with near normal, skewed and discrete scores, unequal spreads and a failed "
+    "seed, at most 1 study in 20 came to any wrong “better” or “worse” at p = 0.05."
+)
+
+
+def test_a_clear_winner_won_and_is_shown_to():
     found = said({"base": BASE, "a": above(0.02)})
     assert found.headline == (
         "a won with 93.20% test accuracy, 2.20 points above base, the baseline."
     )
-    assert found.belief == "Believe that it beats base."
+    assert found.belief == "It is shown to be better than base."
     assert found.verdict == f"{found.headline} {found.belief}"
     (fact,) = found.facts
     assert (fact.label, fact.belief) == ("above base, the baseline", "yes")
     assert found.comparisons == {
-        "a": "a is better than base by 2.20 points [2.14, 2.26] (8 paired seeds, p = 0.0078)."
+        "a": "a is better than base by 2.20 points [2.14, 2.26] (8 paired seeds; p < 0.001; exact "
+        "test of this pair alone p = 0.0078)."
     }
-    assert found.remarks == ()
+    assert found.remarks == (f"The p-value is of a paired t-test. {SIMULATED}",)
 
 
-def test_five_seeds_are_said_to_be_too_few_before_any_p_value():
-    found = said({"base": BASE[:5], "a": above(0.02, 5)})
-    assert found.headline.startswith("a came first with")
-    assert found.belief == (
-        "Do not rely on it: 5 pairs are too few to show any difference, whatever the data; "
-        "that takes 6."
+def test_six_clear_wins_of_six_are_shown_among_three_arms():
+    # An exact test of each pair, corrected for all, leaves every one of them undecided.
+    found = said({"base": BASE[:6], "a": above(0.02, 6), "b": above(0.01, 6)})
+    assert found.headline.startswith("a won with 93.20% test accuracy")
+    assert found.belief == "It is shown to be better than every other variant."
+    assert [fact.belief for fact in found.facts] == ["yes", "yes"]
+    assert {it.split(" by ")[0] for it in found.comparisons.values()} == {
+        *("a is better than base", "b is better than base")
+    }
+
+
+def test_seeds_that_are_too_few_are_told_once_with_the_number_that_would_do():
+    accuracies = {f"a{k}": above(0.0005 * k, 3, NOISE[k:] + NOISE[:k]) for k in range(5)}
+    found = said({"base": BASE[:3], **accuracies}, margin=0.0001)
+    assert found.headline.startswith(
+        "No variant is shown best; 3 seeds can hardly show one: a4 came first with"
     )
-    sentence = found.comparisons["a"]
-    assert sentence.startswith("It is undecided whether a differs from base: +2.18 points [")
-    assert sentence.index("Whatever the data, 5 pairs cannot show") < sentence.index("p = 0.062")
     assert found.remarks[0] == (
-        "5 pairs cannot reach p = 0.05, whatever the data: the smallest p-value of the exact "
-        "sign-flip test is 0.062 then. Take at least 6."
+        "3 seeds show a difference among 15 pairs of arms only where its mean is 10.0 times its "
+        "standard deviation over seeds. Take 8: in 4 of 5 studies they show a mean of 2 standard "
+        "deviations."
     )
-    assert sentence.endswith("A difference of this size and spread takes about 6 pairs to show.")
-    assert [fact.belief for fact in found.facts] == ["open"]
 
 
-def test_five_comparisons_over_eight_seeds_are_corrected_by_holm():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_or_two_seeds_show_nothing(seeds):
+    found = said({name: above(0.02 * k, seeds) for k, name in enumerate(["base", "a", "b"])})
+    assert found.headline.startswith(
+        f"No variant is shown best; {seeds} seed{'s' * (seeds > 1)} cannot show one: b came first"
+    )
+    assert found.remarks == (
+        f"{seeds} seed{'s' * (seeds > 1)} cannot show any difference. Take 6: in 4 of 5 studies "
+        "they show a mean of 2 standard deviations.",
+    )
+    assert {fact.belief for fact in found.facts} == {"open"}
+    for sentence in found.comparisons.values():
+        assert sentence.endswith("decide nothing; 6 seeds would show a clear difference.")
+
+
+def test_where_all_arms_tie_no_winner_is_named():
+    names = ["identity", "batch", "layer", "group", "rms_norm"]
+    found = said(dict.fromkeys(names, [1.0] * 3), "identity", margin=0.005)
+    assert found.headline == (
+        "No variant is shown best; 3 seeds can hardly show one: all 5 tie at 100.00% test accuracy."
+    )
+    assert found.belief == ""
+    for sentence in found.comparisons.values():
+        assert "is no different from identity within 0.50 points: +0.00 points [0.00, 0.00]" in (
+            sentence
+        )
+    found = said(dict.fromkeys(names, BASE), "identity", margin=0.005)
+    assert found.headline == "No variant is shown best: all 5 tie at 91.00% test accuracy."
+
+
+def test_arms_that_tie_for_the_first_place_are_both_named():
+    found = said({"base": BASE, "x": above(0.02), "y": above(0.02)}, margin=0.005)
+    assert found.headline == (
+        "No variant is shown best: x and y tie for the first place with 93.20% test accuracy, 2.20 "
+        "points above base, the baseline."
+    )
+    assert found.belief == "x is shown to be better than base."
+    assert [(it.label, it.belief) for it in found.facts] == [
+        ("above base, the baseline", "yes"),
+        ("against y, tied with it", "no"),
+    ]
+
+
+def test_the_correction_is_told():
     noises = [NOISE[k:] + NOISE[:k] for k in range(5)]
     accuracies = {f"a{k}": above(0.01 * (k + 1), noise=noise) for k, noise in enumerate(noises)}
     found = said({"base": BASE, **accuracies})
     assert found.headline.startswith("a4 won with")
-    assert found.belief == "Believe that it beats every other arm."
+    assert found.belief == "It is shown to be better than every other variant."
     for sentence in found.comparisons.values():
-        assert "(8 paired seeds, p = 0.039 after Holm's correction for 5 comparisons)" in sentence
-    assert (
-        "The p-values of 5 comparisons are corrected together by Holm's method; each 95% interval "
-        "holds by itself."
-    ) in found.remarks
+        assert (
+            "corrected for 15 pairs of arms; exact test of this pair alone p = 0.0078)" in sentence
+        )
+    assert found.remarks == (
+        "P-values and intervals of differences are corrected for all 15 pairs of arms, so that the "
+        f"best one may be picked by the same runs. {SIMULATED}",
+    )
 
 
 def test_a_lead_that_may_be_chance_is_no_win():
     found = said({"base": BASE, "a": above(0.03), "b": above(0.03, noise=WAVERING)})
     assert found.headline == (
-        "a came first with 94.20% test accuracy, 3.20 points above base, the baseline."
+        "No variant is shown best: a came first with 94.20% test accuracy, 3.20 points above base, "
+        "the baseline."
     )
-    assert found.belief == "Believe that it beats base. Its lead over b may be chance."
+    assert found.belief == "It is shown to be better than base. Its lead over b may be chance."
     assert [(fact.label, fact.belief) for fact in found.facts] == [
         ("above base, the baseline", "yes"),
         ("above b, the runner-up", "open"),
     ]
     assert found.facts[1].comparison.sentence.startswith("It is undecided whether a differs from b")
-    assert any("picked by the same runs" in it for it in found.remarks)
 
 
 def test_a_lead_within_the_margin_is_no_difference():
@@ -129,25 +187,11 @@ def test_a_baseline_that_wins_is_held_against_the_runner_up():
     assert found.comparisons["a"].startswith("a is worse than base by 1.80 points [")
 
 
-def test_one_seed_is_no_evidence():
-    found = said({"base": BASE[:1], "a": above(0.02, 1)})
-    assert found.belief == (
-        "Do not rely on it: one seed shows no spread, so all of this may be chance."
-    )
-
-
-def test_of_one_seed_nothing_is_said_of_corrections_and_intervals():
-    found = said({"base": BASE[:1], "a": above(0.02, 1), "b": above(0.01, 1)})
-    assert found.remarks == (
-        "The best arm was picked by the same runs that compare it, which flatters its lead.",
-    )
-
-
 def test_diverged_runs_are_listed_by_seed():
     results = finals("base", BASE) + finals("a", above(0.02)[:6])
     results += [run("final", "a", seed, [], diverged=True) for seed in (6, 7)]
     found = conclude(summarize(results, arms(["base", "a"], {}, []), "base"))
-    assert found.headline.startswith("base came first")
+    assert found.headline.startswith("No variant is shown best: base came first")
     assert (
         "2 of 8 final runs of a diverged (seeds 6 and 7). They count as accuracy 0 and infinite "
         "loss."
@@ -183,9 +227,10 @@ def test_unequal_numbers_of_runs_are_remarked():
 
 def test_while_runs_lack_the_best_is_picked_over_the_seeds_that_all_have():
     base = [0.95, 0.96, 0.95, 0.96, 0.80, 0.81, 0.80, 0.81]
-    found = said({"base": base, "a": [0.94, 0.95, 0.94, 0.95]})
+    found = said({"base": base, "a": [0.94, 0.95, 0.94, 0.96]})
     assert found.headline == (
-        "base came first with 88.00% test accuracy, 1.00 points above a, the runner-up."
+        "No variant is shown best; 4 seeds can hardly show one: base came first with 88.00% test "
+        "accuracy, 0.75 points above a, the runner-up."
     )
 
 
@@ -193,8 +238,10 @@ def test_a_lead_that_is_none_over_more_seeds_is_no_negative_lead():
     accuracies = {"base": [0.90] * 2 + [0.95] * 6, "a": [0.92] * 2 + [0.91] * 6, "b": [0.80] * 2}
     found = said(accuracies)
     assert found.headline == (
-        "a came first with 91.25% test accuracy, 2.50 points below base, the baseline."
+        "No variant is shown best; 2 seeds can hardly show one: a came first with 91.25% test "
+        "accuracy, 2.50 points below base, the baseline."
     )
+    assert found.belief == "Its lead over b may be chance. It is not shown to differ from base."
     (fact,) = found.facts
     assert fact.label == "against base, the baseline"
     assert points(fact.comparison.difference.value) == "\N{MINUS SIGN}2.50"
@@ -222,8 +269,9 @@ def test_each_task_and_all_together_are_corrected_by_themselves():
     ]
     names = arms(["base", "a", "b"], {}, ["digits", "fashion"])
     assert (
-        "The p-values of 2 comparisons are corrected together by Holm's method; those on each task "
-        "are, and those over all tasks, by themselves; each 99% interval holds by itself."
+        "P-values and intervals of differences are corrected for all 3 pairs of arms; each task's "
+        "pairs, and those over all tasks, by themselves, so that the best one may be picked by the "
+        f"same runs. {SIMULATED}"
     ) in conclude(summarize(results, names, "base", significance=0.01)).remarks
 
 
@@ -238,11 +286,14 @@ def test_of_two_tasks_the_aggregate_comes_first():
     assert found.headline == (
         "a won with 94.20% mean test accuracy over 2 tasks, 3.20 points above base, the baseline."
     )
-    assert "(16 pairs over 2 tasks, p < 0.001)" in found.comparisons["a"]
+    assert (
+        "(16 pairs over 2 tasks; p < 0.001; exact test of this pair alone p < 0.001)"
+        in found.comparisons["a"]
+    )
     assert list(found.tasks) == ["digits", "fashion"]
     assert found.tasks["fashion"] == (
         "a won with 95.20% test accuracy, 4.20 points above base, the baseline. "
-        "Believe that it beats base."
+        "It is shown to be better than base."
     )
 
 
@@ -251,13 +302,13 @@ def test_of_two_tasks_the_aggregate_comes_first():
     [
         (
             0.02,
-            "a came first at both combinations of levels.",
-            "Believe it: each of them is shown to be better than every other arm there.",
+            "a won at both combinations of levels.",
+            "Each of them is shown to be better than every other variant there.",
         ),
         (
             -0.02,
-            "No variant came first everywhere: a at batch_size=16; base at batch_size=64.",
-            "Believe it: each of them is shown to be better than every other arm there.",
+            "No variant won everywhere: first came a at batch_size=16; base at batch_size=64.",
+            "Each of them is shown to be better than every other variant there.",
         ),
     ],
 )
@@ -280,7 +331,7 @@ def test_with_factors_each_combination_of_levels_has_its_winner(at_64, headline,
     assert found.facts == ()
     assert found.levels["batch_size=16"] == (
         "a won with 94.20% test accuracy, 3.20 points above base, the baseline. "
-        "Believe that it beats base."
+        "It is shown to be better than base."
     )
 
 
