@@ -233,8 +233,8 @@ class Study(Spec):
             and an arm shown to lie within is no different; None for no such margin.
         significance: Level of the tests over all comparisons, and one minus the confidence of
             the intervals.
-        seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, as many as show
-            a clear difference among so many arms, see `enough_pairs`.
+        seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, or null, as
+            many as show a clear difference among so many arms, see `enough_pairs`.
         executor: Where the runs are made, which is no part of what they are.
     """
 

@@ -186,4 +186,4 @@ def _weights_of_resamples(count: int, statistic: Statistic, resamples: int, seed
     drawn = np.sort(np.random.default_rng(seed).integers(0, count, (resamples, count)), axis=1)
     cells = drawn + count * np.arange(resamples)[:, None]
     weights = np.bincount(cells.ravel(), np.tile(at_place, resamples), resamples * count)
-    return weights.reshape(resamples, count)
+    return weights.astype(np.float64).reshape(resamples, count)

@@ -230,7 +230,7 @@ def _spread(arms: Sequence[BySeed]) -> _Spread:
     unknown = (counts < 2).any(axis=1) | (counts.sum(axis=1) < FEWEST_PAIRS)
     error = np.where(unknown | ~np.isfinite(total), np.nan, np.sqrt(total) / means.shape[1])
     difference = np.where((counts > 0).all(axis=1), means.mean(axis=1), np.nan)
-    return _Spread(difference, error, freedom, counts, tied.all(axis=1))
+    return _Spread(difference, error, freedom, counts, np.asarray(tied.all(axis=1)))
 
 
 def _task(runs: Sequence[Mapping[int, float]]) -> tuple[Floats, Floats, Ints, NDArray[np.bool_]]:
