@@ -192,12 +192,18 @@ def evaluate(model: Any, batch: Any, method: str | Callable[..., Any] = "__call_
     told = {
         name: value
         for name, value in _IN_EVALUATION.items()
-        if name in taken and getattr(original, name, None) is None
+        if name in taken and not _is_set(original, name)
     }
     x = _input_of(batch, [it for it in list(taken.values())[1:] if it.name not in told])
     if isinstance(model, Altered):
         return model.call_by(method, x, **told)
     return function(model, x, **told)
+
+
+def _is_set(model: Any, name: str) -> bool:
+    """Whether a field of a model says already what an argument would; methods do not."""
+    field = getattr(model, name, None)
+    return field is not None and not callable(field)
 
 
 def _input_of(batch: Any, taken: list[inspect.Parameter]) -> Any:

@@ -1,16 +1,12 @@
 """The same for models of Flax NNX, which are changed in place.
 
-What stands here are the functions that act on running statistics and on what is trained. There is
-no `fold`, `convert` or `tent`: they replace layers or rewrite the forward pass, which an NNX model
-does by assigning to its own attributes and by the `nnx.grad` it is trained with.
+How a model is called is said as for Linen models, by `call` or `method`; an NNX model draws from
+its own `nnx.Rngs`. There is no `tent`: an NNX model is trained with `nnx.grad`.
 """
 
-import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,47 +18,26 @@ from jaxtyping import Array
 from .. import linen
 from ..errors import UserError
 from ..functional import Moments
-from ..nnx import Layer
 from .adapt import check_prior_strength
-from .given import name_of
-from .recalibrate import check_repeatable, one_by_one, refuse_without_layers
-from .statistics import (
-    as_running,
-    batch_moments,
-    blended,
-    joined,
-    keeps_statistics,
-    of_population,
-    takes_unbiased,
+from .given import check_batch, name_of
+from .layers import How
+from .nnx_calls import (
+    LayerCall,
+    Path,
+    calling_of,
+    check_model,
+    class_of,
+    described,
+    find_layers,
+    frozen_class,
+    intercepted,
+    kept,
+    set_statistics,
+    with_statistics,
 )
-from .summary import Summary, summarize_layer
-
-Path = tuple[Any, ...]
-Call = Callable[[Any, Any], Any]
-
-_LAYERS = (Layer, nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
-
-_MARK = "intercepted_by_surgery"
-_marks = itertools.count()
-
-
-def evaluate(model: Any, batch: Any) -> Any:
-    """Calls a model on a batch: what `call` does unless it is given.
-
-    Evaluation is set by `model.eval()`. A model that is told at its call instead needs a `call` of
-    its own, such as `lambda model, batch: model(batch, train=False)`.
-    """
-    return model(batch)
-
-
-def find_layers(model: nnx.Module) -> dict[Path, Any]:
-    """Returns the normalization layers of a model by their paths: normlab's and Flax's."""
-    if not isinstance(model, nnx.Module):
-        raise UserError(
-            f"a model of Flax NNX was expected, but {type(model).__name__} is none; for Linen "
-            "models there are the functions of normlab.surgery."
-        )
-    return {path: it for path, it in nnx.iter_modules(model) if isinstance(it, _LAYERS)}
+from .recalibrate import check_repeatable, one_by_one, refuse_without_layers
+from .statistics import as_running, blended, joined, keeps_statistics, of_population, takes_unbiased
+from .summary import Summary, compared_with, summarize_layer
 
 
 def recalibrate(
@@ -71,7 +46,7 @@ def recalibrate(
     *,
     masks: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     layer_by_layer: bool = False,
-    call: Call = evaluate,
+    **how: Unpack[How],
 ) -> None:
     """Replaces running statistics by those of all the given data (precise batch normalization).
 
@@ -79,11 +54,12 @@ def recalibrate(
     copy of the model in evaluation.
     """
     check_repeatable(batches, masks, layer_by_layer)
-    originals = _with_statistics(model)
+    call = calling_of(how)
+    originals = with_statistics(model)
     refuse_without_layers(len(originals))
     copy = nnx.clone(model)
     copy.eval()
-    layers = _with_statistics(copy)
+    layers = with_statistics(copy)
 
     def start() -> None:
         for layer in layers.values():
@@ -95,18 +71,21 @@ def recalibrate(
 
     start()
     graph = nnx.graphdef(copy)
+    draws = jax.tree.map(jnp.asarray, nnx.state(copy, nnx.RngState))
 
     def step(state: Any, batch: Any, mask: Any, *, by_batch: bool) -> Any:
-        def measured(given: _LayerCall) -> Array:
+        def measured(given: LayerCall) -> Array:
+            if not keeps_statistics(described(given.layer)):
+                return given.proceed()
             moments = given.moments(mask)
-            of_batch = as_running(given.described, moments.mean, moments.variance)
+            of_batch = as_running(described(given.layer), moments.mean, moments.variance)
             y = given.evaluate(of_batch if by_batch else {})
             population = given.layer.population
             population.set_value(joined(population.get_value(), moments))
             return y
 
         working = nnx.merge(graph, state)
-        with _intercepted(working, measured):
+        with intercepted(working, measured):
             call(working, batch)
         return nnx.state(working)
 
@@ -115,32 +94,35 @@ def recalibrate(
     def one_pass(*, by_batch: bool) -> bool:
         """Returns whether any statistic has changed."""
         start()
+        nnx.update(copy, draws)  # Each pass draws the same.
         state, number, changed = nnx.state(copy), 0, False
         for batch, mask in one_by_one(batches, masks):
+            check_batch(batch)
             state = compiled(state, batch, mask, by_batch=by_batch)
             number += 1
         nnx.update(copy, state)
         for path, layer in layers.items():
-            described, kept = _linen(layer), _kept(layer)
-            count = kept.pop("count", None)
+            form, before = described(layer), kept(layer)
+            count = before.pop("count", None)
             measured = layer.population.get_value()
             name = name_of(tuple(map(str, path)))
-            new = of_population(measured, kept, takes_unbiased(described), name)
-            if count is not None and not isinstance(described, linen.BatchRenorm):
+            new = of_population(measured, before, takes_unbiased(form), name)
+            if count is not None and not isinstance(form, linen.BatchRenorm):
                 new["count"] = jnp.full_like(count, number)
-            changed |= any(not np.array_equal(kept[name], new[name]) for name in kept)
-            _set(layer, new)
+            changed |= any(not np.array_equal(before[name], new[name]) for name in before)
+            set_statistics(layer, new)
         return changed
 
     one_pass(by_batch=True)
     if layer_by_layer:
         # Each pass makes one more layer of every chain of layers exact.
-        depth = sum(it.var.get_value().size // np.prod(it.num_features) for it in layers.values())
+        sizes = ((it.var.get_value().size, np.prod(it.num_features)) for it in layers.values())
+        depth = sum(size // features for size, features in sizes)
         for _ in range(depth):
             if not one_pass(by_batch=False):
                 break
     for path, layer in layers.items():
-        _set(originals[path], _kept(layer))
+        set_statistics(originals[path], kept(layer))
 
 
 def adapt(
@@ -149,7 +131,7 @@ def adapt(
     *,
     prior_strength: float | ArrayLike,
     mask: ArrayLike | None = None,
-    call: Call = evaluate,
+    **how: Unpack[How],
 ) -> None:
     """Blends the running statistics with those of a batch of test data.
 
@@ -157,31 +139,51 @@ def adapt(
     `nnx.jit`. To start from the trained statistics with each batch, adapt an `nnx.clone`.
     """
     check_prior_strength(prior_strength)
+    check_batch(x)
+    call = calling_of(how)
 
-    def adapted(given: _LayerCall) -> Array:
+    def adapted(given: LayerCall) -> Array:
+        form = described(given.layer)
+        if not keeps_statistics(form):
+            return given.proceed()
         number = given.x.shape[0] if mask is None else jnp.sum(jnp.asarray(mask, bool))
-        kept = _kept(given.layer)
-        new = blended(given.described, kept, given.moments(mask), number, prior_strength)
-        _set(given.layer, new)
+        moments = given.moments(mask)
+        new = blended(form, kept(given.layer), moments, number, prior_strength)
+        set_statistics(given.layer, new)
         return given.evaluate({})
 
+    check_model(model)
     copy = nnx.clone(model)
     copy.eval()
-    with _intercepted(copy, adapted):
+    with intercepted(copy, adapted):
         call(copy, x)
-    originals = _with_statistics(model)
-    for path, layer in _with_statistics(copy).items():
-        _set(originals[path], _kept(layer))
+    originals = with_statistics(model)
+    for path, layer in with_statistics(copy).items():
+        set_statistics(originals[path], kept(layer))
 
 
 def freeze(model: nnx.Module) -> None:
     """Lets all layers with running statistics normalize by these, and leave them as they are.
 
-    To be called after `model.train()`, which sets them to batch statistics. A layer that is told
-    `use_running_average` by its model at the call does what it is told.
+    They do so whatever `train()`, `eval()`, `nnx.view` or their model says, until `unfreeze`.
+
+    Raises:
+        ValueError: If there is no such layer.
     """
-    for layer in _with_statistics(model).values():
-        layer.use_running_average = True
+    layers = with_statistics(model)
+    if not layers:
+        raise UserError(
+            "freeze: no normalization layer of the model keeps running statistics, so that there "
+            "is nothing to freeze. For what the layers learn there is trainable_filter."
+        )
+    for layer in layers.values():
+        object.__setattr__(layer, "__class__", frozen_class(type(layer)))
+
+
+def unfreeze(model: nnx.Module) -> None:
+    """Undoes `freeze`: layers do again what they are told."""
+    for layer in with_statistics(model).values():
+        object.__setattr__(layer, "__class__", class_of(layer))
 
 
 @dataclass(frozen=True)
@@ -219,109 +221,58 @@ def trainable_filter(
     return TrainableFilter(frozenset(find_layers(model)), affine, rest)
 
 
-def summary(model: nnx.Module) -> Summary:
-    """Lists the normalization layers of a model with their state, in the order of their paths.
+def summary(model: nnx.Module, x: Any = None, **how: Unpack[How]) -> Summary:
+    """Lists the normalization layers of a model with their state.
 
-    As `normlab.surgery.summary`, without the shapes of inputs, which only a call would show.
+    As `normlab.surgery.summary`, which says what the warnings mean. Without a batch the layers are
+    in the order of their paths, without the shapes of their inputs, and their running statistics
+    are compared with nothing.
+
+    Args:
+        model: The model.
+        x: A batch.
+        how: How the model is called: `call` or `method`; see `normlab.surgery.How`.
     """
+    layers = {name_of(tuple(map(str, path))): it for path, it in find_layers(model).items()}
+    called = {} if x is None else _measured(model, x, calling_of(how))
     records = []
-    for path, layer in find_layers(model).items():
-        variables = {name: it for name, it in vars(layer).items() if isinstance(it, nnx.Variable)}
+    for name in called or layers:
+        layer, (shape, moments) = layers[name], called.get(name, (None, None))
+        variables = {key: it for key, it in vars(layer).items() if isinstance(it, nnx.Variable)}
         params, statistics = (
-            {name: it.get_value() for name, it in variables.items() if isinstance(it, kind)}
+            {key: it.get_value() for key, it in variables.items() if isinstance(it, kind)}
             for kind in (nnx.Param, nnx.BatchStat)
         )
-        name = name_of(tuple(map(str, path)))
-        records.append(summarize_layer(name, layer, None, params, statistics))
-    return Summary(tuple(records))
+        kind = class_of(layer).__name__
+        records.append(
+            summarize_layer(name, kind, described(layer), shape, params, statistics, moments)
+        )
+    return Summary(tuple(records), compared_with(x))
 
 
-@dataclass(frozen=True)
-class _LayerCall:
-    """One call of a layer with running statistics.
+def _measured(
+    model: nnx.Module, x: Any, call: Callable[[Any, Any], Any]
+) -> dict[str, tuple[tuple[int, ...], Moments | None]]:
+    """Returns shape and moments of the input of each layer that is called, by name."""
+    check_batch(x)
+    copy = nnx.clone(model)
+    copy.eval()
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers = {name_of(tuple(map(str, path))): it for path, it in with_statistics(copy).items()}
 
-    Attributes:
-        layer: The layer.
-        described: Its Linen form, without variables.
-        x: The input.
-        arguments: What else it was given, by name.
-        function: The method that was called.
-    """
+    def measured(given: LayerCall) -> Any:
+        shapes.setdefault(given.name, given.x.shape)
+        if given.name not in layers:
+            return given.proceed()
+        moments = given.moments(None)
+        if hasattr(given.layer, "population"):
+            moments = joined(given.layer.population.get_value(), moments)
+        given.layer.population = nnx.BatchStat(moments)
+        return given.evaluate({})
 
-    layer: Any
-    described: Any
-    x: Array
-    arguments: dict[str, Any]
-    function: Callable[..., Any]
-
-    def moments(self, examples: ArrayLike | None) -> Moments:
-        """Returns the moments of the input, of the given examples."""
-        name = type(self.layer).__name__
-        return batch_moments(self.described, self.x, self.arguments.get("mask"), examples, name)
-
-    def evaluate(self, statistics: dict[str, Array]) -> Array:
-        """Normalizes as in evaluation, by other statistics where they are given."""
-        before = _kept(self.layer)
-        _set(self.layer, statistics)
-        y = self.function(self.layer, self.x, use_running_average=True, **self.arguments)
-        _set(self.layer, before)
-        return y
-
-
-@contextmanager
-def _intercepted(model: nnx.Module, handle: Callable[[_LayerCall], Array]) -> Iterator[None]:
-    """While it is entered, calls of the model's layers with running statistics go to `handle`.
-
-    NNX has no interceptors, so that the method is replaced in the classes. A mark on the layers
-    tells them from those of other models. It differs each time, so that what `nnx.jit` inside the
-    model has compiled is not used again with another `handle`.
-    """
-    mark = next(_marks)
-    layers = _with_statistics(model).values()
-    originals: dict[Any, Any] = {cls: cls.__call__ for cls in (Layer, nnx.BatchNorm)}
-
-    def replacement(original: Any) -> Any:
-        @functools.wraps(original)
-        def call(self: Any, x: Any, use_running_average: Any = None, **arguments: Any) -> Any:
-            if getattr(self, _MARK, None) != mark:
-                return original(self, x, use_running_average, **arguments)
-            return handle(_LayerCall(self, _linen(self), jnp.asarray(x), arguments, original))
-
-        return call
-
-    for layer in layers:
-        setattr(layer, _MARK, mark)
-    for cls, original in originals.items():
-        cls.__call__ = replacement(original)
-    try:
-        yield
-    finally:
-        for cls, original in originals.items():
-            cls.__call__ = original
-        for layer in layers:
-            delattr(layer, _MARK)
-
-
-def _with_statistics(model: nnx.Module) -> dict[Path, Any]:
-    """Returns the layers that keep running statistics."""
-    return {path: it for path, it in find_layers(model).items() if keeps_statistics(_linen(it))}
-
-
-def _linen(layer: Any) -> Any:
-    """Returns the Linen form of a layer, as far as its statistics go."""
-    if isinstance(layer, Layer):
-        return layer._linen(use_running_average=None)
-    return (
-        linen.BatchNorm(axis=layer.axis) if isinstance(layer, nnx.BatchNorm) else linen.Identity()
-    )
-
-
-def _kept(layer: Any) -> dict[str, Array]:
-    """Returns the running statistics of a layer."""
-    names = [name for name in ("mean", "var", "count") if hasattr(layer, name)]
-    return {name: getattr(layer, name).get_value() for name in names}
-
-
-def _set(layer: Any, statistics: dict[str, Array]) -> None:
-    for name, value in statistics.items():
-        getattr(layer, name).set_value(value)
+    with intercepted(copy, measured):
+        call(copy, x)
+    return {
+        name: (shape, layers[name].population.get_value() if name in layers else None)
+        for name, shape in shapes.items()
+    }

@@ -13,8 +13,9 @@ from flax import struct
 from flax.traverse_util import unflatten_dict
 
 from ..errors import UserError
+from ..functional import Moments
 from ..linen import BatchRenorm
-from .given import as_given, flattened, name_of, variables_of
+from .given import Path, as_given, flattened, name_of, variables_of
 from .layers import Calling, How, LayerCall, run
 from .statistics import (
     as_running,
@@ -106,29 +107,7 @@ def recalibrate(
     call, rngs = Calling.of(how)
 
     def step(variables: Any, batch: Any, mask: Any, number: Any, *, by_batch: bool) -> Any:
-        def measured(given: LayerCall) -> Any:
-            module = given.module
-            if not keeps_statistics(module):
-                return given.proceed()
-            name, own_mask = name_of(module.path), given.arguments.get("mask")
-            check_running(module, module.variables.get("batch_stats", {}), given.x.shape, name)
-            moments = batch_moments(module, given.x, own_mask, mask, name)
-            of_batch = as_running(module, moments.mean, moments.variance)
-            y, kept = given.evaluate(module.variables, of_batch if by_batch else {})
-            if module.has_variable("batch_stats", _POPULATION):
-                moments = joined(module.get_variable("batch_stats", _POPULATION).moments, moments)
-            population = _Population(
-                moments,
-                features=moments.counted.size,
-                takes_unbiased=takes_unbiased(module),
-                counts_batches=not isinstance(module, BatchRenorm),
-            )
-            module.put_variable("batch_stats", _POPULATION, population)
-            for name, value in kept.items():
-                if not module.has_variable("batch_stats", name):
-                    module.put_variable("batch_stats", name, value)
-            return y
-
+        measured = measuring(mask, by_batch=by_batch)
         keys = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
         return run(model, variables, batch, Calling(call, keys), measured)[1]["batch_stats"]
 
@@ -155,6 +134,48 @@ def recalibrate(
         if jax.tree.all(jax.tree.map(np.array_equal, before, result)):
             break
     return as_given(variables, result)
+
+
+def measuring(mask: Any, *, by_batch: bool) -> Callable[[LayerCall], Any]:
+    """Returns what takes the moments of the input of each layer with running statistics.
+
+    They grow among the layer's variables in `batch_stats`; `populations` finds them there.
+
+    Args:
+        mask: True at the examples that count, or None.
+        by_batch: Whether layers normalize by the statistics of the batch, or by the running ones.
+    """
+
+    def measured(given: LayerCall) -> Any:
+        module = given.module
+        if not keeps_statistics(module):
+            return given.proceed()
+        name, own_mask = name_of(module.path), given.arguments.get("mask")
+        check_running(module, module.variables.get("batch_stats", {}), given.x.shape, name)
+        moments = batch_moments(module, given.x, own_mask, mask, name)
+        of_batch = as_running(module, moments.mean, moments.variance)
+        y, kept = given.evaluate(module.variables, of_batch if by_batch else {})
+        if module.has_variable("batch_stats", _POPULATION):
+            moments = joined(module.get_variable("batch_stats", _POPULATION).moments, moments)
+        population = _Population(
+            moments,
+            features=moments.counted.size,
+            takes_unbiased=takes_unbiased(module),
+            counts_batches=not isinstance(module, BatchRenorm),
+        )
+        module.put_variable("batch_stats", _POPULATION, population)
+        for name, value in kept.items():
+            if not module.has_variable("batch_stats", name):
+                module.put_variable("batch_stats", name, value)
+        return y
+
+    return measured
+
+
+def populations(statistics: Mapping[str, Any]) -> dict[Path, Moments]:
+    """Returns the moments in what `measuring` has left in `batch_stats`, by path of the layer."""
+    flat = flattened(statistics)
+    return {path[:-1]: it.moments for path, it in flat.items() if isinstance(it, _Population)}
 
 
 def check_repeatable(batches: Any, masks: Any, layer_by_layer: bool) -> None:

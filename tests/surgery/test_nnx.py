@@ -1,7 +1,12 @@
 """What surgery does to NNX models: the numbers it does to Linen ones, and what is left alone."""
 
+import copy
+import pickle
+import threading
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -125,7 +130,159 @@ def test_the_summary_has_a_row_for_each_layer():
     assert surgery.nnx.summary(model).layers[0].warnings == ()
 
 
+def test_frozen_layers_stay_frozen_in_every_mode():
+    """train() and eval() undid it, and so did a model that tells its layers."""
+    model = Model(nnx.BatchNorm)
+    surgery.nnx.recalibrate(model, [X])
+    model.eval()
+    expected = model(X)
+    surgery.nnx.freeze(model)
+    surgery.nnx.freeze(model)
+    for mode in (
+        lambda: model.train(),
+        lambda: model.eval(),
+        lambda: model.set_attributes(use_running_average=False),
+    ):
+        mode()
+        model.set_attributes(deterministic=True)
+        before = np.asarray(model.blocks[0].norm.mean[...])
+        for copied in (model, nnx.clone(model), copy.deepcopy(model), pickled(model)):
+            np.testing.assert_allclose(copied(X), expected, rtol=1e-6)
+            told = copied.blocks[0].norm(X, use_running_average=False)
+            np.testing.assert_array_equal(told, copied.blocks[0].norm(X, use_running_average=True))
+            np.testing.assert_array_equal(copied.blocks[0].norm.mean[...], before)
+        np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(model, X), expected, rtol=1e-6)
+    assert surgery.nnx.summary(model).layers[0].kind == "BatchNorm"
+    assert isinstance(model.blocks[0].norm, nnx.BatchNorm)
+    surgery.nnx.adapt(model, X + 1, prior_strength=0)
+    assert np.all(model.blocks[0].norm.mean[...] != before)
+    surgery.nnx.unfreeze(model)
+    model.train()
+    model(X)
+    assert type(model.blocks[0].norm) is nnx.BatchNorm
+    assert np.all(model.blocks[0].norm.mean[...] != before)
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+class Told(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm = normlab.nnx.BatchNorm(4, rngs=rngs)
+        self.noise = nnx.Rngs(noise=1)
+
+    def __call__(self, x, train):
+        return self.norm(x, use_running_average=not train)
+
+    def noisy(self, x, train):
+        return self(x + jax.random.normal(self.noise.noise(), x.shape), train)
+
+
+@pytest.mark.parametrize("method", ["__call__", "noisy", Told.noisy])
+def test_every_function_calls_the_model_in_every_way(method):
+    """Models that draw, are told to evaluate or are called by another method were not reached."""
+    model = Told()
+    expected = moments(X)[0] if method == "__call__" else None
+    labels = jnp.zeros(30, jnp.int32)
+    surgery.nnx.recalibrate(model, [(X, labels)], method=method, layer_by_layer=True)
+    if expected is not None:
+        np.testing.assert_allclose(model.norm.mean[...], expected, rtol=1e-5)
+    surgery.nnx.adapt(model, (X, labels), prior_strength=1, method=method)
+    (layer,) = surgery.nnx.summary(model, (X, labels), method=method).layers
+    assert layer.input_shape == (30, 4)
+    with pytest.raises(ValueError, match="draws from its own"):
+        surgery.nnx.adapt(model, X, prior_strength=1, rngs=jax.random.key(0))
+
+
+def test_no_class_is_patched_and_threads_do_not_meet():
+    """The method of the class was replaced meanwhile, also for other models and threads."""
+    model, other = Model(), Model()
+    calls = (nnx.BatchNorm.__call__, normlab.nnx.Layer.__call__)
+    seen = []
+
+    def call(model, batch):
+        seen.append((nnx.BatchNorm.__call__, normlab.nnx.Layer.__call__) == calls)
+        other.blocks[0].norm(X)
+        return model(batch)
+
+    surgery.nnx.adapt(model, X, prior_strength=1, call=call)
+    assert seen == [True]
+    given = [X + seed for seed in range(4)]
+    models = [Model() for _ in given]
+    expected = [Model() for _ in given]
+    for one, x in zip(expected, given, strict=True):
+        surgery.nnx.recalibrate(one, [x, x], layer_by_layer=True)
+    barrier = threading.Barrier(len(given))
+
+    def work(index):
+        barrier.wait()
+        surgery.nnx.recalibrate(models[index], [given[index]] * 2, layer_by_layer=True)
+        surgery.nnx.summary(models[index], given[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(given))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, wanted in zip(models, expected, strict=True):
+        for block, other_block in zip(one.blocks, wanted.blocks, strict=True):
+            np.testing.assert_allclose(
+                block.norm.mean[...], other_block.norm.mean[...], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_no_tracer_is_leaked():
+    with jax.checking_leaks():
+        model = Model()
+        surgery.nnx.recalibrate(model, [X])
+        nnx.jit(lambda model, x: surgery.nnx.adapt(model, x, prior_strength=10))(model, X)
+        surgery.nnx.summary(model, X)
+        surgery.nnx.freeze(model)
+        nnx.jit(lambda model, x: model(x))(model, X)
+
+
+def test_the_summary_of_a_batch_says_what_was_called_and_whether_statistics_are_far_from_it():
+    model = Model()
+    surgery.nnx.recalibrate(model, [X], layer_by_layer=True)
+    near = surgery.nnx.summary(model, X)
+    assert [layer.path for layer in near.layers] == ["blocks/0/norm", "blocks/1/norm"]
+    assert near.layers[0].input_shape == (30, 4)
+    assert near.compared == 30
+    assert not near.layers[0].warnings
+    assert not hasattr(model.blocks[0].norm, "population")
+    far = surgery.nnx.summary(model, X * 3).layers[0]
+    assert "running variances far from the batch's" in "; ".join(far.warnings)
+
+
+WRONG = {
+    "broadcasts": ("mean", np.zeros(1, np.float32), r"shape \(1,\).*needs \(4,\)"),
+    "negative": ("var", -np.ones(4, np.float32), "is negative"),
+    "half": ("var", np.ones(4, np.float16), "float16"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_running_statistics_that_are_none_of_the_layer_are_refused(kind):
+    statistic, value, message = WRONG[kind]
+    model = Model()
+    getattr(model.blocks[1].norm, statistic).set_value(jnp.asarray(value))
+    with pytest.raises(ValueError, match=f"blocks/1/norm: .*{message}"):
+        surgery.nnx.adapt(model, X, prior_strength=1)
+
+
 def test_mistakes_are_named():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match="Model is a class"):
+            surgery.nnx.find_layers(Model)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(ValueError, match="there is nothing to freeze"):
+        surgery.nnx.freeze(Model(normlab.nnx.LayerNorm))
+    with pytest.raises(ValueError, match=r"the batch has the shape \(0, 4\)"):
+        surgery.nnx.recalibrate(Model(), [X[:0]])
     with pytest.raises(ValueError, match="no normalization layer of the model keeps running"):
         surgery.nnx.recalibrate(Model(normlab.nnx.LayerNorm), [X])
     with pytest.raises(ValueError, match="prior_strength=-1"):
