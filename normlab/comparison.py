@@ -89,10 +89,10 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
     if study.executor.name == "processes":
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    arms = len(study.arms())
-    tuning = len(study.tune.points()) * study.tune.seeds if study.tune else 0
-    runs = arms * (tuning + study.seeds)
-    console.print(f"{study.study}: {arms} arms, {runs} runs, in {store.folder}")
+    arms = study.arms()
+    tuning = sum(len(study.points(arm)) for arm in arms) * (study.tune.seeds if study.tune else 0)
+    runs = tuning + len(arms) * study.seeds
+    console.print(f"{study.study}: {len(arms)} arms, {runs} runs, in {store.folder}")
     few = too_few(study.seeds, study.significance, study.comparisons)
     if few:
         console.print(f"Too few seeds: {few}", soft_wrap=True)

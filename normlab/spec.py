@@ -1,13 +1,82 @@
 """The base of everything that a configuration file may set."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import core_schema
+
+# What float32 and int32 hold with room to compute: beyond, a number would become another one.
+LARGEST, SMALLEST, LARGEST_WHOLE = 1e30, 1e-30, 2**31 - 1
+
+# Widths, epochs and the like. What is larger than this is a slip of the keyboard.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+# What is built, started or traced one by one.
+Few = Annotated[int, Field(ge=1, le=1_000)]
 
 
 class Spec(BaseModel):
     """A frozen, hashable record whose unknown keys are errors.
 
     Each floor of the package describes what it can be told in a `Spec` of its own; a study is
-    composed of them.
+    composed of them. Numbers and truth values may be given as text, as in "0.1" and "true", but a
+    truth value is no number, and a number no truth value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """Has every field, of subclasses too, check that it means what was given for it."""
+        schema = handler(source)
+        inner: Any = handler.resolve_ref_schema(schema)
+        while inner["type"] != "model-fields":
+            inner = inner["schema"]
+        for field in inner["fields"].values():
+            while field["schema"]["type"] == "default":
+                field = field["schema"]
+            # Words are compared as they are; a union is told apart by a field of bare words.
+            if not _are_words(field["schema"]):
+                field["schema"] = core_schema.no_info_wrap_validator_function(
+                    _as_given, field["schema"]
+                )
+        return schema
+
+
+def _are_words(schema: Any) -> bool:
+    return schema["type"] == "literal" and all(isinstance(it, str) for it in schema["expected"])
+
+
+def _as_given(given: Any, validate: Callable[[Any], Any]) -> Any:
+    value = validate(given)
+    _check(given, value)
+    return value
+
+
+def _check(given: Any, value: Any) -> None:
+    """Refuses what became another kind of thing, or would become another number.
+
+    Raises:
+        ValueError: That says what was given.
+    """
+    if isinstance(value, bool):
+        if not (isinstance(given, bool) or str(given).lower() in ("true", "false")):
+            raise ValueError(f"expected true or false, but {given!r} was given")
+    elif isinstance(value, int | float):
+        if isinstance(given, bool):
+            raise ValueError(f"expected a number, but {str(given).lower()} was given")
+        if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+            raise ValueError(f"{given} is too large; expected at most {LARGEST_WHOLE}")
+        if value and not SMALLEST <= abs(value) <= max(LARGEST, LARGEST_WHOLE):
+            raise ValueError(
+                f"{given} cannot be computed with in float32; expected a size between "
+                f"{SMALLEST:g} and {LARGEST:g}"
+            )
+    elif isinstance(value, list | tuple) and isinstance(given, list | tuple):
+        for one, other in zip(given, value, strict=False):
+            _check(one, other)
+    elif isinstance(value, Mapping) and isinstance(given, Mapping):
+        for key in value:
+            _check(given.get(key), value[key])

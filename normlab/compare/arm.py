@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,49 @@ def levels(factors: Factors) -> list[dict[str, Any]]:
         return [dict(combination) for combination in factors] or [{}]
     return [
         dict(zip(factors, point, strict=True)) for point in itertools.product(*factors.values())
+    ]
+
+
+def combinations(factors: Factors) -> int:
+    """Returns how many combinations of levels there are, without making them."""
+    if isinstance(factors, Mapping):
+        return math.prod(map(len, factors.values()))
+    return max(1, len(factors))
+
+
+def is_of_layer(path: str) -> bool:
+    """Whether a dotted path of a search or factor means a field of layers.
+
+    `layer.epsilon` means those of all variants, `variants.batch.momentum` that of one.
+    """
+    return path.partition(".")[0] in ("layer", "variants")
+
+
+def field_of_layer(path: str, variant: str, fields: Container[str]) -> str | None:
+    """Returns the field of a variant's layer that a dotted path means, if it means one.
+
+    Args:
+        path: As in `is_of_layer`.
+        variant: The variant's name.
+        fields: The fields of its layer.
+    """
+    for place in ("layer.", f"variants.{variant}."):
+        name = path.removeprefix(place)
+        if name != path and name in fields:
+            return name
+    return None
+
+
+def paths_of(paths: Iterable[str], variant: str, fields: Container[str]) -> list[str]:
+    """Returns those dotted paths of a search that are there for a variant.
+
+    Args:
+        paths: All paths.
+        variant: The variant's name.
+        fields: The fields of its layer. Paths of layers that do not have the field are left out.
+    """
+    return [
+        path for path in paths if not is_of_layer(path) or field_of_layer(path, variant, fields)
     ]
 
 

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from ..variants import OVERRIDABLE
 from . import fingerprint
 from .arm import Arm
-from .paths import value_at, with_values
 from .search import values_beyond
-from .study import PARTS, Study
+from .study import PARTS, Study, value_in, with_changes
 
 # Tuning must not see the seeds that are reported, however many those are.
 FIRST_TUNING_SEED = 1_000_000
@@ -71,9 +70,7 @@ def tuning_runs(study: Study, arm: Arm) -> list[Run]:
         return []
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tune.seeds)
     return [
-        run
-        for values in study.tune.points()
-        for run in make_runs(study, "tune", arm, seeds, values)
+        run for values in study.points(arm) for run in make_runs(study, "tune", arm, seeds, values)
     ]
 
 
@@ -93,7 +90,7 @@ def extended(study: Study, best: Sequence[Mapping[str, Any]]) -> Study | None:
     wider: dict[str, Any] = {}
     for path, grid in study.tune.space.items():
         if isinstance(grid, tuple):
-            beyond = values_beyond(grid, [values[path] for values in best])
+            beyond = values_beyond(grid, [values[path] for values in best if path in values])
             if allowed := [value for value in beyond if _is_allowed(study, path, value)]:
                 wider[path] = (*grid, *allowed)
     if not wider:
@@ -105,7 +102,8 @@ def extended(study: Study, best: Sequence[Mapping[str, Any]]) -> Study | None:
 def _is_allowed(study: Study, path: str, value: float) -> bool:
     try:
         for arm in study.arms():
-            type(study).model_validate(with_values(study.with_arm(arm), {path: value}))
+            if path in study.space_of(arm):
+                make_runs(study, "tune", arm, [], {path: value})
     except ValidationError:
         return False
     return True
@@ -124,10 +122,10 @@ def make_runs(
     values: dict[str, Any],
 ) -> list[Run]:
     """Puts the values of an arm and of one of its points in their places, for some seeds."""
-    changed = type(study).model_validate(with_values(study.with_arm(arm), values))
+    changed = type(study).model_validate(with_changes(study.with_arm(arm), values, arm.variant))
     # As the study understands them: a rate of 1 and one of 1.0 are the same run.
     dumped = changed.model_dump(mode="json")
-    understood = {path: value_at(dumped, path) for path in values}
+    understood = {path: value_in(dumped, path, arm.variant) for path in values}
     setting = _setting(changed, phase, arm, understood)
     return [Run(changed, phase, arm, seed, understood, setting) for seed in seeds]
 

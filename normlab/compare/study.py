@@ -25,17 +25,23 @@ from ..models import ModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
-from .arm import Arm, arms, levels
+from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
 from .fingerprint import of_config
-from .paths import flatten, with_values
+from .paths import flatten, value_at, with_values
 from .search import Range, Trials, points
 
 # The parts of a study that determine its runs, the same for all arms.
 PARTS = ("data", "model", "optimizer", "train")
 
 
-TUNABLE_PATHS = "model.*, optimizer.*, train.* (but no name) and data.batch_size"
+TUNABLE_PATHS = (
+    "model.*, optimizer.*, train.* (but no name), data.batch_size, layer.FIELD and "
+    "variants.NAME.FIELD"
+)
+
+# Bounds of what is listed or enumerated: values of a path, arms, points of a search, runs.
+MOST_VALUES, MOST_ARMS, MOST_POINTS, MOST_RUNS = 1_000, 1_000, 10_000, 100_000
 
 
 def is_tunable(path: str) -> bool:
@@ -46,26 +52,39 @@ def is_tunable(path: str) -> bool:
     head, _, rest = path.partition(".")
     if head == "data":
         return path == "data.batch_size"
+    if is_of_layer(path):
+        return bool(rest)
     return head in PARTS and bool(rest) and not path.endswith(".name")
 
 
 def _can_be_a_factor(path: str) -> bool:
     head, _, rest = path.partition(".")
-    return head in PARTS and bool(rest) and path != "data.name"
+    return head in (*PARTS, "layer") and bool(rest) and path != "data.name"
+
+
+def _repeats(values: tuple[Any, ...]) -> bool:
+    # As a configuration writes them: 1 and true are two.
+    return len({json.dumps(value, sort_keys=True) for value in values}) < len(values)
 
 
 def _without_equal_levels(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+    if _repeats(values):
         raise ValueError(f"each level makes an arm, but {list(values)} repeats one")
     return values
 
 
+def _paths_of_factors(factors: Factors) -> list[str]:
+    if isinstance(factors, Mapping):
+        return list(factors)
+    return list(dict.fromkeys(path for combination in factors for path in combination))
+
+
 def _factor_paths(given: Any) -> Any:
-    for path in dict.fromkeys(path for combination in levels(given) for path in combination):
+    for path in _paths_of_factors(given):
         if not _can_be_a_factor(path):
             raise ValueError(
-                f"{path!r} cannot be a factor; expected a field of {', '.join(PARTS)}, as in "
-                "data.batch_size; data sets are tasks, as in tasks: {other: {data.name: NAME}}"
+                f"{path!r} cannot be a factor; expected a field of {', '.join(PARTS)} or layer, as "
+                "in data.batch_size; data sets are tasks, as in tasks: {other: {data.name: NAME}}"
             )
     return given
 
@@ -89,25 +108,27 @@ def _one_number_or_word(value: Any) -> Any:
 
 
 def _without_repetition(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
+    if _repeats(values):
         raise ValueError(f"each value is tried once, but {list(values)} repeats one")
     return values
 
 
 Value = Annotated[Any, AfterValidator(_one_number_or_word)]
-Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(_without_repetition)]
-
+SomeValues = Field(min_length=1, max_length=MOST_VALUES)
+Values = Annotated[tuple[Value, ...], SomeValues, AfterValidator(_without_repetition)]
 
 Searched = Annotated[
     Annotated[Range, Tag("range")] | Annotated[Values, Tag("values")],
     Discriminator(lambda given: "range" if isinstance(given, Mapping | Range) else "values"),
 ]
 # What a factor may be set to: whatever a configuration can say of a field.
-Levels = Annotated[
-    tuple[JsonValue, ...], Field(min_length=1), AfterValidator(_without_equal_levels)
+Levels = Annotated[tuple[JsonValue, ...], SomeValues, AfterValidator(_without_equal_levels)]
+Combinations = Annotated[
+    tuple[dict[str, JsonValue], ...],
+    Field(max_length=MOST_VALUES),
+    AfterValidator(_without_equal_levels),
 ]
-Combinations = Annotated[tuple[dict[str, JsonValue], ...], AfterValidator(_without_equal_levels)]
-Factors = Annotated[
+Crossed = Annotated[
     Annotated[dict[str, Levels], Tag("grid")] | Annotated[Combinations, Tag("combinations")],
     Discriminator(lambda given: "combinations" if isinstance(given, list | tuple) else "grid"),
     AfterValidator(_factor_paths),
@@ -131,6 +152,25 @@ def _enough_seeds(given: Mapping[str, Any]) -> int:
     return enough_pairs(significance if known else 0.05, pairs * places)
 
 
+def _plausible_margin(given: float) -> float:
+    if not 0.05 <= given <= 20:
+        meant = f"; as a share, {given:g} is margin_points={100 * given:g}" * (0 < given < 0.05)
+        raise ValueError(
+            f"{given:g} points were given; expected between 0.05 and 20 points of a percentage"
+            f"{meant}"
+        )
+    return given
+
+
+def _plausible_level(given: float) -> float:
+    if given > 0.5:
+        raise ValueError(
+            f"{given:g} is the level of the tests; for intervals of {100 * given:g}% give "
+            f"{1 - given:g}"
+        )
+    return given
+
+
 class StudyError(UserError):
     """A study cannot be run as it is configured; the message says where and why."""
 
@@ -142,6 +182,10 @@ class TuneSpec(Spec):
     `tune: {optimizer.learning_rate: {low: 1e-4, high: 1}, trials: 20}` for random draws. Each arm
     trains at every point with every seed, and keeps the point that does best on the validation
     split.
+
+    Fields of the layers can be tuned too: `layer.epsilon` for all variants whose layer has one,
+    `variants.batch.momentum` for one variant. A variant without the field is tuned over the rest:
+    in a grid at fewer points, with `trials` at as many.
 
     Attributes:
         seeds: Runs at each point.
@@ -162,10 +206,6 @@ class TuneSpec(Spec):
     def space(self) -> dict[str, tuple[Any, ...] | Range]:
         """The values to try or the range to draw from, by dotted path."""
         return dict(self.__pydantic_extra__)
-
-    def points(self) -> list[dict[str, Any]]:
-        """Returns the points of the search: dotted path -> value."""
-        return points(self.space, self.trials)
 
     @model_validator(mode="before")
     @classmethod
@@ -221,16 +261,18 @@ class Study(Spec):
         factors: What the variants are crossed with: dotted path -> levels for the full grid, as in
             `{data.batch_size: [16, 64]}`, or a list of the combinations wanted, as in
             `[{data.batch_size: 16, train.epochs: 5}, ...]`. An arm is a variant at one combination.
+            `layer.epsilon` is that field of every variant's layer, and all must have it.
         tasks: Name -> what is other in this task than in the parts above, by dotted path, as in
             `{fashion: {data.name: fashion_mnist}}`. Every arm is tuned and repeated on every task.
             None for the one task that the parts describe.
         tune: What is tuned for each arm; None for nothing.
         baseline: The variant that the others are compared with, at the same levels and on the same
             task; the first one if not given.
-        target_accuracy: Validation accuracy to count the steps to; if not given, 95% of the best
-            arm's.
-        margin: Differences of accuracy within plus and minus this are of no practical importance,
-            and an arm shown to lie within is no different; None for no such margin.
+        target_accuracy: Validation accuracy to count the steps to, as a share between 0 and 1; if
+            not given, 95% of the best arm's.
+        margin_points: Differences of accuracy within plus and minus so many points of a percentage
+            are of no practical importance, and an arm shown to lie within is no different; None
+            for no such margin.
         significance: Level of the tests over all comparisons, and one minus the confidence of
             the intervals.
         seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, or null, as
@@ -238,20 +280,20 @@ class Study(Spec):
         executor: Where the runs are made, which is no part of what they are.
     """
 
-    study: str = Field(pattern=r"^\w[\w.-]*$")
+    study: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
     modules: tuple[str, ...] = ()
     data: DataSpec = DataSpec()
     model: ModelSpec
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
     variants: dict[VariantName, VariantSpec] = Field(min_length=1)
-    factors: Factors = Field(default_factory=dict)
+    factors: Crossed = Field(default_factory=dict)
     tasks: Tasks = Field(default_factory=dict)
     tune: TuneSpec | None = None
     baseline: str = ""
     target_accuracy: float | None = Field(None, gt=0, le=1)
-    margin: float | None = Field(0.005, gt=0, lt=1)
-    significance: float = Field(0.05, ge=1e-3, lt=1)
+    margin_points: Annotated[float, AfterValidator(_plausible_margin)] | None = 0.5
+    significance: Annotated[float, AfterValidator(_plausible_level)] = Field(0.05, ge=1e-3, lt=1)
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
 
@@ -301,11 +343,37 @@ class Study(Spec):
         return given
 
     @model_validator(mode="after")
+    def _can_be_enumerated(self) -> "Study":
+        # With numbers alone: what is refused would take minutes to list.
+        crossed, tasks = combinations(self.factors), max(1, len(self.tasks))
+        arms = len(self.variants) * crossed * tasks
+        told = f"{len(self.variants)} variants at {crossed} levels of factors on {tasks} tasks"
+        if arms > MOST_ARMS:
+            raise ValueError(f"{told} make {arms} arms; expected at most {MOST_ARMS}")
+        points = seeds = 0
+        if self.tune is not None:
+            grid = [it for it in self.tune.space.values() if isinstance(it, tuple)]
+            points, seeds = self.tune.trials or math.prod(map(len, grid)), self.tune.seeds
+        if points > MOST_POINTS:
+            raise ValueError(
+                f"tune has a grid of {points} points; expected at most {MOST_POINTS}, or draw some "
+                "of them with trials, as in trials: 100"
+            )
+        runs = arms * (points * seeds + self.seeds)
+        if runs > MOST_RUNS:
+            raise ValueError(
+                f"{told}, each with {points} points of {seeds} seeds and {self.seeds} final runs, "
+                f"make {runs} runs; expected at most {MOST_RUNS}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_path_in_one_place(self) -> "Study":
+        factors = _paths_of_factors(self.factors)
         places: dict[str, dict[str, list[str]]] = {
             "given for an arm": {},
             "given for a task": {},
-            "a factor of every arm": {path: [f"factors.{path}"] for path in self._factor_paths()},
+            "a factor of every arm": {path: [f"factors.{path}"] for path in factors},
             "tuned for every arm": {path: [] for path in (self.tune.space if self.tune else {})},
         }
         for name, variant in self.variants.items():
@@ -336,14 +404,21 @@ class Study(Spec):
     @property
     def comparisons(self) -> int:
         """How many pairs of arms are compared: all at each combination of levels."""
-        return math.comb(len(self.variants), 2) * len(levels(self.factors))
-
-    def _factor_paths(self) -> list[str]:
-        return list(dict.fromkeys(path for it in levels(self.factors) for path in it))
+        return math.comb(len(self.variants), 2) * combinations(self.factors)
 
     def arms(self) -> list[Arm]:
         """Returns the arms: every variant at every combination of levels, on every task."""
         return arms(self.variants, self.factors, self.tasks)
+
+    def space_of(self, arm: Arm) -> dict[str, tuple[Any, ...] | Range]:
+        """Returns what is tuned for an arm: of the fields of layers, those that its layer has."""
+        space = self.tune.space if self.tune else {}
+        fields = type(self.variants[arm.variant]).model_fields.keys() - VariantSpec.model_fields
+        return {path: space[path] for path in paths_of(space, arm.variant, fields)}
+
+    def points(self, arm: Arm) -> list[dict[str, Any]]:
+        """Returns the points of an arm's search: dotted path -> value."""
+        return points(self.space_of(arm), self.tune.trials if self.tune else None)
 
     def for_arm(self, arm: Arm) -> "Study":
         """Returns the study as an arm sees it: one task, no factors, its own values in place.
@@ -362,21 +437,81 @@ class Study(Spec):
             **arm.levels,
             **self.variants[arm.variant].overrides(),
         }
-        return with_changes(self.model_dump(), changes) | {"factors": {}, "tasks": {}}
+        whole = with_changes(self.model_dump(), changes, arm.variant)
+        return whole | {"factors": {}, "tasks": {}}
 
 
-def with_changes(study: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def with_changes(
+    study: Mapping[str, Any], changes: Mapping[str, Any], variant: str = ""
+) -> dict[str, Any]:
     """Returns a study, as nested records, with changes by dotted path in their places.
 
     Another name of model or optimizer starts from the defaults of that one, since the fields that
     were set are those of the former.
+
+    Args:
+        study: The study.
+        changes: By dotted path.
+        variant: The variant whose layer has the fields of layers among them.
     """
     given = dict(study)
     for part in ("model", "optimizer"):
         there, name = given.get(part), changes.get(f"{part}.name")
         if name is not None and isinstance(there, Mapping) and there.get("name") != name:
             given[part] = {"name": name}
-    return with_values(given, changes)
+    shared = {path: value for path, value in changes.items() if not is_of_layer(path)}
+    fields = {
+        path.rpartition(".")[2]: value for path, value in changes.items() if path not in shared
+    }
+    if fields:
+        variants = given["variants"]
+        given["variants"] = {**variants, variant: {**variants[variant], **fields}}
+    return with_values(given, shared)
+
+
+def value_in(study: Mapping[str, Any], path: str, variant: str) -> Any:
+    """Returns what a study, as nested records, has at a path of a search or factor.
+
+    Args:
+        study: The study.
+        path: The path.
+        variant: The variant whose layer a field of layers is read of.
+    """
+    if is_of_layer(path):
+        return study["variants"][variant][path.rpartition(".")[2]]
+    return value_at(study, path)
+
+
+def as_understood(study: Study) -> dict[str, Any]:
+    """Returns a study with tuned values, levels and what tasks change as their fields have them.
+
+    So "1e-2" and 0.01 are one point of a search, and 1 and 1.0 one level, or two as the field has
+    it. What does not fit in its place stays as it is.
+    """
+    whole = study.model_dump(exclude_unset=True)
+
+    def understood(changes: Mapping[str, Any], arm: Arm | None = None) -> dict[str, Any]:
+        variant = arm.variant if arm else next(iter(study.variants))
+        base = study.with_arm(arm) if arm else whole
+        try:
+            changed = type(study).model_validate(with_changes(base, changes, variant))
+        except ValueError:
+            return dict(changes)
+        dumped = changed.model_dump(mode="json")
+        return {path: value_in(dumped, path, variant) for path in changes}
+
+    for path, values in (study.tune.space if study.tune else {}).items():
+        arm = next((arm for arm in study.arms() if path in study.space_of(arm)), None)
+        if isinstance(values, tuple) and arm is not None:
+            whole["tune"][path] = [understood({path: value}, arm)[path] for value in values]
+    if isinstance(study.factors, Mapping):
+        for path, values in study.factors.items():
+            whole["factors"][path] = [understood({path: value})[path] for value in values]
+    else:
+        whole["factors"] = [understood(combination) for combination in study.factors]
+    for task, changes in study.tasks.items():
+        whole["tasks"][task] = understood(changes)
+    return whole
 
 
 def study_type() -> type[Study]:

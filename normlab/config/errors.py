@@ -23,12 +23,15 @@ class ConfigError(UserError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in self.problems)]))
 
 
-def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str]:
+def problems(
+    error: ValidationError, schema: Mapping[str, Any], texts: Mapping[str, str]
+) -> dict[str, str]:
     """Turns the findings of pydantic into sentences.
 
     Args:
         error: What pydantic found.
         schema: The JSON schema of what was validated, which knows the valid names.
+        texts: Path of each scalar that YAML does not read as text -> how it was written.
 
     Returns:
         One sentence for each dotted path at which something is wrong.
@@ -38,14 +41,15 @@ def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str
     for finding in error.errors(include_url=False):
         path, known = _follow(finding["loc"], schema)
         # Each type of a union that does not fit is a finding of its own; one is enough.
-        found.setdefault(path, _sentence(finding, known))
+        found.setdefault(path, _unquoted(finding, path, texts) or _sentence(finding, known))
         if finding["type"] == "too_short":
             short.add(path)
     # A list is too short as well when its entries have problems, since those do not count.
     return {
         path: what
         for path, what in found.items()
-        if path not in short or not any(it.startswith((f"{path}[", f"{path}.")) for it in found)
+        if path not in short
+        or not any(other.startswith((f"{path}[", f"{path}.")) for other in found)
     }
 
 
@@ -53,6 +57,23 @@ def problems(error: ValidationError, schema: Mapping[str, Any]) -> dict[str, str
 _PLAIN = dict.fromkeys(
     ("model_type", "model_attributes_type", "dict_type"), "should be keys and values"
 ) | dict.fromkeys(("tuple_type", "list_type"), "should be a list")
+
+
+def _unquoted(finding: Any, path: str, texts: Mapping[str, str]) -> str | None:
+    """Says that a text must be quoted where something else was given for one."""
+    kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
+    if kind == "union_tag_invalid":
+        name = context["discriminator"].strip("'")
+        given, path = (given or {}).get(name), f"{path}.{name}"
+    elif kind != "string_type" and not (kind == "literal_error" and "'" in context["expected"]):
+        return None
+    if not (given is None or isinstance(given, bool | int | float)):
+        return None
+    text = texts.get(path, "null" if given is None else str(given).lower())
+    read = (
+        "nothing" if given is None else "true or false" if isinstance(given, bool) else "a number"
+    )
+    return f"{text or '(empty)'} is {read} to YAML, but a text is expected; quote it: {text!r}"
 
 
 def _sentence(finding: Any, known: Sequence[str]) -> str:
@@ -72,8 +93,27 @@ def _sentence(finding: Any, known: Sequence[str]) -> str:
         return f"{given!r} is not known{nearest(str(given), choices)}"
     if kind == "value_error":
         return str(context["error"])
+    if isinstance(given, bool) and kind.startswith(("less_than", "greater_than")):
+        return f"expected a number, but {str(given).lower()} was given"
     message = _PLAIN.get(kind, finding["msg"].removeprefix("Input "))
-    return f"{message}, but {given!r} was given"
+    return f"{message}, but {shortened(given)} was given{_as_share(kind, given, context)}"
+
+
+def shortened(given: Any) -> str:
+    """What was given, cut where it is long."""
+    told = repr(given)
+    return told if len(told) <= 200 else f"{told[:200]}..."
+
+
+def _as_share(kind: str, given: Any, context: Mapping[str, Any]) -> str:
+    """What was probably meant where a percentage stands for a share."""
+    if kind == "float_parsing" and (percent := re.fullmatch(r"\s*([\d.]+)\s*%\s*", given)):
+        return f"; {given.strip()} as a share is {float(percent[1]) / 100:g}"
+    limit = context.get("lt", context.get("le"))
+    number = isinstance(given, int | float)
+    if limit is not None and 0 < limit <= 1 and number and 2 <= given <= 100:
+        return f"; {given:g}% as a share is {given / 100:g}"
+    return ""
 
 
 def _follow(location: Sequence[str | int], schema: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -2,17 +2,16 @@
 
 import json
 import math
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
+from ..compare.arm import field_of_layer, is_of_layer
 from ..compare.paths import flatten, with_values
 from ..compare.search import Range
 from ..compare.study import (
@@ -20,6 +19,7 @@ from ..compare.study import (
     TUNABLE_PATHS,
     Study,
     TuneSpec,
+    as_understood,
     by_path,
     is_tunable,
     study_type,
@@ -28,9 +28,12 @@ from ..compare.study import (
 from ..errors import nearest
 from ..modules import import_modules as imported
 from ..user_code import explained
-from ..variants import OVERRIDABLE
+from ..variants import OVERRIDABLE, VARIANTS, settable_fields
 from .errors import ConfigError, problems
+from .read import Given, UnreadableError, joined, text_of
 
+# So many values of a path are tried each by itself; the others once the rest is right.
+_TRIED = 100
 # Of a range, a share that lies at no whole number.
 _BETWEEN = 1 / math.pi
 
@@ -50,7 +53,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     source = " ".join([str(path), *overrides])
-    return check_study(_read(path, overrides, source), path.parent, source)
+    given = Given()
+    raw = _with_overrides(_read(path, given, source), overrides, given, source)
+    return check_study(raw, path.parent, source, given)
 
 
 def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[str, Any]) -> Study:
@@ -66,85 +71,190 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
     if not isinstance(given, Mapping | str | Path | Study):
         expected = "expected a study: a mapping, the path of a YAML file, or a checked study"
         raise ConfigError("normlab.compare", [f"{given!r} was given; {expected}"])
+    told, folder, source = Given(), Path(), "normlab.compare"
     if isinstance(given, str | Path):
         path = Path(given)
-        raw, folder, source = _read(path, (), str(path)), path.parent, str(path)
+        folder, source = path.parent, str(path)
+        raw = _read(path, told, source)
     else:
-        raw = given.model_dump() if isinstance(given, Study) else _plain(given)
-        folder, source = Path(), "normlab.compare"
-    return check_study(with_values(raw, flatten(_plain(changes))), folder, source)
+        raw = _plain(given.model_dump() if isinstance(given, Study) else given, told)
+    plain = _plain(changes, told)
+    return check_study(with_values(_dotted(raw), flatten(plain)), folder, source, told)
 
 
-def _plain(value: Any) -> Any:
-    """What a file would have: lists for tuples, Python's numbers for NumPy's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(it) for key, it in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(it) for it in value]
-    return value.item() if isinstance(value, np.generic) else value
+def _plain(value: Mapping[str, Any], told: Given) -> dict[str, Any]:
+    try:
+        plain = told.from_python(value)
+    except UnreadableError as error:
+        raise ConfigError("normlab.compare", [str(error)]) from error
+    told.problems |= _given_twice(plain)
+    return plain
 
 
-def check_study(raw: dict[str, Any], folder: Path, source: str) -> Study:
+def check_study(raw: dict[str, Any], folder: Path, source: str, given: Given) -> Study:
     """Checks all of a study.
 
     Args:
         raw: What it says, as nested records.
         folder: Where to look for the modules that it names.
         source: What to call it in an error.
+        given: How it was written, and what is wrong with that.
 
     Raises:
         ConfigError: That lists everything that is wrong.
     """
-    modules = raw.get("modules", [])
-    if isinstance(modules, list | tuple):  # else a mistake that validation reports
+    raw = _resolved(raw, source)
+    modules = raw.get("modules")
+    # Anything else is a mistake that validation reports.
+    if isinstance(modules, list) and all(isinstance(name, str) for name in modules):
         raw = {**raw, "modules": import_modules(modules, folder, source)}
-    model = study_type()
-    schema = model.model_json_schema()
-    found = _problems(model, schema, raw)
-    found |= _override_problems(model, schema, raw, found)
-    found |= _variable_problems(model, schema, raw, found)
+    check = _Check(study_type(), given.texts)
+    # What is no value at all comes to validation as None, and has been told.
+    found = given.problems | {
+        path: what for path, what in check.problems(raw).items() if path not in given.problems
+    }
+    found |= _former_names(raw)
+    found |= _override_problems(check, raw, found)
+    found |= _variable_problems(check, raw, found)
     variants, baseline = raw.get("variants"), raw.get("baseline")
     if isinstance(variants, dict) and isinstance(baseline, str) and baseline not in variants:
-        found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, map(str, variants))}"
+        found["baseline"] = f"{baseline!r} is no variant{nearest(baseline, variants)}"
     if not found:
-        found = _arm_problems(model, schema, model.model_validate(raw))
+        raw = as_understood(check.model.model_validate(raw))
+        found = check.problems(raw)
+    if not found:
+        found = _arm_problems(check, check.model.model_validate(raw))
     if found:
         lines = [f"{where}: {what}" if where else what for where, what in found.items()]
         raise ConfigError(source, lines)
-    return model.model_validate(raw)
+    return check.model.model_validate(raw)
 
 
-def _read(path: Path, overrides: Sequence[str], source: str) -> dict[str, Any]:
-    if path.is_dir():
-        raise ConfigError(str(path), ["is a folder; expected a YAML file"])
-    if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.name else []
-        raise ConfigError(str(path), [f"no such file{nearest(path.name, there)}"])
-    malformed = [
-        text for text in overrides if not text.partition("=")[0].strip() or "=" not in text
-    ]
-    if malformed:
-        lines = [f"{text}: expected key=value, as in train.epochs=5" for text in malformed]
-        raise ConfigError(source, lines)
+class _Check:
+    """Validates studies.
+
+    Args:
+        model: The type of studies.
+        texts: How scalars were written.
+    """
+
+    def __init__(self, model: type[Study], texts: Mapping[str, str]):
+        self.model = model
+        self._schema = model.model_json_schema()
+        self._texts = texts
+
+    def problems(self, raw: Mapping[str, Any]) -> dict[str, str]:
+        """What is wrong with a study, by dotted path."""
+        try:
+            self.model.model_validate(raw)
+        except ValidationError as error:
+            return problems(error, self._schema, self._texts)
+        return {}
+
+
+def _former_names(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Tells what became of `margin`, which was a share."""
+    if "margin" not in raw:
+        return {}
+    share = raw["margin"]
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    points = f"{100 * share:g}" if number and share < 0.1 else "0.5"
+    return {
+        "margin": "was a share and is now margin_points, in points of a percentage: "
+        f"margin_points={share if number and share >= 0.1 else points}"
+        + (f" for what was margin={share:g}" if number and share < 0.1 else "")
+    }
+
+
+def _read(path: Path, given: Given, source: str) -> dict[str, Any]:
+    """Reads a file, or a pipe."""
     try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise ConfigError(source, ["expected keys and values, as in study: NAME"])
-        merged = _merged(given, overrides)
-        raw: Any = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, TypeError) as error:
-        raise ConfigError(source, [f"cannot be read as YAML: {error}"]) from error
-    return {str(key): value for key, value in raw.items()}
+        if path.is_dir():
+            raise ConfigError(str(path), ["is a folder; expected a YAML file"])
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(str(path), [f"is a link to {path.readlink()}, which does not exist"])
+        if not path.exists():
+            there = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.name else []
+            raise ConfigError(str(path), [f"no such file{nearest(path.name, there)}"])
+        raw = given.from_yaml(text_of(path))
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    except UnreadableError as error:
+        raise ConfigError(source, [str(error)]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(source, ["expected keys and values, as in study: NAME"])
+    given.problems |= _given_twice(raw)
+    return raw
 
 
-def _merged(given: DictConfig, overrides: Sequence[str]) -> Any:
-    """Merges overrides into a study; `executor=ray` takes the place of all it says of that."""
-    named = [re.sub(r"^executor=(\w+)$", r"executor.name=\1", text) for text in overrides]
-    if named != list(overrides):
-        given.pop("executor", None)
-    elif isinstance(given.get("executor"), str):
-        given["executor"] = {"name": given["executor"]}
-    return OmegaConf.merge(given, OmegaConf.from_dotlist(named))
+def _with_overrides(
+    raw: dict[str, Any], overrides: Sequence[str], given: Given, source: str
+) -> dict[str, Any]:
+    """Puts overrides in their places; `executor=ray` takes the place of all it says of that."""
+    malformed = [text for text in overrides if not all(it.strip() for it in text.split("=", 1))]
+    if malformed := malformed + [text for text in overrides if "=" not in text]:
+        expected = "expected key=value, as in train.epochs=5; for no value key=null"
+        raise ConfigError(source, [f"{text}: {expected}" for text in dict.fromkeys(malformed)])
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    raw = _dotted(raw)
+    if isinstance(raw.get("executor"), str):
+        raw["executor"] = {"name": raw["executor"]}
+    for key, text in zip(keys, overrides, strict=True):
+        if keys.count(key) > 1:
+            given.problems[key] = "is given twice on the command line; leave out one of the two"
+        try:
+            value = given.from_yaml(text.partition("=")[2], key)
+        except UnreadableError as error:
+            given.problems[key] = str(error)
+            continue
+        if key == "executor" and isinstance(value, str):
+            raw["executor"] = {"name": value}
+        else:
+            raw = with_values(raw, flatten({key: value}))
+    return raw
+
+
+def _resolved(raw: Mapping[str, Any], source: str) -> Any:
+    """Puts what references as ${train.epochs} mean in their places."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)
+    except OmegaConfBaseException as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(source, [f"a reference ${{...}} cannot be followed: {what}"]) from error
+
+
+def _dotted(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes what is set by path with dots alone, so that changes come after what they change."""
+    raw = dict(raw)
+    for section, dotted in {"tune": by_path, "factors": flatten, "tasks": _dotted_tasks}.items():
+        if isinstance(raw.get(section), Mapping):
+            raw[section] = dotted(raw[section])
+    return raw
+
+
+def _dotted_tasks(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: flatten(it) if isinstance(it, Mapping) else it for name, it in tasks.items()}
+
+
+def _given_twice(raw: Any) -> dict[str, str]:
+    """Finds what is given both by a dotted key and by nested ones."""
+    counts = Counter(_leaves(raw))
+    return {
+        path: "is given twice, once with a dotted key; leave out one of the two"
+        for path, count in counts.items()
+        if count > 1
+    }
+
+
+def _leaves(raw: Any, path: str = "") -> Iterator[str]:
+    if isinstance(raw, Mapping) and raw:
+        for key, value in raw.items():
+            yield from _leaves(value, joined(path, key))
+    elif isinstance(raw, list) and any(isinstance(value, Mapping) for value in raw):
+        for place, value in enumerate(raw):
+            yield from _leaves(value, f"{path}[{place}]")
+    else:
+        yield path
 
 
 def import_modules(modules: Sequence[Any], folder: Path, source: str) -> list[str]:
@@ -170,22 +280,13 @@ def import_modules(modules: Sequence[Any], folder: Path, source: str) -> list[st
     return found
 
 
-def _problems(model: type[Study], schema: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
-    try:
-        model.model_validate(raw)
-    except ValidationError as error:
-        return problems(error, schema)
-    return {}
-
-
 def _override_problems(
-    model: type[Study], schema: dict[str, Any], raw: dict[str, Any], known: dict[str, str]
+    check: _Check, raw: dict[str, Any], known: Mapping[str, str]
 ) -> dict[str, str]:
     """Tries what each arm overrides in its place.
 
     Args:
-        model: The type of studies.
-        schema: Its JSON schema.
+        check: Validates studies.
         raw: The study as it was given.
         known: What is wrong with it anyway.
     """
@@ -195,7 +296,7 @@ def _override_problems(
         given = variant if isinstance(variant, dict) else {}
         parts = {part: given[part] for part in OVERRIDABLE if isinstance(given.get(part), dict)}
         overrides = {path: it for path, it in flatten(parts).items() if is_tunable(path)}
-        told = _problems(model, schema, with_values(raw, overrides)) if overrides else {}
+        told = check.problems(with_values(raw, overrides)) if overrides else {}
         found |= {
             f"variants.{name}.{where}": what for where, what in told.items() if where not in known
         }
@@ -203,28 +304,92 @@ def _override_problems(
 
 
 def _variable_problems(
-    model: type[Study], schema: dict[str, Any], raw: dict[str, Any], known: dict[str, str]
+    check: _Check, raw: dict[str, Any], known: Mapping[str, str]
 ) -> dict[str, str]:
     """Tries each tuned value, each level of a factor and what each task changes in its place.
 
     Args:
-        model: The type of studies.
-        schema: Its JSON schema.
+        check: Validates studies.
         raw: The study as it was given.
         known: What is wrong with it anyway.
     """
-    found = {}
+    layers = _layers(raw)
+    found: dict[str, str] = {}
     for section, changes in _variables(raw):
         if section == "tune" and not all(map(is_tunable, changes)):
             what = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
             found |= {f"tune.{path}": what for path in changes}
             continue
-        told = _problems(model, schema, with_changes(raw, changes))
+        of_layers = {path: value for path, value in changes.items() if is_of_layer(path)}
+        shared = {path: value for path, value in changes.items() if path not in of_layers}
+        told = check.problems(with_changes(raw, shared)) if shared else {}
+        for path, value in of_layers.items():
+            if what := _misplaced(section, path, layers, raw):
+                found[f"{section}.{path}"] = what
+                continue
+            for variant, fields in layers.items():
+                if field := field_of_layer(path, variant, fields):
+                    wrong = check.problems(with_changes(raw, {path: value}, variant))
+                    at = f"variants.{variant}"
+                    for where in (f"{at}.{field}", at):
+                        if where in wrong and where not in known:
+                            of_variant = "" if path.startswith(at) else f" (for {at})"
+                            found.setdefault(f"{section}.{path}", wrong[where] + of_variant)
         for at, what in told.items():
-            for path in changes:
+            for path in shared:
                 if (at == path or at.startswith((f"{path}.", f"{path}["))) and at not in known:
                     found[f"{section}.{path}"] = what
     return found
+
+
+def _layers(raw: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Variant -> the fields of its layer that can be set, of variants whose layer is known."""
+    variants = raw.get("variants")
+    named = {
+        name: VARIANTS.get(str(given.get("layer")))
+        for name, given in (variants if isinstance(variants, dict) else {}).items()
+        if isinstance(given, dict)
+    }
+    return {name: {*settable_fields(it.layer)} for name, it in named.items() if it}
+
+
+def _misplaced(
+    section: str, path: str, layers: Mapping[str, set[str]], raw: Mapping[str, Any]
+) -> str | None:
+    """Says why a field of layers cannot be set at a path of `tune` or `factors`, if it cannot."""
+    name = path.rpartition(".")[2]
+    fields = {variant: field_of_layer(path, variant, of_it) for variant, of_it in layers.items()}
+    having = [variant for variant, field in fields.items() if field]
+    if not having:
+        own = next((it for it in layers if path.startswith(f"variants.{it}.")), None)
+        if path.startswith("variants.") and own is None:
+            variant = path.removeprefix("variants.").rpartition(".")[0]
+            return f"cannot be tuned; {variant!r} is no variant{nearest(variant, layers)}"
+        known = sorted(layers[own] if own else set.union(set(), *layers.values()))
+        whose = f"the layer of {own}" if own else "no variant's layer"
+        has = "has no such field" if own else "has such a field"
+        return f"cannot be tuned or a factor; {whose} {has}{nearest(name, known)}"
+    lacking = [variant for variant in layers if variant not in having]
+    if section == "factors" and lacking:
+        return (
+            f"the layers of {', '.join(lacking)} have no such field, but a factor is crossed with "
+            "every variant; leave these out, or write each level as a variant of its own, as in "
+            f"{having[0]}_1: {{layer: ..., {name}: ...}}"
+        )
+    tune, factors = (raw.get(it) if isinstance(raw.get(it), dict) else {} for it in _SECTIONS)
+    for variant in having:
+        # A resolved study has all defaults written out, which nobody chose.
+        default = VARIANTS[raw["variants"][variant]["layer"]].layer.__dataclass_fields__[name]
+        given = raw["variants"][variant].get(name, default.default)
+        own = f"variants.{variant}.{name}"
+        if path != own and (given != default.default or own in by_path(tune)):
+            return f"{own}: given for an arm, but also for all; leave out one of the two"
+        if section == "tune" and f"layer.{name}" in flatten(factors):
+            return f"factors.layer.{name}: a factor of every arm, but tuned; leave out one of them"
+    return None
+
+
+_SECTIONS = ("tune", "factors")
 
 
 def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -234,19 +399,21 @@ def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if path not in TuneSpec.model_fields:
             if isinstance(values, dict):
                 values = [values[end] for end in ("low", "high") if end in values]
-            yield from (("tune", {path: it}) for it in (values if isinstance(values, list) else []))
+            for value in values[:_TRIED] if isinstance(values, list) else []:
+                yield "tune", {path: value}
     for path, levels in flatten(factors if isinstance(factors, dict) else {}).items():
-        for level in levels if isinstance(levels, list) else []:
+        for level in levels[:_TRIED] if isinstance(levels, list) else []:
             yield "factors", {path: level}
-    together = {
-        f"factors[{place}]": combination
-        for place, combination in enumerate(factors if isinstance(factors, list) else [])
-    } | {f"tasks.{task}": it for task, it in (tasks if isinstance(tasks, dict) else {}).items()}
+    combinations = factors[:_TRIED] if isinstance(factors, list) else []
+    together = {f"factors[{place}]": it for place, it in enumerate(combinations)}
+    together |= {
+        f"tasks.{task}": it for task, it in (tasks if isinstance(tasks, dict) else {}).items()
+    }
     for section, changes in together.items():
         yield section, flatten(changes if isinstance(changes, dict) else {})
 
 
-def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> dict[str, str]:
+def _arm_problems(check: _Check, study: Study) -> dict[str, str]:
     """Tries all arms, each with each tuned value, in a study that has no other problems."""
     found: dict[str, str] = {}
     same: dict[str, str] = {}
@@ -254,21 +421,23 @@ def _arm_problems(model: type[Study], schema: dict[str, Any], study: Study) -> d
         base, name = study.with_arm(arm), f"variants.{arm.title}"
         plain = arm.title == arm.variant and not study.variants[arm.variant].overrides()
         of_arm = "" if plain else f" (for {name})"
-        wrong = _problems(model, schema, base)
+        wrong = check.problems(base)
         for where, what in wrong.items():
             found.setdefault(where, what + of_arm)
         if wrong:
             continue
-        parts = study.for_arm(arm).model_dump(mode="json", include={*PARTS})
-        other = same.setdefault(json.dumps([arm.variant, parts], sort_keys=True), name)
+        resolved = study.for_arm(arm)
+        parts = resolved.model_dump(mode="json", include={*PARTS})
+        layer = resolved.variants[arm.variant].model_dump(mode="json")
+        other = same.setdefault(json.dumps([arm.variant, layer, parts], sort_keys=True), name)
         if other != name:
             found.setdefault("", f"{other} and {name} are the same arm; leave out one of them")
-        for path, values in (study.tune.space if study.tune else {}).items():
+        for path, values in study.space_of(arm).items():
             between = values.at(_BETWEEN) if isinstance(values, Range) else None
             for value in (
                 (values.low, values.high, between) if isinstance(values, Range) else values
             ):
-                told = _problems(model, schema, with_values(base, {path: value}))
+                told = check.problems(with_changes(base, {path: value}, arm.variant))
                 for where, what in told.items():
                     what = f"with {value!r}, {where}: {what}" if where != path else what
                     if value is between:

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import nearest
 from ..modules import enter
 from ..modules import told as known_as
 from ..registration import check_name, refuse_taken
-from ..spec import Spec
+from ..spec import Count, Spec
 from ..user_code import explained
 from . import formats
 from .formats import DataError, Images, Labels, MissingDataError
@@ -104,9 +104,9 @@ class DataSpec(Spec):
         Field(json_schema_extra=lambda schema: schema.update(enum=[*_NAMES, *LOADERS])),
     ] = "digits"
     folder: Annotated[str, Field(min_length=1)] | None = None
-    batch_size: PositiveInt = 64
+    batch_size: Count = 64
     validation: float = Field(default=0.2, gt=0, lt=0.9)
-    train_examples: PositiveInt | None = None
+    train_examples: Annotated[int, Field(ge=1)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from ..spec import Spec
+from ..spec import Count, Few, Spec
 from .block import (
     Activation,
     Norm,
@@ -102,8 +102,8 @@ class CNNSpec(Spec):
     """The plain convolutional network of a study; fields as in `CNN`."""
 
     name: Literal["cnn"] = "cnn"
-    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64)
-    strides: tuple[PositiveInt, ...] = ()
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=1_000)] = (32, 64)
+    strides: tuple[Few, ...] = ()
     padding: Literal["same", "valid"] = "same"
     head: Literal["flatten", "global_average"] = "flatten"
     initialization: Initialization = "he_normal"

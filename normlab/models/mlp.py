@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ..spec import Spec
+from ..spec import Count, Spec
 from .block import (
     Activation,
     Norm,
@@ -71,7 +71,7 @@ class MLPSpec(Spec):
     """The multilayer perceptron of a study; fields as in `MLP`."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1, max_length=1_000)] = (128, 128)
     activation: Activation = "relu"
     norm_position: NormPosition = "before"
     weights: Weights = "plain"

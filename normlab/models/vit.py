@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
-from ..spec import Spec
+from ..spec import Count, Few, Spec
 from .block import ACTIVATIONS, Activation, Norm, needs_bias, normalize
 
 BlockNorm = Literal["pre", "post"]
@@ -123,11 +123,11 @@ class ViTSpec(Spec):
     """The Vision Transformer of a study; fields as in `ViT`."""
 
     name: Literal["vit"] = "vit"
-    patch_size: PositiveInt = 4
-    width: PositiveInt = 64
-    depth: PositiveInt = 4
-    heads: PositiveInt = 4
-    mlp_ratio: PositiveInt = 4
+    patch_size: Few = 4
+    width: Count = 64
+    depth: Few = 4
+    heads: Few = 4
+    mlp_ratio: Few = 4
     block_norm: BlockNorm = "pre"
     query_key_norm: bool = False
     activation: Activation = "gelu"

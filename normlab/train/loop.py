@@ -13,12 +13,12 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from ..data import Dataset
 from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
-from ..spec import Spec
+from ..spec import Count, Spec
 from .optim import AdamSpec, SGDSpec, optimizer, weights_only
 from .state import TrainState
 from .step import Metrics, checked_logits, measure, no_metrics, train_step
@@ -38,7 +38,7 @@ class TrainSpec(Spec):
             way, with zeros, in the units of the files, coming in.
     """
 
-    epochs: PositiveInt = 10
+    epochs: Count = 10
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0

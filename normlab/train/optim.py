@@ -38,8 +38,8 @@ class _Optimizer(Spec):
 
     learning_rate: PositiveFloat = 0.1
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    warmup_epochs: NonNegativeFloat = 0.0
-    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    warmup_epochs: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    milestones: Annotated[tuple[Fraction, ...], Field(max_length=1_000)] = (0.5, 0.75)
     step_factor: PositiveFloat = 0.1
     weight_decay: NonNegativeFloat = 0.0
     decayed: Literal["weights", "all"] = "weights"

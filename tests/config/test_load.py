@@ -251,7 +251,7 @@ def test_a_layer_with_a_field_that_an_arm_needs_for_itself_is_refused(field):
         ("variants.batch=batch_norm", "should be keys and values"),
         ("variants.batch.axis=[a]", "variants.batch.axis[0]: "),
         ("model={name: resnet, depth: 9}", "expected one of 8, 20, 32, 44, 56 or 110"),
-        ("model.hidden.0=16", "incompatible container types"),
+        ("model.hidden.0=16", "model.hidden: should be a list"),
         ("seeds=1000000000", "less than or equal to 10000"),
     ],
 )
@@ -287,7 +287,7 @@ def test_a_missing_file_suggests_its_neighbour():
         ("a: [1, 2", "cannot be read as YAML"),
         ("- a\n- b", "expected keys and values"),
         ("a: ${nowhere}", "nowhere"),
-        (b"\xff\xfe\x00study", "cannot be read as YAML"),
+        (b"\xff\xfe\x00study", "no text in UTF-8: byte 0xff at 0"),
     ],
 )
 def test_what_is_not_a_configuration_is_told_without_a_traceback(tmp_path, text, what):
@@ -505,7 +505,7 @@ def test_problems_of_factors_and_tasks_are_told_at_once_by_path(crossed):
         "tasks.fashion.train.epochs=none",
         "tasks.fashion.data.name=fashion_mnst",
         "tasks.other.modell.name=cnn",
-        "margin=-1",
+        "margin_points=-1",
         "significance=2",
     )
     assert sorted(told) == sorted(
@@ -517,8 +517,9 @@ def test_problems_of_factors_and_tasks_are_told_at_once_by_path(crossed):
             "tasks.fashion.data.name: 'fashion_mnst' is not known; did you mean 'fashion_mnist'?",
             "tasks: other changes 'modell.name'; expected fields of data, model, optimizer, train, "
             "as in data.name",
-            "margin: should be greater than 0, but -1 was given",
-            "significance: should be less than 1, but 2 was given",
+            "margin_points: -1 points were given; expected between 0.05 and 20 points of a "
+            "percentage",
+            "significance: should be less than 1, but 2 was given; 2% as a share is 0.02",
         ]
     )
 
@@ -581,13 +582,13 @@ def test_random_search_is_understood_and_its_problems_are_told(crossed):
         "tune.trials=7",
     ]
     study = load_study(crossed, ["tasks.fashion.optimizer.warmup_epochs=1", *drawn])
-    points = study.tune.points()
+    points = study.points(study.arms()[0])
     assert len(points) == 7
     assert all(1e-4 <= it["optimizer.learning_rate"] <= 1 for it in points)
     assert {it["optimizer.weight_decay"] for it in points} <= {0, 0.1}
     resolved = crossed.with_name("resolved.yaml")
     resolved.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
-    assert load_study(resolved).tune.points() == points
+    assert load_study(resolved).points(study.arms()[0]) == points
     told = problems(
         crossed,
         "tune.optimizer.learning_rate={low: -1, high: 1, scale: linear}",

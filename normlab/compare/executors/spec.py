@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ...spec import Spec
+from ...spec import Few, Spec
 
 
 class LocalSpec(Spec):
@@ -16,7 +16,7 @@ class LocalSpec(Spec):
     """
 
     name: Literal["local"] = "local"
-    width: PositiveInt | None = None
+    width: Few | None = None
 
 
 class ProcessesSpec(Spec):
@@ -28,8 +28,8 @@ class ProcessesSpec(Spec):
     """
 
     name: Literal["processes"]
-    workers: PositiveInt | None = None
-    width: PositiveInt | None = None
+    workers: Few | None = None
+    width: Few | None = None
 
 
 class RaySpec(Spec):
@@ -44,8 +44,8 @@ class RaySpec(Spec):
 
     name: Literal["ray"]
     address: str = "auto"
-    workers: PositiveInt | None = None
-    width: PositiveInt | None = None
+    workers: Few | None = None
+    width: Few | None = None
 
 
 ExecutorSpec = Annotated[LocalSpec | ProcessesSpec | RaySpec, Field(discriminator="name")]
