@@ -112,10 +112,14 @@ def train(
     console.print("mean loss and accuracy")
 
     def show(_: "Run", epoch: int, metrics: "EpochMetrics") -> None:
+        validation = ""
+        if metrics.validation_loss is not None:
+            validation = (
+                f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
+            )
         console.print(
             f"epoch {epoch:3}/{study.train.epochs}"
-            f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}"
-            f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
+            f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}{validation}"
         )
 
     arm = next(arm for arm in study.arms() if arm.variant == variant)

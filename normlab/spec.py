@@ -10,9 +10,9 @@ from pydantic_core import core_schema
 LARGEST, SMALLEST, LARGEST_WHOLE = 1e30, 1e-30, 2**31 - 1
 
 # Widths, epochs and the like. What is larger than this is a slip of the keyboard.
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
 # What is built, started or traced one by one.
-Few = Annotated[int, Field(ge=1, le=1_000)]
+Few = Annotated[int, Field(gt=0, le=1_000)]
 
 
 class Spec(BaseModel):

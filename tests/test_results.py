@@ -138,7 +138,7 @@ def test_the_same_study_from_yaml_and_python_has_the_same_hash_and_another_has_a
         make_study(file, {}),
         make_study(str(file), {"study": "third"}),
         make_study(dict(reversed(STUDY.items())), {"baseline": "none"}),
-        make_study({**STUDY, "optimizer": {"momentum": 0.9}, "margin": 0.005}, {}),
+        make_study({**STUDY, "optimizer": {"momentum": 0.9}, "margin_points": 0.5}, {}),
         make_study({**STUDY, "seeds": 9}, {"seeds": 3}),
         make_study(load_study(file), {}),
     ]
@@ -150,7 +150,7 @@ def test_the_same_study_from_yaml_and_python_has_the_same_hash_and_another_has_a
         {"variants.batch.momentum": 0.5},
         {"tune.optimizer.learning_rate": [0.1]},
         {"factors": {"data.batch_size": [8, 16]}},
-        {"margin": None},
+        {"margin_points": None},
     ):
         assert make_study(STUDY, changes).hash != expected
     assert study_type().model_validate(STUDY).hash == expected

@@ -76,7 +76,10 @@ class _Record(BaseModel):
 
 
 class Curve(_Record):
-    """Metrics at the end of each epoch done; `None` where a metric was not finite."""
+    """Metrics at the end of each epoch done.
+
+    `None` where a metric was not finite, and on validation where an epoch had no evaluation.
+    """
 
     train_loss: list[Metric]
     train_accuracy: list[Metric]
@@ -224,6 +227,8 @@ class _Config(_Strict):
     tasks: dict[str, dict[str, Any]] | None = None
     tune: _Tune | None = None
     target_accuracy: float | None = None
+    margin_points: float | None = None
+    # What studies had before, as a share.
     margin: float | None = None
     significance: float = 0.05
 
@@ -232,6 +237,16 @@ class _Config(_Strict):
         if self.baseline not in self.variants:
             raise ValueError(f"the baseline {self.baseline!r} is none of the variants")
         return self
+
+
+def margin_of(config: Mapping[str, Any]) -> float | None:
+    """Returns the margin of a stored configuration as a share; None for no margin.
+
+    It is written in points of a percentage, and was once written as a share.
+    """
+    if (points := config.get("margin_points")) is not None:
+        return points / 100
+    return config.get("margin")
 
 
 class Store:
@@ -279,7 +294,7 @@ class Store:
             failed.unlink(missing_ok=True)
 
     def write_epoch(
-        self, run: str, epoch: int, steps_per_epoch: int, metrics: Mapping[str, float]
+        self, run: str, epoch: int, steps_per_epoch: int, metrics: Mapping[str, float | None]
     ) -> None:
         """Adds a line to `runs/<id>.jsonl` of a run under way, or begins it with the first epoch.
 

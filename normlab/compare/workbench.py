@@ -79,7 +79,8 @@ class Workbench:
             together.setdefault(self._program(run), []).append(run)
         groups = []
         for of_program in together.values():
-            size = width or self._fitting(of_program)
+            # More than there are runs would train copies of the last one.
+            size = min(width or self._fitting(of_program), len(of_program))
             groups += [
                 Group(tuple(of_program[start : start + size]), size)
                 for start in range(0, len(of_program), size)

@@ -290,9 +290,8 @@ def _override_problems(
         raw: The study as it was given.
         known: What is wrong with it anyway.
     """
-    variants = raw.get("variants")
     found = {}
-    for name, variant in variants.items() if isinstance(variants, dict) else ():
+    for name, variant in _section(raw, "variants").items():
         given = variant if isinstance(variant, dict) else {}
         parts = {part: given[part] for part in OVERRIDABLE if isinstance(given.get(part), dict)}
         overrides = {path: it for path, it in flatten(parts).items() if is_tunable(path)}
@@ -344,10 +343,9 @@ def _variable_problems(
 
 def _layers(raw: Mapping[str, Any]) -> dict[str, set[str]]:
     """Variant -> the fields of its layer that can be set, of variants whose layer is known."""
-    variants = raw.get("variants")
     named = {
         name: VARIANTS.get(str(given.get("layer")))
-        for name, given in (variants if isinstance(variants, dict) else {}).items()
+        for name, given in _section(raw, "variants").items()
         if isinstance(given, dict)
     }
     return {name: {*settable_fields(it.layer)} for name, it in named.items() if it}
@@ -376,39 +374,39 @@ def _misplaced(
             "every variant; leave these out, or write each level as a variant of its own, as in "
             f"{having[0]}_1: {{layer: ..., {name}: ...}}"
         )
-    tune, factors = (raw.get(it) if isinstance(raw.get(it), dict) else {} for it in _SECTIONS)
+    tuned, crossed = by_path(_section(raw, "tune")), flatten(_section(raw, "factors"))
     for variant in having:
         # A resolved study has all defaults written out, which nobody chose.
         default = VARIANTS[raw["variants"][variant]["layer"]].layer.__dataclass_fields__[name]
         given = raw["variants"][variant].get(name, default.default)
         own = f"variants.{variant}.{name}"
-        if path != own and (given != default.default or own in by_path(tune)):
+        if path != own and (given != default.default or own in tuned):
             return f"{own}: given for an arm, but also for all; leave out one of the two"
-        if section == "tune" and f"layer.{name}" in flatten(factors):
+        if section == "tune" and f"layer.{name}" in crossed:
             return f"factors.layer.{name}: a factor of every arm, but tuned; leave out one of them"
     return None
 
 
-_SECTIONS = ("tune", "factors")
+def _section(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of keys and values; empty where something else was given for one."""
+    return given if isinstance(given := raw.get(name), dict) else {}
 
 
 def _variables(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is set in other places than its own: the section, and the values by dotted path."""
-    tune, factors, tasks = raw.get("tune"), raw.get("factors"), raw.get("tasks")
-    for path, values in by_path(tune if isinstance(tune, dict) else {}).items():
+    for path, values in by_path(_section(raw, "tune")).items():
         if path not in TuneSpec.model_fields:
             if isinstance(values, dict):
                 values = [values[end] for end in ("low", "high") if end in values]
             for value in values[:_TRIED] if isinstance(values, list) else []:
                 yield "tune", {path: value}
-    for path, levels in flatten(factors if isinstance(factors, dict) else {}).items():
+    for path, levels in flatten(_section(raw, "factors")).items():
         for level in levels[:_TRIED] if isinstance(levels, list) else []:
             yield "factors", {path: level}
+    factors = raw.get("factors")
     combinations = factors[:_TRIED] if isinstance(factors, list) else []
     together = {f"factors[{place}]": it for place, it in enumerate(combinations)}
-    together |= {
-        f"tasks.{task}": it for task, it in (tasks if isinstance(tasks, dict) else {}).items()
-    }
+    together |= {f"tasks.{task}": it for task, it in _section(raw, "tasks").items()}
     for section, changes in together.items():
         yield section, flatten(changes if isinstance(changes, dict) else {})
 

@@ -106,7 +106,7 @@ class DataSpec(Spec):
     folder: Annotated[str, Field(min_length=1)] | None = None
     batch_size: Count = 64
     validation: float = Field(default=0.2, gt=0, lt=0.9)
-    train_examples: Annotated[int, Field(ge=1)] | None = None
+    train_examples: Annotated[int, Field(gt=0)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")

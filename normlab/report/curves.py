@@ -105,9 +105,15 @@ def _curve_rows(
     for arm in view.arms:
         runs = view.runs(arm.name)
         curves = [getattr(run.curve, metric) for run in runs]
-        epochs = max(map(len, curves), default=0)
+        # A study may validate in some epochs only.
+        measured = {
+            epoch
+            for curve in curves
+            for epoch, value in enumerate(curve, start=1)
+            if value is not None
+        }
         seconds = _seconds_per_epoch(runs)
-        for epoch in range(epochs, 0, -(math.ceil(epochs / MOST_POINTS) or 1)):
+        for epoch in sorted(measured)[:: -(math.ceil(len(measured) / MOST_POINTS) or 1)]:
             samples = [it[epoch - 1] for it in curves if len(it) >= epoch]
             samples = [into(it) for it in samples if it is not None]
             if samples:

@@ -173,6 +173,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             columns=COLUMNS,
             overridden=_overridden(studies),
             space_in_words=_space_in_words,
+            points_in_words=_points_in_words,
             to_yaml=lambda config: OmegaConf.to_yaml(OmegaConf.create(config)),
             in_words=in_words,
             words=words,
@@ -270,6 +271,17 @@ def _unfinished(study: Study, named: bool) -> list[str]:
             "configuration, device or version of a package. They are left out."
         )
     return said
+
+
+def _points_in_words(study: Study) -> str:
+    """How many points are tried, as "the same 5 points" where all variants try as many."""
+    by_count: dict[int, list[str]] = {}
+    for variant, count in study.points.items():
+        by_count.setdefault(count, []).append(variant)
+    if len(by_count) == 1:
+        return f"the same {next(iter(by_count))} points"
+    counts = [f"{count} ({words.listed(names)})" for count, names in by_count.items()]
+    return f"as many points as there are for the fields of its layer, {words.listed(counts)},"
 
 
 def _space_in_words(study: Study) -> str:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compare.arm import Arm, arms
+from ..compare.arm import Arm, arms, paths_of
 from ..compare.search import Range, points
-from ..compare.store import Result, Store
+from ..compare.store import Result, Store, margin_of
 from ..compare.summary import Summary, summarize
 
 
@@ -24,7 +24,8 @@ class Study:
         summary: What they mean.
         tuned: Dotted path -> values tried; empty when nothing is tuned.
         ranges: Of these paths, those whose values were drawn from a range.
-        points: Number of points that each arm is tuned at.
+        points: Variant -> number of points that it is tuned at. They differ where a field of layers
+            is tuned that some do not have.
         tune_seeds: Number of runs at each of them.
         planned: Phase -> number of runs that the configuration asks for.
     """
@@ -38,7 +39,7 @@ class Study:
     summary: Summary
     tuned: dict[str, list[Any]]
     ranges: dict[str, Range]
-    points: int
+    points: dict[str, int]
     tune_seeds: int
     planned: dict[str, int]
 
@@ -112,7 +113,11 @@ def read_study(folder: str | Path) -> Study:
         for path, values in tune.items()
         if isinstance(values, dict)
     }
-    tried = points({path: ranges.get(path) or tuple(it) for path, it in tuned.items()}, trials)
+    space = {path: ranges.get(path) or tuple(values) for path, values in tuned.items()}
+    tried = {
+        name: len(points({path: space[path] for path in paths_of(space, name, layer)}, trials))
+        for name, layer in config["variants"].items()
+    }
     return Study(
         folder=store.folder,
         config=config,
@@ -125,16 +130,16 @@ def read_study(folder: str | Path) -> Study:
             planned_arms,
             config["baseline"],
             target_accuracy=config.get("target_accuracy"),
-            margin=config.get("margin"),
+            margin=margin_of(config),
             significance=config.get("significance", 0.05),
             ranges=ranges,
         ),
         tuned=tuned,
         ranges=ranges,
-        points=len(tried),
+        points=tried,
         tune_seeds=tune_seeds,
         planned={
-            "tune": len(planned_arms) * len(tried) * tune_seeds,
+            "tune": sum(tried[arm.variant] for arm in planned_arms) * tune_seeds,
             "final": len(planned_arms) * config["seeds"],
         },
     )

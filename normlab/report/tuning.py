@@ -29,6 +29,8 @@ def tuning(view: View, path: str) -> Figure:
     for arm in view.arms:
         seen: set[Any] = set()
         for trial in arm.trials:
+            if path not in trial.values:  # a field that the arm's layer does not have
+                continue
             value = trial.values[path]
             # Trials come best first: of several with this value the first has the rest at best.
             if value in seen:

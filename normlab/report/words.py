@@ -367,7 +367,8 @@ def _edges(summary: Summary, where: str) -> Iterable[str]:
     for path, chosen in edges.items():
         yield (
             f"The chosen {short(path)} of {listed(chosen)}{where} lies at the edge of what was "
-            "tried; a better one may lie beyond."
+            "tried; a better one may lie beyond. To look there, run the study again with a larger "
+            "tune.extend, as tune.extend=3, or with a wider range where values are drawn from one."
         )
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,6 +30,8 @@ class TrainSpec(Spec):
 
     Attributes:
         epochs: Passes over the training examples.
+        validate_every: Epochs between two evaluations on the validation split; one comes after the
+            last epoch in any case. The times to a target are known no finer.
         label_smoothing: Share of each label that is spread over all classes.
         precision: Dtype of the computation; parameters, statistics and loss are float32.
         initialization_scale: What the initial weights of dense layers and convolutions are
@@ -39,6 +42,7 @@ class TrainSpec(Spec):
     """
 
     epochs: Count = 10
+    validate_every: Count = 1
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0
@@ -47,12 +51,15 @@ class TrainSpec(Spec):
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Means over examples at the end of an epoch; training metrics are of the steps as they ran."""
+    """Means over examples at the end of an epoch; training metrics are of the steps as they ran.
+
+    Those on the validation split are None after an epoch without an evaluation.
+    """
 
     train_loss: float
     train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -286,13 +293,15 @@ class Trainer:
             compiled_initialize(seed, traced), traced, self._placed.data
         )
         for epoch in range(1, self._train_spec.epochs + 1):
-            sums = train_sums, self._sums_on(state, self._placed.validation)
+            sums = [train_sums]
+            if epoch % self._train_spec.validate_every == 0 or epoch == self._train_spec.epochs:
+                sums.append(self._sums_on(state, self._placed.validation))
             # The next epoch is handed over before the metrics of this one are waited for, so that
             # the device has no pause. After a divergence it is for nothing.
             if epoch < self._train_spec.epochs:
                 state, train_sums = compiled_epoch(state, traced, self._placed.data)
             means = zip(*map(_means, sums), strict=True)
-            metrics = [EpochMetrics(*train, *validation) for train, validation in means]
+            metrics = [EpochMetrics(*chain(*of_run)) for of_run in means]
             for place in left:
                 epochs[place].append(metrics[place])
                 if after_epoch is not None:
@@ -430,4 +439,5 @@ def _means(sums: Metrics) -> list[tuple[float, float]]:
 
 
 def _is_finite(metrics: EpochMetrics) -> bool:
-    return math.isfinite(metrics.train_loss) and math.isfinite(metrics.validation_loss)
+    losses = (metrics.train_loss, metrics.validation_loss)
+    return all(loss is None or math.isfinite(loss) for loss in losses)

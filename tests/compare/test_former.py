@@ -86,13 +86,13 @@ def test_every_setting_that_differs_is_told_by_its_path(tmp_path):
     run(tmp_path)
     told, _ = run(
         tmp_path,
-        margin=None,
+        margin_points=None,
         tune=None,
         variants={"none": {"layer": "identity"}, "rms": {"layer": "rms_norm"}},
     )
     settings = {line.partition(":")[0].strip(): line.partition(": ")[2] for line in told[1:-2]}
-    assert settings.keys() == {"margin", "tune", "variants.rms"}
-    assert settings["margin"] == "0.005 -> null"
+    assert settings.keys() == {"margin_points", "tune", "variants.rms"}
+    assert settings["margin_points"] == "0.5 -> null"
     assert re.fullmatch(
         r'\{.*"optimizer.learning_rate": \[0.01, 0.1\].*} -> null', settings["tune"]
     )

@@ -331,7 +331,7 @@ def test_a_run_is_the_same_whichever_way_the_study_asks_for_it():
         factors={"train.epochs": [2, 3], "data.batch_size": [16, 32, 64]},
         variants=variants,
         seeds=4,
-        margin=0.01,
+        margin_points=1.0,
     )
     assert names(other)["batch, epochs=3, batch_size=16"][:3] == expected
     # What differs in what is trained differs in its name.

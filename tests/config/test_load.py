@@ -29,7 +29,7 @@ def test_quickstart_says_what_it_means():
     assert study.data.name == "digits"
     assert study.model.hidden == (128, 128)
     assert study.optimizer.traced() == {"learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
-    assert study.tune.space == {"optimizer.learning_rate": (0.003, 0.01, 0.03, 0.1, 0.3)}
+    assert study.tune.space == {"optimizer.learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0)}
     assert study.tune.seeds == 2
     assert study.baseline == "none"
     layer = study.variants["ghost16"].constructor()(name="norm_0")

@@ -98,7 +98,7 @@ def test_the_page_says_how_to_get_it_again(quickstart):
     assert "optimizer.learning_rate: - 0.003" in text
     assert "flax 0.12.8" in text
     assert (
-        "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; 5 points of 2 seeds for each arm"
+        "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; the same 5 points of 2 seeds for each arm"
     ) in text
 
 

@@ -65,6 +65,29 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_validation_in_some_epochs_changes_no_other_number():
+    every, some = (
+        trainer(train=TrainSpec(epochs=7, validate_every=n)).run(3, test=True) for n in (1, 3)
+    )
+    evaluated = [epoch for epoch, it in enumerate(some.epochs, 1) if it.validation_loss is not None]
+    assert evaluated == [3, 6, 7]
+    for one, other in zip(every.epochs, some.epochs, strict=True):
+        told = other.validation_loss is not None
+        assert astuple(other) == (astuple(one) if told else (*astuple(one)[:2], None, None))
+    assert (some.test_loss, some.test_accuracy) == (every.test_loss, every.test_accuracy)
+    assert_same(some.state.params, every.state.params)
+
+
+def test_a_run_that_diverges_between_evaluations_stops_there():
+    wild = trainer(
+        optimizer=SGDSpec(learning_rate=1e20), train=TrainSpec(epochs=5, validate_every=5)
+    )
+    outcome = wild.run(0)
+    assert outcome.diverged
+    assert len(outcome.epochs) < 5
+    assert outcome.epochs[-1].validation_loss is None
+
+
 def test_an_epoch_is_the_steps_that_a_plain_optax_loop_takes(batch_norm_trainer):
     dataset, model = small_dataset(), batch_norm_trainer.model
     state = batch_norm_trainer.initialize(3)
