@@ -437,7 +437,7 @@ def test_a_study_that_draws_from_a_list_makes_equal_draws_once(tmp_path):
     tried = [it.values["optimizer.learning_rate"] for it in store.results() if it.phase == "tune"]
     assert sorted(tried) == [0.01, 0.01, 0.1, 0.1]  # of two arms
     report = read_study(tmp_path)
-    assert report.points == 2
+    assert report.points == {"none": 2, "batch": 2}
     assert report.done("tune") == report.planned["tune"] == 4
 
 

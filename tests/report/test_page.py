@@ -98,7 +98,8 @@ def test_the_page_says_how_to_get_it_again(quickstart):
     assert "optimizer.learning_rate: - 0.003" in text
     assert "flax 0.12.8" in text
     assert (
-        "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; the same 5 points of 2 seeds for each arm"
+        "optimizer.learning_rate: 0.003, 0.01, 0.03, 0.1, 0.3; the same 5 points of 2 seeds for "
+        "each arm"
     ) in text
 
 
@@ -251,7 +252,8 @@ def told(folder, **changes):
 
 
 def test_joined_studies_are_judged_by_the_strictest_in_any_order(tmp_path):
-    lax = told(tmp_path / "lax", margin=0.02, significance=0.1)
+    lax = told(tmp_path / "lax", margin_points=2.0, significance=0.1)
+    # As studies were stored before.
     strict = told(tmp_path / "strict", margin=0.001, significance=0.01)
     without = told(tmp_path / "without", margin=None)
     for folders, expected in (
