@@ -38,7 +38,8 @@ class Spec(BaseModel):
             while field["schema"]["type"] == "default":
                 field = field["schema"]
             # Words are compared as they are; a union is told apart by a field of bare words.
-            if not _are_words(field["schema"]):
+            # Pydantic hands out the schema of a class anew, with what was done to it before.
+            if not (_are_words(field["schema"]) or _is_checked(field["schema"])):
                 field["schema"] = core_schema.no_info_wrap_validator_function(
                     _as_given, field["schema"]
                 )
@@ -47,6 +48,10 @@ class Spec(BaseModel):
 
 def _are_words(schema: Any) -> bool:
     return schema["type"] == "literal" and all(isinstance(it, str) for it in schema["expected"])
+
+
+def _is_checked(schema: Any) -> bool:
+    return schema["type"] == "function-wrap" and schema["function"]["function"] is _as_given
 
 
 def _as_given(given: Any, validate: Callable[[Any], Any]) -> Any:

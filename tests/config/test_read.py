@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from normlab.config import ConfigError, load_study, make_study
+from normlab.data import DataSpec
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SMALL = {"study": "small", "model": {"name": "mlp"}, "variants": {"a": {"layer": "layer_norm"}}}
@@ -296,3 +297,12 @@ def test_pythons_values_that_no_file_could_have_are_told_at_once():
     (line,) = python_problems(SMALL, seeds=10**400)
     assert line.endswith("... was given")
     assert len(line) < 400
+
+
+def test_studies_can_be_read_any_number_of_times():
+    """Each one had added a layer of checks to the types of all."""
+    for _ in range(3):
+        load_study(QUICKSTART)
+    before = repr(DataSpec.__pydantic_core_schema__)
+    load_study(QUICKSTART)
+    assert repr(DataSpec.__pydantic_core_schema__) == before
