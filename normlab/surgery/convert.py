@@ -136,26 +136,10 @@ def convert(
     old = flattened(variables_of(variables))
     before = find_layers(source, variables, x, **how)
     after = find_layers(target, shapes, x, **how)
-    pairs = _pairs(before, after)
-    # A layer without a counterpart takes part as well: nothing outside of it may have its place.
-    by_source = {it.path: (it, None) for it in before} | {pair[0].path: pair for pair in pairs}
-    by_target = {it.path: (None, it) for it in after} | {pair[1].path: pair for pair in pairs}
-    changes: list[Change] = []
-    origins: dict[Path, Origin] = {}
-    for path, value in new.items():
-        pair = _owner(path, by_target)
-        origin = (path[0], *pair[0].path, path[-1]) if pair[0] and pair[1] else path
-        why = _why_new(path[-1], pair, _owner(origin, by_source), old.get(origin), value)
-        if not why:
-            new[path] = _carried(path[-1], pair, old.pop(origin), value)
-            if path[0] == "params":
-                origins[path[1:]] = Origin(origin[1:])
-        changes.append(_change(path, "new" if why else "carried", value, pair, why))
-    needed = [it.path for it in changes if it.fate == "new"]
+    changes, origins = carry_over(old, new, before, after)
+    needed = [change.path for change in changes if change.fate == "new"]
     if needed:
         new.update(jax.jit(partial(_initial, nn.init(call, target), needed))(keys, x))
-    for path, value in old.items():
-        changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
     converted, state = as_given(variables, unflatten_dict(new)), None
     if optimization:
         before, after = (
@@ -170,6 +154,41 @@ def convert(
             converted = with_training(converted, target, state)
     ordered = tuple(sorted(changes, key=lambda change: change.path))
     return Converted(converted, ordered, state)
+
+
+def carry_over(
+    old: dict[Path, Any], new: dict[Path, Any], before: tuple[Layer, ...], after: tuple[Layer, ...]
+) -> tuple[list[Change], dict[Path, Origin]]:
+    """Takes over what a source and a target have in common.
+
+    Args:
+        old: Flattened variables of the source.
+        new: Those of the target, or their shapes; what is carried over replaces them.
+        before: The normalization layers of the source.
+        after: Those of the target.
+
+    Returns:
+        What became of every variable, and what each parameter that was carried over comes from.
+    """
+    pairs = _pairs(before, after)
+    # A layer without a counterpart takes part as well: nothing outside of it may have its place.
+    by_source = {it.path: (it, None) for it in before} | {pair[0].path: pair for pair in pairs}
+    by_target = {it.path: (None, it) for it in after} | {pair[1].path: pair for pair in pairs}
+    changes: list[Change] = []
+    origins: dict[Path, Origin] = {}
+    left = dict(old)
+    for path, value in new.items():
+        pair = _owner(path, by_target)
+        origin = (path[0], *pair[0].path, path[-1]) if pair[0] and pair[1] else path
+        why = _why_new(path[-1], pair, _owner(origin, by_source), left.get(origin), value)
+        if not why:
+            new[path] = _carried(path[-1], pair, left.pop(origin), value)
+            if path[0] == "params":
+                origins[path[1:]] = Origin(origin[1:])
+        changes.append(_change(path, "new" if why else "carried", value, pair, why))
+    for path, value in left.items():
+        changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
+    return changes, origins
 
 
 def _initial(init: Any, paths: list[Path], keys: Any, x: Any) -> dict[Path, Any]:

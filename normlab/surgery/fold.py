@@ -78,6 +78,38 @@ class Folded(Altered):
             yield
 
 
+@dataclass
+class FoldCall:
+    """One call of a linear or normalization layer, as the trace of a model shows it.
+
+    Attributes:
+        path: Path of the layer.
+        module: The layer with its fields.
+        owns_variables: Whether it computes with the model's variables just as they are.
+        shape: Shape of the output.
+        dtype: Dtype of the output.
+        shares_variables: Whether kernel or bias are used elsewhere too.
+        is_norm: Whether it is a normalization layer.
+        in_training: Whether a normalization layer was called in training.
+        is_told_affine: Whether a normalization layer was given its scale or bias.
+        uses: How often the output of a linear layer is used.
+        source: What the input of a normalization layer comes from: the label of a call, or the name
+            of an operation.
+    """
+
+    path: Path
+    module: Any
+    owns_variables: bool
+    shape: tuple[int, ...]
+    dtype: str
+    is_norm: bool = False
+    in_training: bool = False
+    is_told_affine: bool = False
+    shares_variables: bool = False
+    uses: int = 0
+    source: str = ""
+
+
 def fold(
     model: nn.Module,
     variables: Any,
@@ -135,32 +167,9 @@ def fold(
     check_linen(model)
     given = variables_of(variables)
     optimization = optimization_of(variables, optimizer, optimizer_state, "fold")
-    calls = _calls(model, given, x, Calling.of(how))
-    norms = [it for it in calls.values() if it.is_norm]
-    if not norms:
-        raise UserError("fold: the model calls no normalization layer, so nothing can be folded.")
-    obstacles = {it.path: reason for it in norms if (reason := _obstacle(it, calls))}
-    folds = [(calls[it.source], it) for it in norms if it.path not in obstacles]
-    if not folds or (strict and obstacles):
-        listed = "".join(f"\n  {name_of(path)}: {reason}." for path, reason in obstacles.items())
-        remedy = "\nWith strict=False these stay as they are." if folds else ""
-        raise UserError(
-            "fold: of the normalization layers, these cannot be folded into a linear layer:"
-            f"{listed}{remedy}"
-        )
+    folds = folds_of(_calls(model, given, x, Calling.of(how)), strict=strict)
     flat = flattened(given)
-    lacking = [it.path for _, it in folds if ("batch_stats", *it.path, "var") not in flat]
-    if lacking:
-        raise UserError(
-            f"fold: {', '.join(map(name_of, lacking))} has no running statistics in batch_stats. "
-            "Give all variables of the trained model."
-        )
-    for _, norm in folds:
-        kept = {name: flat.get(("batch_stats", *norm.path, name)) for name in ("mean", "var")}
-        check_running(norm.module, kept, norm.shape, name_of(norm.path))
-    origins = {path[1:]: Origin(path[1:]) for path in flat if path[0] == "params"}
-    for linear, norm in folds:
-        origins.update(_fold_one(flat, linear, norm))
+    origins = fold_into(flat, folds)
     passed_by = tuple((norm.path, norm.dtype) for _, norm in folds)
     linear_paths = tuple(linear.path for linear, _ in folds)
     folded = Folded(Unbound(model), linear_paths, passed_by)
@@ -174,47 +183,66 @@ def fold(
     return folded, result, carried.state
 
 
-@dataclass
-class _Call:
-    """One call of a linear or normalization layer, as the trace of a model shows it.
+def folds_of(calls: dict[str, FoldCall], *, strict: bool) -> list[tuple[FoldCall, FoldCall]]:
+    """Returns which linear layer each normalization layer can be folded into.
 
-    Attributes:
-        path: Path of the layer.
-        module: The layer with its fields.
-        owns_variables: Whether it computes with the model's variables just as they are.
-        shape: Shape of the output.
-        dtype: Dtype of the output.
-        shares_variables: Whether kernel or bias are used elsewhere too.
-        is_norm: Whether it is a normalization layer.
-        in_training: Whether a normalization layer was called in training.
-        is_told_affine: Whether a normalization layer was given its scale or bias.
-        uses: How often the output of a linear layer is used.
-        source: What the input of a normalization layer comes from: the label of a call, or the name
-            of an operation.
+    Args:
+        calls: The calls of a model in evaluation, from its trace, by label.
+        strict: Whether to refuse a model of which a normalization layer would be left over.
+
+    Raises:
+        ValueError: If there is none, or one would be left over.
     """
+    norms = [it for it in calls.values() if it.is_norm]
+    if not norms:
+        raise UserError("fold: the model calls no normalization layer, so nothing can be folded.")
+    obstacles = {it.path: reason for it in norms if (reason := _obstacle(it, calls))}
+    folds = [(calls[it.source], it) for it in norms if it.path not in obstacles]
+    if not folds or (strict and obstacles):
+        listed = "".join(f"\n  {name_of(path)}: {reason}." for path, reason in obstacles.items())
+        remedy = "\nWith strict=False these stay as they are." if folds else ""
+        raise UserError(
+            "fold: of the normalization layers, these cannot be folded into a linear layer:"
+            f"{listed}{remedy}"
+        )
+    return folds
 
-    path: Path
-    module: Any
-    owns_variables: bool
-    shape: tuple[int, ...]
-    dtype: str
-    is_norm: bool = False
-    in_training: bool = False
-    is_told_affine: bool = False
-    shares_variables: bool = False
-    uses: int = 0
-    source: str = ""
+
+def fold_into(
+    variables: dict[Path, Any], folds: list[tuple[FoldCall, FoldCall]]
+) -> dict[Path, Origin]:
+    """Folds layers in flattened variables.
+
+    Returns:
+        What each parameter is made of.
+
+    Raises:
+        ValueError: If running statistics are missing or none of their layer.
+    """
+    lacking = [it.path for _, it in folds if ("batch_stats", *it.path, "var") not in variables]
+    if lacking:
+        raise UserError(
+            f"fold: {', '.join(map(name_of, lacking))} has no running statistics in batch_stats. "
+            "Give all variables of the trained model."
+        )
+    for _, norm in folds:
+        kept = {name: variables.get(("batch_stats", *norm.path, name)) for name in ("mean", "var")}
+        check_running(norm.module, kept, norm.shape, name_of(norm.path))
+    origins = {path[1:]: Origin(path[1:]) for path in variables if path[0] == "params"}
+    for linear, norm in folds:
+        origins.update(_fold_one(variables, linear, norm))
+    return origins
 
 
 def _calls(
     model: nn.Module, variables: dict[str, Any], x: Any, calling: Calling
-) -> dict[str, _Call]:
+) -> dict[str, FoldCall]:
     """Finds the calls of linear and normalization layers, and how data flows between them.
 
     Outputs of linear layers and inputs of normalization layers are given a label in the program
     that the model is traced into. There it shows what they are made of and what they are used for.
     """
-    calls: dict[str, _Call] = {}
+    calls: dict[str, FoldCall] = {}
 
     def labelled(value: Array, module: nn.Module, owner: Any) -> Array:
         layers = flattened(module.variables)
@@ -224,7 +252,7 @@ def _calls(
         )
         label = f"normlab.fold.{len(calls)}"
         copy = module.clone(parent=None, name=None)
-        calls[label] = _Call(module.path, copy, owns, value.shape, str(value.dtype))
+        calls[label] = FoldCall(module.path, copy, owns, value.shape, str(value.dtype))
         return checkpoint_name(value, label)
 
     def traced(variables: Any, x: Any, rngs: Any) -> Any:
@@ -251,6 +279,20 @@ def _calls(
             return run(model, variables, x, Calling(calling.call, rngs), norm)[0]
 
     program = jax.make_jaxpr(traced)(variables, x, calling.rngs).jaxpr
+    leaves, structure = jax.tree.flatten(dict(variables))
+    taken = jax.tree.unflatten(structure, program.invars[: len(leaves)])
+    follow(calls, program, flattened(taken))
+    return calls
+
+
+def follow(calls: dict[str, FoldCall], program: Jaxpr, variables: dict[Path, Any]) -> None:
+    """Follows the data of labelled calls through a program: what it comes from and goes to.
+
+    Args:
+        calls: The calls by their labels; what they come from and how often they are used is set.
+        program: The program of the model.
+        variables: What stands for each variable in the program.
+    """
     for jaxpr in _with_inner(program):
         made_by: dict[Any, JaxprEqn] = {
             var: equation for equation in jaxpr.eqns for var in equation.outvars
@@ -265,12 +307,9 @@ def _calls(
                 maker = made_by.get(taken)
                 calls[label].source = _name_of_operation(maker) if maker else "the model's input"
         if jaxpr is program:
-            leaves, structure = jax.tree.flatten(dict(variables))
-            taken = flattened(jax.tree.unflatten(structure, program.invars[: len(leaves)]))
-            for it in calls.values():
-                own = (taken.get(("params", *it.path, name)) for name in _FOLDED_VARIABLES)
-                it.shares_variables = any(uses[var] > 1 for var in jax.tree.leaves(list(own)))
-    return calls
+            for call in calls.values():
+                own = [variables.get(("params", *call.path, name)) for name in _FOLDED_VARIABLES]
+                call.shares_variables = any(uses[var] > 1 for var in jax.tree.leaves(own))
 
 
 def _with_inner(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
@@ -293,7 +332,7 @@ def _name_of_operation(equation: JaxprEqn) -> str:
     return equation.primitive.name
 
 
-def _obstacle(norm: _Call, calls: dict[str, _Call]) -> str | None:
+def _obstacle(norm: FoldCall, calls: dict[str, FoldCall]) -> str | None:
     """Returns why a normalization layer cannot be folded, or None if it can be."""
     module = norm.module
     kind = type(module).__name__
@@ -333,7 +372,7 @@ def _obstacle(norm: _Call, calls: dict[str, _Call]) -> str | None:
     return None
 
 
-def _not_alone(it: _Call, name: str, calls: dict[str, _Call]) -> str | None:
+def _not_alone(it: FoldCall, name: str, calls: dict[str, FoldCall]) -> str | None:
     """Returns why the variables of a layer cannot be changed for one call of it."""
     if not it.owns_variables:
         return (
@@ -352,7 +391,7 @@ def _feature_axes(linear: Any) -> int:
 
 
 def _fold_one(
-    variables: dict[tuple[str, ...], Any], linear: _Call, norm: _Call
+    variables: dict[tuple[str, ...], Any], linear: FoldCall, norm: FoldCall
 ) -> dict[Path, Origin]:
     """Lets a linear layer take over what a normalization layer did, in flattened variables.
 

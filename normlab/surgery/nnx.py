@@ -35,6 +35,8 @@ from .nnx_calls import (
     set_statistics,
     with_statistics,
 )
+from .nnx_replace import convert as convert
+from .nnx_replace import fold as fold
 from .recalibrate import check_repeatable, one_by_one, refuse_without_layers
 from .statistics import as_running, blended, joined, keeps_statistics, of_population, takes_unbiased
 from .summary import Summary, compared_with, summarize_layer
