@@ -186,8 +186,8 @@ class Workbench:
             if program not in self._trainers:
                 study = run.study
                 placed, dataset, _ = self._dataset(study.data)
-                integers = dataset.images.dtype == "int32"
-                model = study.network(run.arm, dataset.classes, integers=integers)
+                norm = study.variants[run.arm.variant].constructor()
+                model = study.model.build(norm, dataset.classes, study.train.precision)
                 try:
                     self._trainers[program] = Trainer(
                         model, placed, study.optimizer, study.train, study.data.batch_size, width
@@ -224,7 +224,7 @@ class Workbench:
         if jax.default_backend() == "cpu" or not statistics:
             return 1
         placed, *_ = self._dataset(runs[0].study.data)
-        data = sum(array.nbytes for array in jax.tree.leaves(placed.data))
+        data = sum(array.nbytes for array in placed.data)
         free = MEMORY_SHARE * statistics["bytes_limit"] - data
         try:
             needed = self.trainer(runs[0], 1).memory_of_a_run()
@@ -258,10 +258,6 @@ def _fingerprint(dataset: Dataset) -> str:
     """Hashes all of a data set that a run depends on."""
     content = hashlib.blake2b(digest_size=16)
     names = ("images", "labels", "train", "validation", "test", "mean", "deviation")
-    arrays = [getattr(dataset, name) for name in names]
-    for array in arrays:
-        if array is None:  # Images that stay as they are have no moments.
-            content.update(b"None")
-            continue
+    for array in (getattr(dataset, name) for name in names):
         content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return content.hexdigest()

@@ -19,6 +19,9 @@ from .verdict import Comparison, decide
 # Scores that differ by less than this share of the largest are equal but for rounding, as means of
 # float32 are.
 ROUNDING = 1e-6
+# The least variance of differences, in squared steps of the scores. Chosen so that the level holds
+# however narrow the scores lie, see docs/conclusions.md.
+LEAST_VARIANCE = 0.75
 
 Ints = NDArray[np.int64]
 BySeed = Sequence[Mapping[int, float]]
@@ -32,10 +35,10 @@ class Pairs:
     Of each pair the differences of runs with the same seed: their mean over the tasks, over its
     standard error, by Student's t. Two things are added to the textbook's test:
 
-    - The variance of the differences is taken for half the square of the scores' step at least.
-      The step is the smallest gap between two scores on the task, which is one example for
-      accuracies of a small test set. Without it, differences that are equal by rounding would look
-      like differences without spread.
+    - The variance of the differences is taken for three quarters of the square of the scores' step
+      at least. The step is the smallest gap between two scores on the task, which is one example
+      for accuracies of a small test set. Without it, differences that are equal by rounding would
+      look like differences without spread.
     - Over several tasks the degrees of freedom are halfway between Welch and Satterthwaite's and
       the fewest of a task: the former alone finds too much with three or four runs a task.
 
@@ -260,7 +263,7 @@ def _task(runs: Sequence[Mapping[int, float]]) -> tuple[Floats, Floats, Ints, ND
             means[row] = mean = differences.sum(axis=1) / count
             tied[row] = ~differences.any(axis=1)
             squares = np.where(both, (differences - mean[:, None]) ** 2, 0.0).sum(axis=1)
-            variances[row] = np.maximum(squares / (count - 1), step**2 / 2)
+            variances[row] = np.maximum(squares / (count - 1), LEAST_VARIANCE * step**2)
     variances[tied] = 0.0
     return means, variances, counts, tied
 

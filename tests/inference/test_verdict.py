@@ -130,8 +130,8 @@ def test_equal_differences_are_not_taken_for_differences_without_spread():
     found = one(theirs + 1 / 360, theirs)
     assert not found.tied
     assert found.verdict == "undecided"
-    # Half the square of the step: t = sqrt(3) · sqrt(2), two degrees of freedom.
-    assert found.p == pytest.approx(2 * stats.t.sf(math.sqrt(6), 2))
+    # Three quarters of the square of the step: t = sqrt(3) / sqrt(3 / 4), two degrees of freedom.
+    assert found.p == pytest.approx(2 * stats.t.sf(2, 2))
     assert one(theirs + 20 / 360, theirs).verdict == "better"
 
 

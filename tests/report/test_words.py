@@ -66,7 +66,7 @@ def test_a_clear_winner_won_and_is_shown_to():
     (fact,) = found.facts
     assert (fact.label, fact.belief) == ("above base, the baseline", "yes")
     assert found.comparisons == {
-        "a": "a is better than base by 2.20 points [2.14, 2.26] (8 paired seeds; p < 0.001; exact "
+        "a": "a is better than base by 2.20 points [2.13, 2.27] (8 paired seeds; p < 0.001; exact "
         "test of this pair alone p = 0.0078)."
     }
     assert found.remarks == (f"The p-value is of a paired t-test. {SIMULATED}",)
