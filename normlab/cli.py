@@ -13,9 +13,9 @@ from rich.padding import Padding
 from rich.table import Table
 from tyro.conf import Positional
 
-from .errors import UserError, nearest
+from .errors import UserError, nearest, refuse_stripped
 from .modules import told
-from .process import importing, settings, settle
+from .process import every_character, importing, settings, settle
 from .progress import duration, progress_bar
 from .user_code import explained
 
@@ -494,7 +494,13 @@ def print_settings() -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in a message and exit code 2."""
+    with every_character():
+        _run()
+
+
+def _run() -> None:
     try:
+        refuse_stripped()
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
     except (UserError, OSError) as error:
         _fail(error, str(error))

@@ -9,13 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from .compare.environment import environment
+from .compare.executors.processes import end_unguarded
 from .compare.export import write_curves
 from .compare.run import Ending, run_study
 from .compare.status import failures_in_words
 from .compare.store import Store
 from .compare.study import Study, StudyError
 from .config import make_study
+from .errors import refuse_stripped
 from .inference.power import too_few
+from .process import every_character
 from .progress import StudyProgress
 from .report import write_report
 from .results import Results
@@ -55,12 +58,15 @@ def compare(
         DataError: The data set is not there or damaged.
         WriteError: Results cannot be written there.
     """
+    refuse_stripped()
+    end_unguarded()
     checked = make_study(study, changes)
     folder = Path(out or Path("runs") / checked.study)
     # In a notebook Rich would make an output of its own of each line.
     console = Console(markup=False, highlight=False, force_jupyter=False)
     command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
-    ending = run(checked, folder, console, command)
+    with every_character():
+        ending = run(checked, folder, console, command)
     if not ending.done:
         first = "\n".join(failures_in_words(ending.failures[:1])[1:])
         raise StudyError(

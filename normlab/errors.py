@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,19 @@ class UserError(ValueError):
     The message names what was given, what was expected and the remedy; the command line prints it
     without a traceback.
     """
+
+
+def refuse_stripped() -> None:
+    """Refuses to work in a process without docstrings, before it does anything.
+
+    Raises:
+        UserError: Python was started with -OO; charts and the meaning of fields rest on docstrings.
+    """
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2), which charts and `normlab "
+            "list` are made with; start it without, or with -O"
+        )
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ it is on, complain that nobody answers, and lock out a second process.
 """
 
 import gc
+import io
 import os
 import platform
 import sys
@@ -85,6 +86,21 @@ def importing() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def every_character() -> Iterator[None]:
+    """Writes as an escape, as \\xe4, what standard output and errors cannot encode."""
+    streams = [it for it in (sys.stdout, sys.stderr) if isinstance(it, io.TextIOWrapper)]
+    before = [it.errors for it in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def settle(*, keep_programs: bool = True) -> None:

@@ -209,3 +209,28 @@ def test_an_interrupted_study_keeps_its_runs_and_goes_on_to_the_same_end(config,
         (undisturbed / config.name).write_text(config.read_text())
         normlab("compare", config.name, *overrides, folder=undisturbed)
         assert table(undisturbed / "runs/small") == whole
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_output_cannot_encode_is_escaped_and_ends_no_study(tmp_path, encoding):
+    """After its training the study ended in a UnicodeEncodeError."""
+    study = {**STUDY, "study": "my.v1", "variants": {"nä ∞": {"layer": "identity"}}, "tune": None}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(study, allow_unicode=True), "utf-8")
+    asked = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding}
+    for arguments in (
+        ["compare", "small.yaml"],
+        ["status", "runs/my.v1"],
+        ["report", "runs/my.v1"],
+    ):
+        printed = normlab(*arguments, folder=tmp_path, **asked).stdout
+        assert r"\u221e" in printed
+    assert "nä ∞" in (tmp_path / "runs/my.v1/report.html").read_text("utf-8")
+    normlab("--help", folder=tmp_path, **asked)
+    assert "holds no study" in normlab("status", "∞", folder=tmp_path, code=2, **asked).stderr
+
+
+def test_python_without_docstrings_is_refused_before_any_work(config):
+    """The charts, made after the training, need them."""
+    done = normlab("compare", config.name, folder=config.parent, code=2, PYTHONOPTIMIZE="2")
+    assert "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2)" in done.stderr
+    assert not (config.parent / "runs").exists()

@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from .arm import Arm
 from .executors.interface import Executor
+from .executors.processes import end_unguarded
 from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
@@ -70,6 +71,7 @@ def run_study(
         StudyError: If the folder is another study's, or a layer does not fit model or batch.
         DataError: If the data set is not there or damaged.
     """
+    end_unguarded()
     _refuse_another_study(store, study)
     bench = Workbench(environment)
     arms = study.arms()

@@ -4,13 +4,15 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
-from command import table
+from command import ENVIRONMENT, table
 
 from normlab.compare.environment import environment
 from normlab.compare.executors.local import LocalExecutor
@@ -202,6 +204,34 @@ def test_a_module_that_the_workers_do_not_find_is_told(tmp_path, layers):
     made = study(variants={"faulty": {"layer": "faulty"}}, executor={"name": "processes"})
     with pytest.raises(ValueError, match="list your modules in `modules`"):
         run(tmp_path / "runs_of_it", made)
+
+
+SCRIPT = """
+import pathlib
+import normlab
+
+with pathlib.Path("started").open("a") as file:
+    file.write("once\\n")
+normlab.compare({study!r}, out="results")
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_at_once(tmp_path):
+    """Each worker ran the script, which started the study anew, and died three times."""
+    executor = {"name": "processes", "workers": 1}
+    (tmp_path / "script.py").write_text(SCRIPT.format(study={**CONFIG, "executor": executor}))
+    ended = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 1
+    assert "outside of `if __name__ == '__main__':`" in ended.stderr
+    assert (tmp_path / "started").read_text() == "once\n" * 2
+    assert not (tmp_path / "results/failed").exists()
 
 
 def test_an_unknown_executor_is_refused():

@@ -27,6 +27,25 @@ from .worker import Setting, check, orders, work
 _SPAWN = multiprocessing.get_context("spawn")
 
 
+# Seconds that a process whose connection is closed has to end by itself.
+GRACE = 2.0
+
+_WORKER = "normlab worker"
+_UNGUARDED = 77
+_GUARD = (
+    "executor: processes: the script starts the study outside of `if __name__ == '__main__':`; "
+    "each worker runs the script once more and would start it again. Put the call under that "
+    "line, or give executor=local."
+)
+
+
+def end_unguarded() -> None:
+    """Ends a worker that comes to start a study itself, as a script without a main guard has it."""
+    process = multiprocessing.current_process()
+    if process.name == _WORKER and getattr(process, "_inheriting", False):
+        os._exit(_UNGUARDED)
+
+
 @dataclass
 class _Seat:
     """The place of one worker, whoever holds it."""
@@ -105,8 +124,11 @@ class ProcessExecutor(Executor):
                 except (EOFError, OSError):
                     # Its end of the connection closes a moment before the process has ended.
                     assert seat.process is not None
+                    seat.process.join(GRACE)
                     seat.process.kill()
                     seat.process.join()
+                    if seat.process.exitcode == _UNGUARDED:
+                        raise StudyError(_GUARD) from None
                     continue
                 if isinstance(answer, UserError):
                     raise answer
@@ -128,10 +150,11 @@ class ProcessExecutor(Executor):
                 return
             seat.connection, theirs = _SPAWN.Pipe()
             gpu = seat.number % self._gpus if self._gpus else None
-            seat.process = _SPAWN.Process(
-                target=_serve, args=(theirs, self._setting, gpu), daemon=True
+            process = _SPAWN.Process(
+                target=_serve, args=(theirs, self._setting, gpu), daemon=True, name=_WORKER
             )
-            seat.process.start()
+            process.start()
+            seat.process = process
             theirs.close()
 
 
