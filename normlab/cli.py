@@ -532,6 +532,8 @@ def _show_report(folder: Path) -> None:
     study = read_study(folder)
     page = write_report(study)
     print_table(study.summary, console)
+    for sentence in study.unpaired:
+        console.print(sentence, soft_wrap=True)
     console.print(f"Page: {page}")
 
 

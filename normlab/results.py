@@ -51,6 +51,11 @@ class Results:
         """The hash of the study, as `Study.hash`."""
         return of_config(self.config)
 
+    @property
+    def unpaired(self) -> list[str]:
+        """Which arms do not start from the weights of their baselines, in a sentence each."""
+        return self._study.unpaired
+
     @cached_property
     def runs(self) -> pl.DataFrame:
         """One row a run, as a `polars.DataFrame`.
@@ -100,6 +105,8 @@ class Results:
         )
         console.print(f"{self._study.name}: {self._study.setting}", highlight=False)
         print_table(self.summary, console)
+        for sentence in self.unpaired:
+            console.print(sentence, highlight=False)
         console.print(f"Folder: {self.folder}", highlight=False, soft_wrap=True)
         return console
 

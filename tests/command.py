@@ -26,6 +26,7 @@ def normlab(*arguments, folder, code=0, traceback=False, **environment):
         env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         timeout=300,
     )
     assert done.returncode == code, done.stdout + done.stderr

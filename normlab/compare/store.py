@@ -158,6 +158,8 @@ class Result(Label):
             all of them.
         git_revision: Commit of the working folder that the run was started in.
         identity: All that determined the run.
+        initial_weights: Path -> root mean square, first value, last value and shape of what was
+            drawn outside of the norm layers, for the final run of the first seed.
     """
 
     id: str = Field(pattern=r"^\w[\w.-]*$")
@@ -172,6 +174,7 @@ class Result(Label):
     seconds: float
     git_revision: str | None = None
     identity: dict[str, JsonValue]
+    initial_weights: dict[str, list[float]] | None = None
 
     @model_validator(mode="after")
     def _has_what_its_status_promises(self) -> "Result":

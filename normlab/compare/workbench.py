@@ -164,6 +164,8 @@ class Workbench:
             if after_epoch is not None:
                 after_epoch(runs[place], epoch, metrics)
 
+        first = next((it for it in runs if it.phase == "final" and it.seed == 0), None)
+        weights = trainer.initial_weights(0) if first is not None else None
         outcomes = trainer.run_together(
             [run.seed for run in runs],
             [run.study.optimizer.traced() for run in runs],
@@ -173,7 +175,10 @@ class Workbench:
         if self.seconds_of_step is None:
             steps = max(len(it.epochs) for it in outcomes) * trainer.steps_per_epoch
             self.seconds_of_step = outcomes[0].seconds / steps
-        return [self._result(*it, trainer) for it in zip(runs, outcomes, strict=True)]
+        return [
+            self._result(run, outcome, trainer, weights if run is first else None)
+            for run, outcome in zip(runs, outcomes, strict=True)
+        ]
 
     def trainer(self, run: Run, width: int) -> Trainer:
         """Returns the trainer of a run, which is made once for all runs that can share it.
@@ -196,7 +201,13 @@ class Workbench:
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
             return self._trainers[program]
 
-    def _result(self, run: Run, outcome: Outcome, trainer: Trainer) -> Result:
+    def _result(
+        self,
+        run: Run,
+        outcome: Outcome,
+        trainer: Trainer,
+        initial_weights: dict[str, list[float]] | None,
+    ) -> Result:
         name, identity = self.identify(run)
         epochs = [asdict(epoch) for epoch in outcome.epochs]
         test = None
@@ -216,6 +227,7 @@ class Workbench:
             seconds=outcome.seconds,
             git_revision=self._git_revision,
             identity=identity,
+            initial_weights=initial_weights,
         )
 
     def _fitting(self, runs: Sequence[Run]) -> int:

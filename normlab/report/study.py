@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.arm import Arm, arms, paths_of
+from ..compare.pairing import unpaired
 from ..compare.search import Range, points
 from ..compare.store import Result, Store, margin_of
 from ..compare.summary import Summary, summarize
@@ -70,6 +71,11 @@ class Study:
         counts = {word: count for word, count in counts.items() if count}
         parts += [f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items()]
         return " \N{MIDDLE DOT} ".join(parts)
+
+    @property
+    def unpaired(self) -> list[str]:
+        """Which arms do not start from the weights of their baselines, in a sentence each."""
+        return unpaired(self.results, self.summary.baselines)
 
     def done(self, phase: str) -> int:
         """How many runs of a phase are there."""

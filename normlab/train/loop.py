@@ -196,7 +196,9 @@ class Trainer:
             seed, traced = _stacked([(seed, traced)] * width)
             functions = map(_together, functions)
         initialization, one_epoch, evaluation = functions
-        initialize = jax.jit(initialization).lower(seed, traced)
+        self._norms: set[str] = set()
+        with nn.intercept_methods(self._note_norm):
+            initialize = jax.jit(initialization).lower(seed, traced)
         state = initialize.out_info
         epoch = jax.jit(one_epoch, donate_argnums=0).lower(state, traced, placed.data)
         variables = (state.params, state.batch_stats)
@@ -235,6 +237,40 @@ class Trainer:
         """
         compiled_initialize, *_ = self.compile()
         return compiled_initialize(*self._inputs(seed, values or {}))
+
+    def initial_weights(self, seed: int) -> dict[str, list[float]]:
+        """Tells the weights that a seed starts from, outside of the norm layers.
+
+        Args:
+            seed: Decides them.
+
+        Returns:
+            Path -> root mean square, first value, last value and shape, of each parameter whose
+            values are not all the same.
+        """
+        compiled_initialize, *_ = self.compile()
+        inputs = [self._inputs(seed, {})] * self.width
+        of_one = _stacked(inputs) if self.width > 1 else inputs[0]
+        leaves = jax.tree_util.tree_leaves_with_path(compiled_initialize(*of_one).params)
+        told = {}
+        for path, leaf in leaves:
+            name = "/".join(str(getattr(it, "key", getattr(it, "name", it))) for it in path)
+            values = np.asarray(leaf[0] if self.width > 1 else leaf)
+            own = any(f"{name}/".startswith(f"{norm}/") for norm in self._norms)
+            if not own and values.size and (values != values.flat[0]).any():
+                size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+                ends = float(values.flat[0]), float(values.flat[-1])
+                told[name] = [size, *ends, *map(float, values.shape)]
+        return told
+
+    def _note_norm(self, call, arguments, named, context) -> Any:
+        """Takes note of where in the model its norm layers are."""
+        norm = getattr(self.model, "norm", None)
+        norm = getattr(norm, "func", norm)
+        # A layer that is called by itself, as inside of an NNX module, has no place in the model.
+        if isinstance(norm, type) and isinstance(context.module, norm) and context.module.path:
+            self._norms.add("/".join(context.module.path))
+        return call(*arguments, **named)
 
     def run(
         self,
