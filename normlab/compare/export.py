@@ -38,8 +38,12 @@ def run_table(folder: str | Path) -> pl.DataFrame:
         StoreError: A file is damaged.
     """
     results, failures = _runs(Store(folder))
-    rows = [_row(it) for it in [*results, *failures]]
-    return frame(rows)
+    return results_table([*results, *failures])
+
+
+def results_table(runs: Iterable[Result | Failure]) -> pl.DataFrame:
+    """Returns one row a run, as `run_table` does, of runs that were read."""
+    return frame(_row(it) for it in runs)
 
 
 def curve_table(folder: str | Path) -> pl.DataFrame:

@@ -10,8 +10,12 @@ from ..compare.store import Result
 from ..inference.estimates import estimate
 from .figure import (
     Figure,
+    Rows,
+    band,
+    labels,
     layer,
     lines,
+    named,
     round_numbers,
     rounded,
     spans_a_decade,
@@ -43,7 +47,9 @@ def validation_accuracy(view: View) -> Figure | None:
         f"Mean over seeds with {confidence(view.summary)} intervals. The first quarter may begin "
         "below the frame. " + _of_diverged(view)
     )
+    highest = max(row["high"] for row in rows)
     datasets: dict[str, Any] = {"accuracies": rows, "target": []}
+    datasets["accuracies-ends"] = _ends(view, rows, floor, highest)
     target = view.summary.target_accuracy
     line = alt.Chart(alt.NamedData("target")).mark_rule(strokeDash=[4, 3], clip=True)
     if target is not None and 100 * target > floor:
@@ -66,7 +72,7 @@ def training_loss(view: View) -> Figure | None:
     rows = _curve_rows(view, "train_loss", into=lambda it: max(it, LEAST_LOSS))
     if not rows:
         return None
-    losses = [row["value"] for row in rows]
+    losses, height = [row["value"] for row in rows], float
     scale, axis, mean = alt.Scale(zero=False), alt.Axis(grid=True), "Mean"
     if spans_a_decade(losses):
         # On this axis intervals of the logarithm are the symmetric ones, and never reach 0.
@@ -77,11 +83,35 @@ def training_loss(view: View) -> Figure | None:
         ticks = round_numbers(min(losses), max(losses))
         # Of more values than its count, Vega leaves out every other one.
         axis = alt.Axis(grid=True, values=ticks, tickCount=len(ticks), format="~g")
+        height = math.log
     value = alt.Y("value:Q", title="training loss", scale=scale, axis=axis)
-    charts = {it: together({"losses": rows}, *_curves(view, "losses", it, value)) for it in AXES}
+    low, high = height(min(row["low"] for row in rows)), height(max(row["high"] for row in rows))
+    datasets = {"losses": rows, "losses-ends": _ends(view, rows, low, high, height)}
+    charts = {it: together(datasets, *_curves(view, "losses", it, value)) for it in AXES}
     intervals = f"{confidence(view.summary)} intervals"
     caption = f"{mean} over seeds with {intervals}. " + _of_diverged(view) + _of_seconds()
-    return Figure("training-loss", "Training loss", caption, charts, {"losses": rows})
+    return Figure("training-loss", "Training loss", caption, charts, datasets)
+
+
+def _ends(
+    view: View,
+    rows: Rows,
+    low: float,
+    high: float,
+    height: Callable[[float], float] = float,
+) -> Rows:
+    """Where the names of the arms stand beside rows of `_curve_rows`."""
+    last = {row["arm"]: row for row in rows}
+    fields = ("epoch", "step", "seconds", "value")
+    return labels(
+        view,
+        {
+            arm: ({field: row[field] for field in fields}, height(row["value"]))
+            for arm, row in last.items()
+        },
+        low,
+        high,
+    )
 
 
 def _of_diverged(view: View) -> str:
@@ -151,7 +181,7 @@ def _curves(view: View, dataset: str, by: str, value: alt.Y) -> list[alt.Chart]:
     low = value.copy()
     low.shorthand = "low:Q"
     return [
-        layer(view, dataset).mark_area(opacity=0.15, clip=True).encode(x, low, alt.Y2("high:Q")),
+        band(view, dataset, clip=True).encode(x, low, alt.Y2("high:Q")),
         lines(view, dataset, clip=True).encode(x, value),
         # A line has no tooltip of its own at each epoch.
         layer(view, dataset)
@@ -170,6 +200,7 @@ def _curves(view: View, dataset: str, by: str, value: alt.Y) -> list[alt.Chart]:
                 "seeds:Q",
             ],
         ),
+        named(view, f"{dataset}-ends").encode(x, value),
     ]
 
 
@@ -200,11 +231,16 @@ def time_to_target(view: View) -> Figure | None:
         axis=alt.Axis(grid=True),
     )
     curve = lines(view, "waiting", interpolate="step-after", clip=True)
+    last = {row["arm"]: row["share"] for row in rows}
+    # Of those that end together the sooner stand below.
+    sooner = sorted(last, key=lambda arm: -view.summary[arm].time_to_target.restricted_mean)
+    ends = {arm: ({"step": end, "share": last[arm]}, last[arm]) for arm in sooner}
+    datasets = {"waiting": rows, "waiting-ends": labels(view, ends, 0.0, 100.0)}
     return Figure(
         "time-to-target",
         "Time to the target",
         f"Share of the runs that have not reached {percent(target)} validation accuracy: the lower "
         "and the sooner, the better. A run that diverges never does.",
-        {"": together({"waiting": rows}, curve.encode(x, y))},
-        {"waiting": rows},
+        {"": together(datasets, curve.encode(x, y), named(view, "waiting-ends").encode(x, y))},
+        datasets,
     )

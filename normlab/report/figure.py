@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from ..compare.arm import in_words
 from .view import View
 
 # What Altair says that a layered chart with parameters is.
@@ -14,6 +15,8 @@ Layers = alt.LayerChart | alt.FacetChart
 Rows = Sequence[Mapping[str, Any]]
 
 HEIGHT = 260
+MOST_LABELS = 12  # that fit beside each other's lines
+LINE = 13  # pixels between two labels
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,81 @@ def lines(view: View, dataset: str, *, with_dots: bool = False, **mark: Any) -> 
     )
 
 
+def band(view: View, dataset: str, **mark: Any) -> alt.Chart:
+    """Bands between rows of a data set with an `arm`; of many one sees none but the one meant.
+
+    The chart's parameter `hovered` names the arm that the pointer is at; null shows all bands.
+    """
+    opacity = alt.ExprRef("hovered === null ? 0.15 : datum.arm === hovered ? 0.3 : 0")
+    hovered = alt.param(name="hovered", value=None)
+    return layer(view, dataset).mark_area(opacity=opacity, **mark).add_params(hovered)
+
+
 def shape(view: View) -> alt.Shape:
     """The shapes of dots, for `mark_point`."""
     scale = alt.Scale(domain=list(view.looks), range=[it.shape for it in view.looks.values()])
     return alt.Shape("arm:N", title=None, scale=scale)
+
+
+def labels(
+    view: View,
+    ends: Mapping[str, tuple[Mapping[str, Any], float]],
+    low: float,
+    high: float,
+    texts: Mapping[str, str] | None = None,
+) -> Rows:
+    """Rows for `named`: one an arm that ends somewhere, moved so that no two names overlap.
+
+    Args:
+        view: Has the arms.
+        ends: Arm -> fields of its row, and its height on the vertical axis.
+        low: The lower end of that axis.
+        high: Its upper end.
+        texts: Arm -> what to write, if it is not its variant and its levels.
+    """
+    if len(ends) > MOST_LABELS:
+        return []
+    span = (high - low) or 1.0
+    heights = {arm: HEIGHT * float(high - height) / span for arm, (_, height) in ends.items()}
+    order = sorted(heights, key=lambda arm: heights[arm])
+    moved = dict(zip(order, _apart([heights[arm] for arm in order]), strict=True))
+    texts = texts or {arm: _in_short(view, arm) for arm in ends}
+    return [
+        {
+            **fields,
+            "arm": arm,
+            "text": texts[arm],
+            "shift": round(moved[arm] - heights[arm]),
+        }
+        for arm, (fields, _) in ends.items()
+    ]
+
+
+def _in_short(view: View, arm: str) -> str:
+    """A variant and its levels, without the names of the factors."""
+    summary = view.summary[arm]
+    return ", ".join([summary.variant, *map(in_words, summary.levels.values())])
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Moves rising heights as little as it takes, from above and then from below."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + LINE) if moved else height)
+    lowest = HEIGHT + LINE / 2
+    for place in range(len(moved) - 1, -1, -1):
+        moved[place] = min(moved[place], lowest)
+        lowest = moved[place] - LINE
+    return moved
+
+
+def named(view: View, dataset: str) -> alt.Chart:
+    """Names of arms where their lines end, for rows of `labels`."""
+    return (
+        layer(view, dataset)
+        .mark_text(align="left", dx=7, dy=alt.ExprRef("datum.shift"), limit=96, fontSize=11)
+        .encode(text="text:N")
+    )
 
 
 def together(datasets: Mapping[str, Rows], *layers: alt.Chart, height: int = HEIGHT) -> Layers:

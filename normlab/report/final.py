@@ -15,17 +15,21 @@ from .figure import (
     Layers,
     Rows,
     are_numbers,
+    band,
+    labels,
     layer,
     lines,
+    named,
     number_scale,
     rounded,
     shape,
     together,
 )
 from .view import View
-from .words import confidence, interval, percent, points
+from .words import confidence, interval, percent, points, rank
 
 LABELS = 160  # pixels that the name of an arm may take
+BELOW = 10  # pixels from the bar of an arm to its dots, which it would hide
 
 
 def accuracy_on_test(view: View) -> Figure:
@@ -37,8 +41,8 @@ def accuracy_on_test(view: View) -> Figure:
     return Figure(
         "test-accuracy",
         "Test accuracy",
-        f"Small dots: one seed each{over}; a thin line joins the runs of a seed, which share data "
-        "order and initial weights. Large dots and bars: mean and its interval."
+        f"Small dots below the bars: one seed each{over}; a thin line joins the runs of a seed, "
+        "which share data order and initial weights. Large dots and bars: mean and its interval."
         + _of_diverged(view),
         {"": _by_row(view, "accuracy", datasets, estimates, "test accuracy, %")},
         datasets,
@@ -79,8 +83,8 @@ def differences(view: View) -> Figure | None:
     return Figure(
         "differences",
         f"Difference to {summary.baseline}, the baseline{levels}",
-        f"Small dots: one seed each, against the same seed of the baseline. Bars: mean and its "
-        f"interval. {caption}",
+        "Small dots below the bars: one seed each, against the same seed of the baseline. Bars: "
+        f"mean and its interval. {caption}",
         {"": _by_row(view, "difference", datasets, estimates, title, *behind)},
         datasets,
     )
@@ -116,12 +120,13 @@ def _by_row_data(
     baselines = view.summary.baselines
     if prefix == "difference":
         lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
-    ranked = sorted(estimates, key=lambda name: -estimates[name].value)
+    ranked = _by_levels(view, estimates)
     return {
         f"{prefix}-runs": [
             {
                 "arm": name,
                 "rank": ranked.index(name),
+                "levels": str(view.summary[name].levels),
                 "seed": seed,
                 "value": rounded(100 * value),
                 "words": words(value),
@@ -149,6 +154,18 @@ def _by_row_data(
     }
 
 
+def _by_levels(view: View, estimates: Mapping[str, Estimate]) -> list[str]:
+    """The arms at one combination of levels together, each time the best first."""
+    return [
+        name
+        for contest in view.summary.contests
+        for name in sorted(
+            (arm for arm in contest.arms if arm in estimates),
+            key=lambda name: -estimates[name].value,
+        )
+    ]
+
+
 def _diverged(view: View, name: str, prefix: str) -> str:
     arm = view.summary[name]
     if prefix == "difference" and not arm.diverged:
@@ -165,7 +182,7 @@ def _by_row(
     *behind: alt.Chart,
 ) -> Layers:
     """One row an arm, best on top: its samples, joined by seed, their mean and interval."""
-    ranked = sorted(estimates, key=lambda name: -estimates[name].value)
+    ranked = _by_levels(view, estimates)
     row = alt.Y("arm:N", sort=ranked, title=None, axis=alt.Axis(labelLimit=LABELS))
     axis = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
     words = alt.Tooltip("words:N", title=title)
@@ -173,15 +190,15 @@ def _by_row(
     pairs = (
         alt.Chart(alt.NamedData(runs))
         .transform_filter("indexof(hidden, datum.arm) < 0")
-        .mark_line(color="#888888", opacity=0.35, strokeWidth=1)
-        .encode(axis, row, detail="seed:N", order="rank:Q")
+        .mark_line(color="#888888", opacity=0.35, strokeWidth=1, yOffset=BELOW)
+        .encode(axis, row, detail=["seed:N", "levels:N"], order="rank:Q")
     )
     return together(
         datasets,
         *behind,
         pairs,
         layer(view, runs)
-        .mark_point(size=22, opacity=0.6, filled=True)
+        .mark_point(size=22, opacity=0.75, filled=True, yOffset=BELOW)
         .encode(axis, row, shape(view), tooltip=["arm:N", "seed:O", words]),
         layer(view, means)
         .mark_rule(strokeWidth=3, strokeCap="round")
@@ -239,7 +256,24 @@ def by_level(view: View, path: str) -> Figure | None:
     order = None if numeric else [in_words(it) for it in levels]
     x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=order)
     y = alt.Y("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
-    datasets = {"levels": rows}
+    every = [row[end] for row in rows for end in ("low", "high")]
+    ends: list[Mapping[str, Any]] = []
+    for order, level in enumerate(levels):
+        there = {row["arm"]: row for row in rows if view.summary[row["arm"]].levels[path] == level}
+        fields = ("level", "value", "line")
+        of_level = {
+            arm: ({"order": order} | {field: row[field] for field in fields}, row["value"])
+            for arm, row in there.items()
+        }
+        texts = {arm: row["line"] for arm, row in there.items()}
+        ends += labels(view, of_level, min(every), max(every), texts)
+    datasets = {"levels": rows, "levels-ends": ends}
+    # Of each line the name stands at the last of the levels that are shown.
+    names = (
+        named(view, "levels-ends")
+        .transform_joinaggregate(last="max(order)", groupby=["line"])
+        .transform_filter("datum.order == datum.last")
+    )
     between = (
         alt.Chart(alt.NamedData("levels"))
         .transform_filter("indexof(hidden, datum.arm) < 0")
@@ -265,6 +299,7 @@ def by_level(view: View, path: str) -> Figure | None:
                     shape(view),
                     tooltip=["arm:N", alt.Tooltip("words:N", title="test accuracy")],
                 ),
+                names.encode(x, y),
             )
         },
         datasets,
@@ -290,7 +325,13 @@ def profiles(view: View) -> Figure | None:
             ]
     if not rows:
         return None
-    datasets = {"profile": rows}
+    last = {row["arm"]: row for row in rows}
+    # Of those that end together the better stand above.
+    ends = {
+        arm: ({"accuracy": last[arm]["accuracy"], "share": last[arm]["share"]}, last[arm]["share"])
+        for arm in sorted(last, key=lambda arm: rank(view.summary[arm]))
+    }
+    datasets = {"profile": rows, "profile-ends": labels(view, ends, 0.0, 100.0)}
     x = alt.X(
         "accuracy:Q",
         title="test accuracy, %",
@@ -309,8 +350,9 @@ def profiles(view: View) -> Figure | None:
         {
             "": together(
                 datasets,
-                layer(view, "profile").mark_area(opacity=0.12).encode(x, low, alt.Y2("high:Q")),
+                band(view, "profile").encode(x, low, alt.Y2("high:Q")),
                 lines(view, "profile").encode(x, y),
+                named(view, "profile-ends").encode(x, y),
             )
         },
         datasets,

@@ -13,7 +13,9 @@ import vl_convert
 from omegaconf import OmegaConf
 
 from ..compare.arm import in_words, short_names
+from ..compare.export import results_table, to_csv
 from ..compare.store import write_whole
+from ..compare.summary import ArmSummary
 from ..errors import UserError
 from ..inference.verdict import Comparison
 from ..process import cache_folder
@@ -23,6 +25,7 @@ from .figure import Figure
 from .numbers import numbers
 from .study import Study, read_study
 from .style import style
+from .verdicts import verdict_numbers
 from .view import View, differences, titles, views, why_apart
 
 COLUMNS = {
@@ -36,12 +39,13 @@ COLUMNS = {
     "seconds": "seconds a run",
     "diverged": "diverged",
 }
+MOST_RUNS_HELD = 3000  # in a page that hands them out
 MOST_TOLD = 6  # settings that tell joined studies apart
 # As the table says and sorts them.
 VERDICTS = {
     "worse": "▼ worse",
     "undecided": "? undecided",
-    "equivalent": "≈ no different",
+    "equivalent": "≈ equivalent",
     "better": "▲ better",
 }
 
@@ -150,7 +154,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
         {
             "view": view,
             "figures": drawn,
-            "ranked": sorted(view.arms, key=words.rank),
+            "groups": _groups(view),
             "conclusion": (conclusion := words.conclude(view.summary)),
             "remarks": [*unfinished, *conclusion.remarks],
             "against": _against(view),
@@ -167,6 +171,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             why_apart=why_apart(studies) if len(studies) > 1 else "",
             views=parts,
             looks=shown[0].looks,
+            legend=_legend(shown),
             factors=factors,
             on_data=[path for path in factors if path.startswith("data.")],
             short=short_names(list(factors)),
@@ -178,9 +183,27 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             in_words=in_words,
             words=words,
             data=_data(parts, factors),
+            files=_files(studies, shown[0]),
             library=_library(),
         )
     )
+
+
+def _groups(view: View) -> dict[str, list[ArmSummary]]:
+    """The levels in words -> the arms at them, best first."""
+    return {
+        it.name: sorted((view.summary[name] for name in it.arms), key=words.rank)
+        for it in view.summary.contests
+    }
+
+
+def _legend(shown: Sequence[View]) -> dict[str, list[str]]:
+    """The levels in words -> the names of all arms at them, of whatever view."""
+    legend: dict[str, dict[str, None]] = {}
+    for view in shown:
+        for contest in view.summary.contests:
+            legend.setdefault(contest.name, {}).update(dict.fromkeys(contest.arms))
+    return {levels: list(names) for levels, names in legend.items()}
 
 
 def _headings(studies: Sequence[Study]) -> list[tuple[str, str, str]]:
@@ -188,6 +211,15 @@ def _headings(studies: Sequence[Study]) -> list[tuple[str, str, str]]:
     apart = differences(studies, MOST_TOLD)
     settings = [study.setting for study in studies]
     return list(zip(titles(studies), settings, apart, strict=True))
+
+
+def _files(studies: Sequence[Study], view: View) -> dict[str, str]:
+    """Name -> content of the tables that the page hands out."""
+    name = "-".join(dict.fromkeys(_file_name(study.name) for study in studies))
+    files = {f"{name}-verdicts.csv": to_csv(verdict_numbers(view.summary))}
+    if len(studies) == 1 and len(studies[0].results) <= MOST_RUNS_HELD:
+        files[f"{name}-runs.csv"] = to_csv(results_table(studies[0].results))
+    return files
 
 
 def _data(parts: Sequence[dict[str, Any]], factors: dict[str, list[Any]]) -> dict[str, Any]:
@@ -221,11 +253,17 @@ def _for_page(figure: Figure, view: int) -> dict[str, Any]:
         for layer in spec["layer"]:  # and its buttons are the legend of all charts.
             for channel in {"color", "shape", "strokeDash"} & {*layer["encoding"]}:
                 layer["encoding"][channel]["legend"] = None
+    bands = 0
+    if any(layer["mark"]["type"] == "area" for spec in specs.values() for layer in spec["layer"]):
+        bands = len(
+            {row["arm"] for rows in figure.datasets.values() for row in rows if "arm" in row}
+        )
     return {
         "id": f"{figure.name}-{view}-chart",
         "specs": specs,
         "datasets": figure.datasets,
         "floors": figure.floors,
+        "bands": bands,
     }
 
 

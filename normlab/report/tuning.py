@@ -7,10 +7,14 @@ import altair as alt
 
 from .figure import (
     HEIGHT,
+    MOST_LABELS,
     Figure,
+    Rows,
     are_numbers,
+    labels,
     layer,
     lines,
+    named,
     number_scale,
     rounded,
     shape,
@@ -59,7 +63,7 @@ def tuning(view: View, path: str) -> Figure:
     x = alt.X(f"tried:{kind}", title=path, scale=scale, axis=axis, sort=None)
     y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=alt.Scale(zero=False))
     tooltip = ["arm:N", alt.Tooltip("values:N", title="tried"), "seeds:Q"]
-    datasets = {"tried": tried, "failed": failed}
+    datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried)}
     dots = layer(view, "tried").encode(x, y, shape(view))
     # Draws lie as they fall: a line between two of them would say what nobody tried.
     between = [] if drawn else [lines(view, "tried", with_dots=True).encode(x, y)]
@@ -73,6 +77,7 @@ def tuning(view: View, path: str) -> Figure:
         .transform_filter("datum.chosen")
         .mark_point(size=230, strokeWidth=2.5)
         .encode(x, y),
+        named(view, "chosen").encode(x, y),
         layer(view, "failed")
         .mark_point(
             shape="cross", angle=45, filled=True, size=110, yOffset=alt.ExprRef("-12 * datum.stack")
@@ -83,11 +88,25 @@ def tuning(view: View, path: str) -> Figure:
     return Figure(
         "tuning-" + re.sub(r"\W+", "-", path),
         f"Tuning: {short(path)}",
-        f"Mean validation accuracy after the last epoch{rest}. Rings: the values chosen for the "
-        "final runs. Crosses: a run diverged.",
+        f"Mean validation accuracy after the last epoch{rest}. Rings with names: the values chosen "
+        "for the final runs. Crosses: a run diverged.",
         {"": chart},
         datasets,
     )
+
+
+def _chosen(view: View, tried: Rows) -> Rows:
+    """The names beside the values chosen, those at one value below each other."""
+    accuracies = [row["accuracy"] for row in tried] or [0.0]
+    by_value: dict[Any, dict[str, tuple[dict[str, Any], float]]] = {}
+    for row in tried:
+        if row["chosen"]:
+            fields = {"tried": row["tried"], "accuracy": row["accuracy"]}
+            by_value.setdefault(row["tried"], {})[row["arm"]] = fields, row["accuracy"]
+    if sum(map(len, by_value.values())) > MOST_LABELS:
+        return []
+    low, high = min(accuracies), max(accuracies)
+    return [row for arms in by_value.values() for row in labels(view, arms, low, high)]
 
 
 def budget(view: View) -> Figure | None:
@@ -108,6 +127,13 @@ def budget(view: View) -> Figure | None:
         axis=alt.Axis(tickCount=min(most - 1, 8), tickMinStep=1, format="d", grid=False),
     )
     y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=alt.Scale(zero=False))
+    last = {row["arm"]: row for row in rows}
+    ends = {
+        arm: ({"trials": row["trials"], "accuracy": row["accuracy"]}, row["accuracy"])
+        for arm, row in last.items()
+    }
+    every = [row["accuracy"] for row in rows]
+    datasets = {"budget": rows, "budget-ends": labels(view, ends, min(every), max(every))}
     return Figure(
         "budget",
         "What more tuning brings",
@@ -116,12 +142,13 @@ def budget(view: View) -> Figure | None:
         "more trials.",
         {
             "": together(
-                {"budget": rows},
+                datasets,
                 lines(view, "budget", with_dots=True).encode(x, y),
                 layer(view, "budget")
                 .mark_point(size=45, filled=True, opacity=1)
                 .encode(x, y, shape(view), tooltip=["arm:N", "trials:Q", "accuracy:Q"]),
+                named(view, "budget-ends").encode(x, y),
             )
         },
-        {"budget": rows},
+        datasets,
     )

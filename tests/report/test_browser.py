@@ -1,13 +1,18 @@
 """The page in a real browser: drawn without a complaint, and all that can be clicked works."""
 
+import itertools
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from report.studies import SOMETIMES_DIVERGED, draw_study
 
+from normlab.compare.export import run_table, to_csv
+from normlab.compare.store import Store
 from normlab.report import read_study, words, write_report
+from normlab.report.verdicts import verdict_numbers
 from normlab.report.view import views
 
 CHROMIUM = next(
@@ -63,7 +68,7 @@ def opened(browser):
 
 def arms(page):
     """The names in the rows of the table that is shown, from above."""
-    return page.locator(".results:visible tbody tr:visible th").all_inner_texts()
+    return page.locator(".results:visible tbody tr[data-arm]:visible th").all_inner_texts()
 
 
 def colors_drawn(page, color):
@@ -226,13 +231,118 @@ def test_all_of_it_works_by_keyboard(opened, quickstart):
     expect(page.locator("#training-loss-0-chart svg")).to_contain_text("step")
 
 
+@pytest.mark.parametrize("name", ["quickstart", "with_factor", "with_tasks"])
+def test_the_table_begins_on_the_first_screen_of_a_phone(opened, request, name):
+    page = opened(request.getfixturevalue(name), viewport={"width": 360, "height": 640})
+    first = page.locator(".results:visible tbody tr[data-arm]").first.bounding_box()
+    assert first["y"] + 20 < 640
+    # What went behind it is a touch away.
+    note = page.locator(".verdict:visible .remarks, .verdict:visible .facts").first
+    expect(note).to_be_hidden()
+    page.locator(".verdict:visible .more > summary").click()
+    expect(note).to_be_visible()
+
+
+def test_on_a_desk_nothing_of_the_conclusion_is_folded(opened, quickstart):
+    page = opened(quickstart)
+    expect(page.locator(".verdict .facts")).to_be_visible()
+    expect(page.locator(".verdict .remarks")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "chart", ["validation-accuracy", "training-loss", "time-to-target", "budget"]
+)
+def test_curves_have_their_names_at_their_ends_and_none_covers_another(opened, quickstart, chart):
+    page = opened(quickstart)
+    names = [it.name for it in read_study(quickstart).summary.arms]
+    boxes = [
+        page.locator(
+            f"#{chart}-0-chart .mark-text text", has_text=re.compile(f"^{name}$")
+        ).bounding_box()
+        for name in names
+    ]
+    boxes.sort(key=lambda box: box["y"])
+    plot = page.locator(f"#{chart}-0-chart .background").first.bounding_box()
+    for box, below in itertools.pairwise(boxes):
+        assert below["y"] - box["y"] >= 12
+    for box in boxes:
+        assert plot["y"] - 10 < box["y"] < plot["y"] + plot["height"] + 10
+
+
+def test_the_band_of_a_curve_shows_where_the_pointer_is(opened, quickstart):
+    page = opened(quickstart)
+    chart = page.locator("#validation-accuracy-0-chart")
+    shown = """chart => [...chart.querySelectorAll('.mark-area path')]
+        .filter(it => +(it.getAttribute('opacity') ?? it.getAttribute('fill-opacity') ?? 1) > 0)
+        .map(it => it.getAttribute('fill'))"""
+    assert chart.evaluate(shown) == []
+    color = views([read_study(quickstart)])[0].looks["none"].color
+    chart.locator(f".mark-line path[stroke='{color}']").dispatch_event("pointerover")
+    page.wait_for_function(f"chart => ({shown})(chart).length === 1", arg=chart.element_handle())
+    assert chart.evaluate(shown) == [color]
+
+
+def test_no_dot_lies_under_its_bar(opened, quickstart):
+    page = opened(quickstart)
+    chart = page.locator("#test-accuracy-0-chart")
+    for color in {look.color for look in views([read_study(quickstart)])[0].looks.values()}:
+        bar = chart.locator(f".mark-rule line[stroke='{color}']").first.bounding_box()
+        dots = chart.locator(f".mark-symbol path[fill='{color}']").all()
+        tops = sorted(it.bounding_box()["y"] for it in dots)
+        assert len(tops) == 8 + 1
+        # All but the mean, which is drawn on the bar.
+        assert all(top > bar["y"] + bar["height"] for top in tops[1:])
+
+
+def test_the_values_chosen_are_named(opened, quickstart):
+    page = opened(quickstart)
+    chart = page.locator("[id^=tuning-]")
+    told = chart.locator(".mark-text text").all_text_contents()
+    assert sorted(told) == sorted(it.name for it in read_study(quickstart).summary.arms)
+
+
+def test_arms_at_one_level_stand_together_however_they_are_sorted(opened, with_factor):
+    page = opened(with_factor)
+    groups = [set(it.arms) for it in read_study(with_factor).summary.contests]
+    for _ in range(2):
+        page.locator(".results th", has_text="test loss").get_by_role("button").click()
+        shown = arms(page)
+        assert [set(shown[start : start + 4]) for start in (0, 4, 8)] == groups
+    told = page.locator(".results .levels").all_inner_texts()
+    assert told == [f"batch_size={size}" for size in (16, 64, 256)]
+
+
+def test_the_tables_can_be_downloaded(opened, quickstart):
+    page = opened(quickstart)
+    for name, expected in (
+        ("quickstart-verdicts.csv", to_csv(verdict_numbers(read_study(quickstart).summary))),
+        ("quickstart-runs.csv", to_csv(run_table(quickstart))),
+    ):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        assert download.value.suggested_filename == name
+        assert Path(download.value.path()).read_text("utf-8") == expected
+
+
+def test_no_verdict_has_two_names(opened, tmp_path):
+    equal = {"none": {"layer": "identity", "skill": 0.95, "rate": 0.1}}
+    equal["same"] = {"layer": "batch_norm", "skill": 0.95, "rate": 0.1}
+    store = Store(draw_study(tmp_path, equal, tune={}, seeds=20, epochs=4))
+    store.write_config(store.config() | {"margin": 0.02})
+    write_report(tmp_path)
+    page = opened(tmp_path)
+    cell = page.locator(".results tr[data-arm=same] [data-key=verdict]")
+    expect(cell).to_contain_text("equivalent")
+    assert "o different" not in page.locator(".results").inner_text()
+
+
 @pytest.mark.parametrize("name", ["quickstart", "with_factor", "hurtful"])
 def test_a_phone_needs_no_scrolling_to_the_side(opened, request, name):
     page = opened(request.getfixturevalue(name), viewport={"width": 360, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     cut = page.evaluate(
         """() => [...document.querySelectorAll('main *')]
-        .filter(it => it.offsetParent && !it.closest('.legend, pre') && !it.closest('svg'))
+        .filter(it => it.offsetParent && !it.closest('.legend, pre, thead') && !it.closest('svg'))
         .filter(it => it.getBoundingClientRect().right > 360.5).map(it => it.outerHTML)"""
     )
     assert cut == []

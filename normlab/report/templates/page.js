@@ -4,6 +4,7 @@ const levels = {}; // factor -> the one level to show
 const drawn = {}; // chart -> its Vega view
 const chosen = {}; // chart -> the axis chosen
 let shown = 0; // the view shown
+const MOST_BANDS = 3; // that can be told apart where they overlap
 
 function leftOut() {
   const ofOtherLevels = (levelsOf) =>
@@ -31,6 +32,12 @@ async function draw(chart) {
   if (chosen[chart.id] !== axis) return; // Another axis was chosen meanwhile.
   drawn[chart.id]?.finalize();
   drawn[chart.id] = view;
+  if (chart.bands) {
+    // Of many bands at once one sees none: the one shows that the pointer is at.
+    const hover = (arm) => view.signal("hovered", arm).runAsync();
+    hover(chart.bands > MOST_BANDS ? "" : null);
+    view.addEventListener("pointerover", (_, item) => hover(item?.datum?.arm ?? (chart.bands > MOST_BANDS ? "" : null)));
+  }
   update(chart, leftOut());
 }
 
@@ -42,6 +49,7 @@ function show() {
     button.hidden = out.includes(arm) && !hidden.has(arm);
   }
   for (const row of all("tr[data-arm], .sentences li")) row.hidden = out.includes(row.dataset.arm);
+  for (const body of all(".results tbody")) body.hidden = all("tr[data-arm]", body).every((row) => row.hidden);
   for (const chart of page.views[shown].charts) update(chart, out);
 }
 
@@ -66,13 +74,15 @@ function sort(header) {
     return text === "" ? null : text === "inf" ? Infinity : isNaN(text) ? text : Number(text);
   };
   const compare = (a, b) => (typeof a === "string" || typeof b === "string" ? String(a).localeCompare(String(b), undefined, { numeric: true }) : a === b ? 0 : a - b);
-  const body = table.tBodies[0];
-  const rows = [...body.rows].map((row) => [value(row), row]);
-  rows.sort(([a], [b]) => {
-    if (a === null || b === null) return (a === null) - (b === null); // What is missing comes last.
-    return rising ? compare(a, b) : compare(b, a);
-  });
-  body.append(...rows.map(([, row]) => row));
+  // The arms at one combination of levels stay together.
+  for (const body of table.tBodies) {
+    const rows = all("tr[data-arm]", body).map((row) => [value(row), row]);
+    rows.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null); // What is missing comes last.
+      return rising ? compare(a, b) : compare(b, a);
+    });
+    body.append(...rows.map(([, row]) => row));
+  }
 }
 
 function compareWith(select) {
@@ -125,6 +135,14 @@ for (const select of all("select[data-factor]")) {
   });
 }
 for (const header of all("th[data-key]")) header.querySelector("button")?.addEventListener("click", () => sort(header));
+for (const button of all("button[data-file]")) {
+  button.addEventListener("click", () => {
+    const address = URL.createObjectURL(new Blob([files[button.dataset.file]], { type: "text/csv" }));
+    Object.assign(document.createElement("a"), { href: address, download: button.dataset.file }).click();
+    URL.revokeObjectURL(address);
+  });
+}
+if (matchMedia("(max-width: 44rem)").matches) for (const it of all(".more")) it.open = false;
 for (const select of all("select.baseline")) select.addEventListener("change", () => compareWith(select));
 for (const radio of all(".choices input")) {
   radio.addEventListener("change", () => {
