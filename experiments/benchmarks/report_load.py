@@ -109,33 +109,36 @@ def write(
     if rates:
         given["tune"] = {"optimizer.learning_rate": rates, "seeds": tune_seeds}
     config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump(given, sort_keys=False))
     from normlab.compare.environment import environment
     from normlab.compare.grid import final_runs, tuning_runs
     from normlab.compare.store import Store
     from normlab.compare.workbench import Workbench, label
     from normlab.config import load_study
 
-    # A thousand arms are more than a study with these seeds would be let begin with.
-    changes = [] if named else ["significance=1e-3"]
-    study, store = load_study(config, changes), Store(folder)
-    described = environment(f"normlab compare {config}")
-    bench = Workbench(described)
-    store.write_config(study.model_dump(mode="json"))
+    # A study of a thousand arms would be told to take more seeds before its first run, so that it
+    # is written as one of two and its variants are put in by hand.
+    if not named:
+        given["variants"] = dict(list(given["variants"].items())[:2])
+    config.write_text(yaml.safe_dump(given, sort_keys=False))
+    study = load_study(config)
+    store, described = Store(folder), environment(f"normlab compare {config}")
+    told = study.model_dump(mode="json")
+    if not named:
+        fields = next(iter(told["variants"].values()))
+        told["variants"] = {f"momentum_{it:g}": fields | {"momentum": it} for it in momenta}
+    store.write_config(told)
     (folder / "runs").mkdir(exist_ok=True)
-    plan = {}
+    if not named:
+        for place, variant in enumerate(told["variants"]):
+            where = {"arm": variant, "variant": variant, "levels": {}, "task": ""}
+            for seed in range(seeds):
+                name, skill = f"final-{place}-{seed}", 0.9 + 0.07 * np.sin(place) ** 2
+                draw(folder, name, where, "final", seed, {}, skill, {})
+        store.write_environment(described)
+        return
+    bench, plan = Workbench(described), {}
     for place, arm in enumerate(study.arms()):
         skill = 0.9 + 0.07 * np.sin(place) ** 2
-        if not named:
-            for seed in range(seeds):
-                name, labelled = (
-                    f"final-{place}-{seed}",
-                    {"arm": arm.name, "levels": {}, "task": ""},
-                )
-                draw(
-                    folder, name, labelled | {"variant": arm.variant}, "final", seed, {}, skill, {}
-                )
-            continue
         runs = tuning_runs(study, arm)
         best = {"optimizer.learning_rate": rates[1]} if rates else {}
         for run in [*runs, *final_runs(study, arm, best)]:
@@ -145,8 +148,7 @@ def write(
             worse = 0.03 * abs(np.log10(rate / RATES[1]))
             where = dict(label(run)) | {"variant": arm.variant}
             draw(folder, name, where, run.phase, run.seed, run.values, skill - worse, identity)
-    if named:
-        store.write_plan(plan)
+    store.write_plan(plan)
     store.write_environment(described)
 
 

@@ -118,8 +118,7 @@ class Comparison:
         claim = f"It is undecided whether {self.arm} differs from {self.baseline}"
         if self.verdict == "equivalent":
             claim = (
-                f"{self.arm} is no different from {self.baseline} "
-                f"within {_points(self.margin)} points"
+                f"{self.arm} is equivalent to {self.baseline} within {_points(self.margin)} points"
             )
         return f"{claim}: {_points(value, '+')} points{self._interval(1)} {self._support()}."
 

@@ -63,7 +63,7 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
 def overview_chart(study: Study) -> alt.HConcatChart:
     """The overview of a study with final runs, for a notebook."""
     whole = views([study])[0]
-    drawn = overview(whole, figures(whole), study.name, study.setting)
+    drawn = overview(whole, figures(whole.shown), study.name, study.setting)
     config = style("#1c2330", "#5b6472", "#e6e8ec", "white")
     # Altair would check each row as if it were part of the chart, for seconds.
     return alt.HConcatChart.from_dict(drawn | {"config": config}, validate=False)

@@ -16,7 +16,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 HEIGHT = 260
 MOST_LABELS = 12  # that fit beside each other's lines
-LINE = 13  # pixels between two labels
+LINE = 14  # pixels between two labels
+# Round ends would move the lines apart from where their names were put.
+ACCURACY = alt.Scale(zero=False, nice=False, padding=6)
 
 
 @dataclass(frozen=True)

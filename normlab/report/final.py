@@ -11,6 +11,7 @@ from ..compare.arm import in_words, short_names
 from ..compare.summary import ArmSummary, Summary
 from ..inference.estimates import Estimate
 from .figure import (
+    ACCURACY,
     Figure,
     Layers,
     Rows,
@@ -255,7 +256,7 @@ def by_level(view: View, path: str) -> Figure | None:
         scale = number_scale(levels)
     order = None if numeric else [in_words(it) for it in levels]
     x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=order)
-    y = alt.Y("value:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
+    y = alt.Y("value:Q", title="test accuracy, %", scale=ACCURACY)
     every = [row[end] for row in rows for end in ("low", "high")]
     ends: list[Mapping[str, Any]] = []
     for order, level in enumerate(levels):
@@ -280,7 +281,7 @@ def by_level(view: View, path: str) -> Figure | None:
         .mark_line(strokeWidth=2)
         .encode(x, y, alt.Color("color:N", scale=None), detail="line:N")
     )
-    low = alt.Y("low:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
+    low = alt.Y("low:Q", title="test accuracy, %", scale=ACCURACY)
     return Figure(
         "by-" + "".join(it if it.isalnum() else "-" for it in path),
         f"Test accuracy by {short[path]}",

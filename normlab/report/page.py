@@ -40,6 +40,7 @@ COLUMNS = {
     "diverged": "diverged",
 }
 MOST_RUNS_HELD = 3000  # in a page that hands them out
+MOST_REMARKS = 20  # that a reader takes in
 MOST_TOLD = 6  # settings that tell joined studies apart
 # As the table says and sorts them.
 VERDICTS = {
@@ -68,7 +69,7 @@ def write_report(study: Study | str | Path) -> Path:
     if not isinstance(study, Study):
         study = read_study(study)
     page, charts, shown = study.folder / "report.html", study.folder / "charts", views([study])
-    made = [figures(view) for view in shown]
+    made = [figures(view.shown) for view in shown]
     pictures = _pictures(shown, made, charts)
     if study.done("final"):
         drawn = overview(shown[0], made[0], study.name, study.setting)
@@ -103,7 +104,7 @@ def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
     # A study that is given twice is one.
     apart = list({study.folder.resolve(): study for study in read}.values())
     shown = views(apart)
-    made = [figures(view) for view in shown]
+    made = [figures(view.shown) for view in shown]
     pictures = _pictures(shown, made, page.with_name(f"{page.stem}_charts"))
     _write(apart, shown, made, page, pictures)
     return page
@@ -152,12 +153,12 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
     unfinished = [line for study in studies for line in _unfinished(study, len(studies) > 1)]
     parts = [
         {
-            "view": view,
+            "view": view.shown,
             "figures": drawn,
-            "groups": _groups(view),
+            "groups": _groups(view.shown),
             "conclusion": (conclusion := words.conclude(view.summary)),
-            "remarks": [*unfinished, *conclusion.remarks],
-            "against": _against(view),
+            "remarks": _few([*unfinished, *conclusion.remarks]),
+            "against": _against(view.shown),
         }
         for view, drawn in zip(shown, made, strict=True)
     ]
@@ -171,7 +172,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             why_apart=why_apart(studies) if len(studies) > 1 else "",
             views=parts,
             looks=shown[0].looks,
-            legend=_legend(shown),
+            legend=_legend([view.shown for view in shown]),
             factors=factors,
             on_data=[path for path in factors if path.startswith("data.")],
             short=short_names(list(factors)),
@@ -187,6 +188,12 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             library=_library(),
         )
     )
+
+
+def _few(remarks: list[str]) -> list[str]:
+    more = len(remarks) - MOST_REMARKS
+    said = [f"{more} more remarks are in summary.json."] if more > 0 else []
+    return [*remarks[:MOST_REMARKS], *said]
 
 
 def _groups(view: View) -> dict[str, list[ArmSummary]]:

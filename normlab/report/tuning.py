@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 
 from .figure import (
+    ACCURACY,
     HEIGHT,
     MOST_LABELS,
     Figure,
@@ -61,7 +62,7 @@ def tuning(view: View, path: str) -> Figure:
             axis = alt.Axis(values=sorted(values), format="~g", grid=False)
         scale = number_scale(values)
     x = alt.X(f"tried:{kind}", title=path, scale=scale, axis=axis, sort=None)
-    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=alt.Scale(zero=False))
+    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=ACCURACY)
     tooltip = ["arm:N", alt.Tooltip("values:N", title="tried"), "seeds:Q"]
     datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried)}
     dots = layer(view, "tried").encode(x, y, shape(view))
@@ -126,7 +127,7 @@ def budget(view: View) -> Figure | None:
         scale=alt.Scale(nice=False, zero=False, padding=8),
         axis=alt.Axis(tickCount=min(most - 1, 8), tickMinStep=1, format="d", grid=False),
     )
-    y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=alt.Scale(zero=False))
+    y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=ACCURACY)
     last = {row["arm"]: row for row in rows}
     ends = {
         arm: ({"trials": row["trials"], "accuracy": row["accuracy"]}, row["accuracy"])

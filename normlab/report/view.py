@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..compare.arm import in_words, short_names
@@ -12,7 +13,10 @@ from ..compare.store import Result
 from ..compare.summary import ArmSummary, Summary, summarize
 from .study import Study
 from .style import Look, looks
+from .words import rank
 
+# More arms than these nobody looks at one by one.
+MOST_ARMS, BEST_SHOWN, WORST_SHOWN = 100, 40, 10
 MOST_TOLD_IN_TITLE = 3  # settings that tell studies of one name apart
 
 
@@ -27,6 +31,7 @@ class View:
         tuned: Dotted path -> values tried; empty when nothing is tuned.
         drawn: Which of these paths were drawn from a range.
         looks: Arm's name -> how it is drawn; the arms of all views of the page.
+        left_out: What it does not show of a large study, in a sentence; empty if it shows all.
     """
 
     title: str
@@ -35,6 +40,7 @@ class View:
     tuned: dict[str, list[Any]]
     drawn: frozenset[str]
     looks: dict[str, Look]
+    left_out: str = ""
 
     @property
     def arms(self) -> tuple[ArmSummary, ...]:
@@ -64,7 +70,39 @@ class View:
 
     def runs(self, arm: str) -> list[Result]:
         """The final runs of an arm, by task and seed."""
-        return final_runs(self.results, arm)
+        return self._runs.get(arm, [])
+
+    @cached_property
+    def _runs(self) -> dict[str, list[Result]]:
+        by_arm: dict[str, list[Result]] = {arm.name: [] for arm in self.arms}
+        for result in self.results:
+            if result.arm in by_arm:
+                by_arm[result.arm].append(result)
+        return {name: final_runs(results, name) for name, results in by_arm.items()}
+
+    @property
+    def shown(self) -> "View":
+        """This view with as many arms as a reader can look at: the best, the worst, baselines."""
+        if len(self.arms) <= MOST_ARMS:
+            return self
+        best_first = sorted(self.arms, key=rank)
+        kept = {arm.name for arm in [*best_first[:BEST_SHOWN], *best_first[-WORST_SHOWN:]]}
+        kept |= {self.summary.baselines[name] for name in kept}
+        contests = (
+            dataclasses.replace(it, arms=tuple(name for name in it.arms if name in kept))
+            for it in self.summary.contests
+        )
+        summary = dataclasses.replace(
+            self.summary,
+            arms=tuple(arm for arm in self.arms if arm.name in kept),
+            contests=tuple(it for it in contests if it.arms),
+        )
+        said = (
+            f"Of {len(self.arms)} arms the table and the charts show the {BEST_SHOWN} best, the "
+            f"{WORST_SHOWN} worst and the baseline; the verdicts are over all of them, and the "
+            "table to download has all."
+        )
+        return dataclasses.replace(self, summary=summary, left_out=said)
 
 
 def views(studies: Sequence[Study]) -> list[View]:

@@ -236,7 +236,7 @@ def _belief(summary: Summary, contest: Contest) -> str:
         said.append(f"{who} is shown to be worse than {_some(worse)}, over the seeds of both.")
     if equal := by_verdict.get("equivalent"):
         within = hundredfold(summary.margin)
-        said.append(f"{who} is no different from {_some(equal)} within {within} points.")
+        said.append(f"{who} is equivalent to {_some(equal)} within {within} points.")
     if open_ := by_verdict.get("undecided"):
         said.append(f"{its} over {_some(open_)} may be chance.")
     if below := by_verdict.get("below"):

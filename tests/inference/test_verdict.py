@@ -71,7 +71,7 @@ def test_within_the_margin_it_is_no_different():
     found = one(BETTER, margin=0.01)
     assert found.verdict == "equivalent"
     assert found.sentence.startswith(
-        "ghost16 is no different from batch within 1.00 points: +0.55 points ["
+        "ghost16 is equivalent to batch within 1.00 points: +0.55 points ["
     )
 
 
@@ -110,7 +110,7 @@ def test_arms_that_are_equal_in_every_pair_are_equivalent_and_without_a_margin_u
     found = one(scores, scores, margin=0.005)
     assert (found.verdict, found.difference.interval) == ("equivalent", (0.0, 0.0))
     assert found.sentence.startswith(
-        "ghost16 is no different from batch within 0.50 points: +0.00 points [0.00, 0.00] "
+        "ghost16 is equivalent to batch within 0.50 points: +0.00 points [0.00, 0.00] "
     )
     assert found.sentence.endswith("They are equal in every pair.")
     assert one([1.0] * seeds, [1.0] * seeds, margin=0.005).verdict == "equivalent"

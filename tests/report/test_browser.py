@@ -257,7 +257,7 @@ def test_curves_have_their_names_at_their_ends_and_none_covers_another(opened, q
     names = [it.name for it in read_study(quickstart).summary.arms]
     boxes = [
         page.locator(
-            f"#{chart}-0-chart .mark-text text", has_text=re.compile(f"^{name}$")
+            f"#{chart}-0-chart .mark-text.role-mark text", has_text=re.compile(f"^{name}$")
         ).bounding_box()
         for name in names
     ]
@@ -297,7 +297,7 @@ def test_no_dot_lies_under_its_bar(opened, quickstart):
 def test_the_values_chosen_are_named(opened, quickstart):
     page = opened(quickstart)
     chart = page.locator("[id^=tuning-]")
-    told = chart.locator(".mark-text text").all_text_contents()
+    told = chart.locator(".mark-text.role-mark text").all_text_contents()
     assert sorted(told) == sorted(it.name for it in read_study(quickstart).summary.arms)
 
 

@@ -119,7 +119,7 @@ def test_where_all_arms_tie_no_winner_is_named():
     )
     assert found.belief == ""
     for sentence in found.comparisons.values():
-        assert "is no different from identity within 0.50 points: +0.00 points [0.00, 0.00]" in (
+        assert "is equivalent to identity within 0.50 points: +0.00 points [0.00, 0.00]" in (
             sentence
         )
     found = said(dict.fromkeys(names, BASE), "identity", margin=0.005)
@@ -171,11 +171,9 @@ def test_a_lead_that_may_be_chance_is_no_win():
 
 def test_a_lead_within_the_margin_is_no_difference():
     found = said({"base": BASE, "a": above(0)}, margin=0.005)
-    assert found.belief == "It is no different from base within 0.50 points."
+    assert found.belief == "It is equivalent to base within 0.50 points."
     assert [fact.belief for fact in found.facts] == ["no"]
-    assert found.comparisons["a"].startswith(
-        "a is no different from base within 0.50 points: +0.20"
-    )
+    assert found.comparisons["a"].startswith("a is equivalent to base within 0.50 points: +0.20")
 
 
 def test_a_baseline_that_wins_is_held_against_the_runner_up():
