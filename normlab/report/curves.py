@@ -233,7 +233,9 @@ def time_to_target(view: View) -> Figure | None:
     curve = lines(view, "waiting", interpolate="step-after", clip=True)
     last = {row["arm"]: row["share"] for row in rows}
     # Of those that end together the sooner stand below.
-    sooner = sorted(last, key=lambda arm: -view.summary[arm].time_to_target.restricted_mean)
+    times = {arm.name: arm.time_to_target for arm in view.arms}
+    waited = {name: it.restricted_mean for name, it in times.items() if it is not None}
+    sooner = sorted(last, key=lambda arm: -waited[arm])
     ends = {arm: ({"step": end, "share": last[arm]}, last[arm]) for arm in sooner}
     datasets = {"waiting": rows, "waiting-ends": labels(view, ends, 0.0, 100.0)}
     return Figure(
