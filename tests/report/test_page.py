@@ -115,7 +115,7 @@ def test_a_search_by_draws_is_told_as_its_range(tmp_path):
     assert "lies at the edge" not in text
     (tuning,) = [it for it in figures(views([read_study(tmp_path)])[0]) if it.name[:6] == "tuning"]
     (spec,) = tuning.specifications().values()
-    assert {it["mark"]["type"] for it in spec["layer"]} == {"point"}
+    assert {it["mark"]["type"] for it in spec["layer"]} == {"point", "text"}
 
 
 def test_the_table_says_what_the_summary_says(quickstart):
