@@ -17,19 +17,30 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def value_at(nested: Mapping[str, Any], path: str) -> Any:
     """Returns the value of a nested record at a dotted path."""
-    for key in path.split("."):
-        nested = nested[key]
-    return nested
+    value: Any = nested
+    while path:
+        key, path = _split(value, path)
+        value = value[key]
+    return value
 
 
 def with_values(nested: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of a nested record with the values at the dotted paths replaced."""
     copy = dict(nested)
     for path, value in values.items():
-        head, _, rest = path.partition(".")
+        head, rest = _split(copy, path)
         inner = copy.get(head)
         if rest:
             copy[head] = with_values(inner if isinstance(inner, Mapping) else {}, {rest: value})
         else:
             copy[head] = value
     return copy
+
+
+def _split(nested: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """Splits off the first key: the longest that is there, since a name may have dots."""
+    parts = path.split(".")
+    for count in range(len(parts), 1, -1):
+        if ".".join(parts[:count]) in nested:
+            return ".".join(parts[:count]), ".".join(parts[count:])
+    return parts[0], ".".join(parts[1:])
