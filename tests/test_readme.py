@@ -47,7 +47,7 @@ def test_a_users_own_model_and_data_run_alone_in_less_than_thirty_lines(tmp_path
         MODELS.pop("tabular", None)
         LOADERS.pop("wine", None)
     # The default seeds of each arm, with two trials before.
-    assert len(names["results"].runs) == 5 * (2 + 5)
+    assert len(names["results"].runs) == 5 * (2 + 8)
     assert names["results"].runs["test_accuracy"].max() > 0.9
     assert (tmp_path / "runs/wine/report.html").is_file()
 
@@ -60,10 +60,10 @@ def test_the_study_shown_is_the_quickstart():
 def test_what_else_a_study_can_say_is_understood_of_the_study_shown():
     (table,) = re.findall(r"name on the command\nline:\n\n((?:\|.*\n)+)", README)
     told = [shlex.split(it) for it in re.findall(r"`([^`]*=[^`]*)`", table)]
-    assert len(told) == 8
+    assert len(told) == 11
     quickstart = ROOT / "configs/quickstart.yaml"
     hashes = {load_study(quickstart, overrides).hash for overrides in [[], *told]}
-    assert len(hashes) == 9
+    assert len(hashes) == 12
 
 
 def test_the_commands_shown_install_this_project():
