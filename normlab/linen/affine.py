@@ -8,10 +8,11 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from .shared import in_statistics_dtype, scaled
+from .fields import CheckedModule
+from .shared import checked, in_statistics_dtype, scaled
 
 
-class Affine(nn.Module):
+class Affine(CheckedModule):
     r"""Scales and shifts every feature.
 
     .. math:: y = \gamma x + \beta
@@ -54,6 +55,5 @@ class Affine(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Scales and shifts the input; the arguments are those of `BatchNorm`."""
-        del use_running_average, mask  # Affine has no statistics.
-        inputs = jnp.asarray(x)
+        inputs, _ = checked(self, x, mask, use_running_average)
         return scaled(self, inputs, in_statistics_dtype(inputs, self.dtype, True), scale, bias)

@@ -19,14 +19,15 @@ from ..functional import (
     unbiased,
     update_running,
 )
+from .fields import CheckedModule
 from .shared import (
     Axes,
     AxisName,
-    check_choice,
+    axes_of,
+    check_statistics,
     in_statistics_dtype,
     normalized,
     other_axes,
-    resolve_axes,
     with_mask,
 )
 
@@ -69,7 +70,7 @@ class Running(NamedTuple):
     count: Any
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(CheckedModule):
     r"""Normalizes every feature by its mean and variance over the batch.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
@@ -149,23 +150,12 @@ class BatchNorm(nn.Module):
         Raises:
             ValueError: If a field has a value it cannot have.
         """
-        check_choice(self, "running_variance", ("biased", "unbiased"))
-        if isinstance(self.momentum, float | int) and not 0 <= self.momentum <= 1:
-            raise ValueError(
-                f"{type(self).__name__}: momentum={self.momentum} is the share of the running "
-                "statistics that an update keeps, between 0 and 1, or None to average all batches."
-            )
+        super().__post_init__()
         if self.debias and isinstance(self.momentum, float | int) and self.momentum == 1:
             raise ValueError(
                 f"{type(self).__name__}: debias=True needs a momentum below 1, since a momentum of "
                 "1 takes in nothing that could be debiased."
             )
-        if not 0 <= self.example_weight <= 1:
-            raise ValueError(
-                f"{type(self).__name__}: example_weight={self.example_weight} is a share between "
-                "0 (running statistics alone) and 1 (those of the example alone)."
-            )
-        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -196,9 +186,9 @@ class BatchNorm(nn.Module):
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, self.force_float32_reductions)
-        feature_axes = resolve_axes(self.axis, x.ndim, "axis")
+        feature_axes = axes_of(self, "axis", x.ndim)
         given = BatchInput(inputs, x, mask, feature_axes, scale, bias)
         if use_running_average:
             return self._normalize(given, self._evaluation_moments(given))
@@ -235,6 +225,11 @@ class BatchNorm(nn.Module):
             self.is_mutable_collection("batch_stats") or self.has_variable("batch_stats", "count")
         ):
             count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.float32)
+        check_statistics(self, "var", var.value, given.features, negative=False)
+        if mean:
+            check_statistics(self, "mean", mean.value, given.features)
+        if count:
+            check_statistics(self, "count", count.value, (), negative=False)
         return Running(mean, var, count)
 
     def _update(self, running: Running, batches: Moments, features: tuple[int, ...]) -> None:

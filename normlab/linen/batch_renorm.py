@@ -58,18 +58,13 @@ class BatchRenorm(BatchNorm):
         Raises:
             ValueError: If a limit or a number of steps has a value it cannot have.
         """
-        for name, least in (("r_max", 1), ("d_max", 0), ("start_steps", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(
-                    f"BatchRenorm: {name}={getattr(self, name)} must be at least {least}."
-                )
+        super().__post_init__()
         for name in ("r_steps", "d_steps"):
             if getattr(self, name) < self.start_steps:
                 raise ValueError(
                     f"BatchRenorm: {name}={getattr(self, name)} lies before "
                     f"start_steps={self.start_steps}; the limits rise from the one to the other."
                 )
-        super().__post_init__()
 
     def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
         assert running is not None  # For _corrects_batch is set.

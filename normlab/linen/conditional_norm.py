@@ -11,10 +11,12 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
+from .fields import CheckedModule
 from .layer_norm import LayerNorm
+from .shared import as_array
 
 
-class ConditionalNorm(nn.Module):
+class ConditionalNorm(CheckedModule):
     r"""Normalizes by any layer; a linear map of a condition says how to scale and shift.
 
     .. math:: y = \mathrm{norm}(x) \, (1 + \gamma(c)) + \beta(c)
@@ -89,7 +91,7 @@ class ConditionalNorm(nn.Module):
             ValueError: If the axes of the condition are not the first ones of the input, or `norm`
                 does not make a layer that takes scale and bias at the call.
         """
-        x, condition = jnp.asarray(x), jnp.asarray(condition)
+        x, condition = as_array(self, "x", x), as_array(self, "condition", condition)
         leading = condition.shape[:-1]
         if not 0 < condition.ndim <= x.ndim or leading != x.shape[: len(leading)]:
             raise ValueError(

@@ -9,10 +9,11 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import dynamic_erf
-from .shared import in_statistics_dtype, refuse_complex, scaled
+from .fields import CheckedModule
+from .shared import checked, in_statistics_dtype, refuse_complex, scaled
 
 
-class DynamicErf(nn.Module):
+class DynamicErf(CheckedModule):
     r"""Squashes every value by an error function of learned slope and place (Derf).
 
     .. math:: y = \mathrm{erf}(\alpha x + s) \, \gamma + \beta
@@ -59,8 +60,7 @@ class DynamicErf(nn.Module):
         Raises:
             ValueError: If the input is complex.
         """
-        del use_running_average, mask  # DynamicErf has no statistics.
-        inputs = jnp.asarray(x)
+        inputs, _ = checked(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
         slope = nn.initializers.constant(self.alpha_init)

@@ -9,10 +9,11 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import dynamic_tanh
-from .shared import in_statistics_dtype, refuse_complex, scaled
+from .fields import CheckedModule
+from .shared import checked, in_statistics_dtype, refuse_complex, scaled
 
 
-class DynamicTanh(nn.Module):
+class DynamicTanh(CheckedModule):
     r"""Squashes every value by a hyperbolic tangent of learned slope, in place of a normalization.
 
     .. math:: y = \tanh(\alpha x) \, \gamma + \beta
@@ -59,8 +60,7 @@ class DynamicTanh(nn.Module):
         Raises:
             ValueError: If the input is complex: the tangent of complex numbers has poles.
         """
-        del use_running_average, mask  # DynamicTanh has no statistics.
-        inputs = jnp.asarray(x)
+        inputs, _ = checked(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
         slope = nn.initializers.constant(self.alpha_init)

@@ -11,19 +11,20 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import group_moments, normalize, swish
+from .fields import CheckedModule
 from .shared import (
     AxisName,
     affine,
     broadcast_to_input,
     in_statistics_dtype,
+    last_axis,
     number_of_groups,
     refuse_complex,
-    resolve_axes,
     with_mask,
 )
 
 
-class EvoNormS0(nn.Module):
+class EvoNormS0(CheckedModule):
     r"""Normalization and activation in one, found by search, with group statistics.
 
     .. math:: y = \frac{x \, \sigma(v x)}{\sqrt{s_g^2 + \epsilon}} \gamma + \beta
@@ -85,11 +86,10 @@ class EvoNormS0(nn.Module):
         Raises:
             ValueError: If the groups do not divide the channels, or the input is complex.
         """
-        del use_running_average  # EvoNormS0 keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
-        channels = resolve_axes(-1, x.ndim, "channel axis")
+        channels = last_axis(self, x.ndim)
         statistics = group_moments(
             x,
             tuple(range(1, x.ndim - 1)),

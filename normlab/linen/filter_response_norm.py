@@ -10,18 +10,19 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import moments, thresholded_linear
+from .fields import CheckedModule
 from .shared import (
     AxisName,
     broadcast_to_input,
     in_statistics_dtype,
+    last_axis,
     normalized,
     refuse_complex,
-    resolve_axes,
     with_mask,
 )
 
 
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(CheckedModule):
     r"""Normalizes every channel of every example by its mean square, and cuts it off below.
 
     .. math:: y = \max\left(\frac{x}{\sqrt{\nu^2 + \epsilon}} \gamma + \beta, \; \tau\right),
@@ -91,12 +92,11 @@ class FilterResponseNorm(nn.Module):
         Raises:
             ValueError: If there is a threshold and the input is complex.
         """
-        del use_running_average  # FilterResponseNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
         if self.use_threshold:
             refuse_complex(self, x)
-        channels = resolve_axes(-1, x.ndim, "channel axis")
+        channels = last_axis(self, x.ndim)
         statistics = moments(
             x,
             tuple(range(1, x.ndim - 1)),

@@ -3,7 +3,7 @@
 import math
 from dataclasses import field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from ..functional import (
     spread_groups,
 )
 from .batch_norm import BatchInput, BatchNorm, Running
-from .shared import check_choice
 
 
 class GhostBatchNorm(BatchNorm):
@@ -64,21 +63,6 @@ class GhostBatchNorm(BatchNorm):
     grouping: Grouping = field(default="contiguous", kw_only=True)
     remainder: Remainder = field(default="error", kw_only=True)
     running: Literal["pooled", "average", "sequential"] = field(default="pooled", kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ValueError: If a field has a value it cannot have.
-        """
-        check_choice(self, "grouping", get_args(Grouping))
-        check_choice(self, "remainder", get_args(Remainder))
-        check_choice(self, "running", ("pooled", "average", "sequential"))
-        if self.ghost_batch_size < 1:
-            raise ValueError(
-                f"GhostBatchNorm: ghost_batch_size={self.ghost_batch_size} must be at least 1."
-            )
-        super().__post_init__()
 
     def _batch_moments(self, given: BatchInput, running: Running | None) -> tuple[Moments, Moments]:
         del running  # Groups are normalized by their own statistics alone.

@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
+from .fields import CheckedModule
 from .shared import (
     Axes,
     AxisName,
@@ -19,7 +20,7 @@ from .shared import (
 )
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(CheckedModule):
     r"""Normalizes groups of channels of every example by their mean and variance.
 
     .. math:: y = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}} \gamma + \beta
@@ -87,11 +88,10 @@ class GroupNorm(nn.Module):
             ValueError: If the groups do not divide the channels, or the reduced axes leave out the
                 last one.
         """
-        del use_running_average  # GroupNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         last = inputs.ndim - 1
         axes = range(1, inputs.ndim) if self.reduction_axes is None else self.reduction_axes
-        axes = resolve_axes(axes if last else -1, inputs.ndim, "reduction_axes")
+        axes = resolve_axes(axes if last else -1, inputs.ndim, "GroupNorm: reduction_axes")
         if last not in axes:
             raise ValueError(
                 f"GroupNorm: reduction_axes={self.reduction_axes} must include the last axis of an "

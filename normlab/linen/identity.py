@@ -2,15 +2,15 @@
 
 from dataclasses import field
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from .shared import broadcast_to_input
+from .fields import CheckedModule
+from .shared import affine, checked
 
 
-class Identity(nn.Module):
+class Identity(CheckedModule):
     r"""Returns its input, times a scale and plus a bias if the call gives them.
 
     .. math:: y = x
@@ -39,10 +39,8 @@ class Identity(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Returns the input; the arguments are those of `BatchNorm`, features on the last axis."""
-        del use_running_average, mask  # Identity has no statistics.
-        y = jnp.asarray(x)
-        if scale is not None:
-            y = y * broadcast_to_input("Identity: scale", scale, y, (y.ndim - 1,))
-        if bias is not None:
-            y = y + broadcast_to_input("Identity: bias", bias, y, (y.ndim - 1,))
+        y, _ = checked(self, x, mask, use_running_average)
+        scale, bias = affine(self, y, tuple(range(y.ndim))[-1:], scale, bias)
+        y = y if scale is None else y * scale
+        y = y if bias is None else y + bias
         return y if self.dtype is None else y.astype(self.dtype)

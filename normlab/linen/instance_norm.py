@@ -9,17 +9,18 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
+from .fields import CheckedModule
 from .shared import (
     Axes,
     AxisName,
+    axes_of,
     normalized_by_own_moments,
     other_axes,
-    resolve_axes,
     with_mask,
 )
 
 
-class InstanceNorm(nn.Module):
+class InstanceNorm(CheckedModule):
     r"""Normalizes every channel of every example by its own mean and variance.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
@@ -79,9 +80,8 @@ class InstanceNorm(nn.Module):
         Raises:
             ValueError: If the feature axes include the first axis.
         """
-        del use_running_average  # InstanceNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
-        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
+        inputs, mask = with_mask(self, x, mask, use_running_average)
+        feature_axes = axes_of(self, "feature_axes", inputs.ndim)
         if 0 in feature_axes:
             raise ValueError(
                 "The channel axes cannot include the leading dimension as this is assumed to be "

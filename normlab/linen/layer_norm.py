@@ -9,10 +9,11 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from .shared import Axes, AxisName, normalized_by_own_moments, resolve_axes, with_mask
+from .fields import CheckedModule
+from .shared import Axes, AxisName, axes_of, normalized_by_own_moments, with_mask
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(CheckedModule):
     r"""Normalizes every example, or every position of it, by its own mean and variance.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
@@ -70,8 +71,7 @@ class LayerNorm(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
-        del use_running_average  # LayerNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
-        axes = resolve_axes(self.reduction_axes, inputs.ndim, "reduction_axes")
-        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
+        inputs, mask = with_mask(self, x, mask, use_running_average)
+        axes = axes_of(self, "reduction_axes", inputs.ndim)
+        feature_axes = axes_of(self, "feature_axes", inputs.ndim)
         return normalized_by_own_moments(self, inputs, mask, axes, feature_axes, scale, bias)

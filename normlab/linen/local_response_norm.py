@@ -2,16 +2,16 @@
 
 from dataclasses import field
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import local_response
-from .shared import in_statistics_dtype, resolve_axes, scaled, with_mask
+from .fields import CheckedModule
+from .shared import in_statistics_dtype, last_axis, scaled, with_mask
 
 
-class LocalResponseNorm(nn.Module):
+class LocalResponseNorm(CheckedModule):
     r"""Divides every channel by a power of the energy of its neighbours at the same position.
 
     .. math:: y_i = x_i \Big/ \Big(k + \alpha
@@ -48,19 +48,6 @@ class LocalResponseNorm(nn.Module):
     dtype: DTypeLike | None = None
     use_running_average: bool | None = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ValueError: If the neighbourhood is empty.
-        """
-        if self.size < 1:
-            raise ValueError(
-                f"LocalResponseNorm: size={self.size} was given; a neighbourhood has at least 1 "
-                "channel."
-            )
-        super().__post_init__()
-
     @nn.compact
     def __call__(
         self,
@@ -72,10 +59,9 @@ class LocalResponseNorm(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
-        del use_running_average  # LocalResponseNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        resolve_axes(-1, x.ndim, "channel axis")
+        last_axis(self, x.ndim)
         y = local_response(
             x,
             size=self.size,

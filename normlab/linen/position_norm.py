@@ -10,10 +10,11 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import moments
-from .shared import AxisName, in_statistics_dtype, normalized, resolve_axes, with_mask
+from .fields import CheckedModule
+from .shared import AxisName, in_statistics_dtype, last_axis, normalized, with_mask
 
 
-class PositionNorm(nn.Module):
+class PositionNorm(CheckedModule):
     r"""Normalizes the channels at every position by their mean and variance, and keeps these.
 
     .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
@@ -68,10 +69,9 @@ class PositionNorm(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
-        del use_running_average  # PositionNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        channels = resolve_axes(-1, x.ndim, "channel axis")
+        channels = last_axis(self, x.ndim)
         statistics = moments(
             x,
             channels,

@@ -1,7 +1,7 @@
 """Proxy normalization."""
 
 from dataclasses import field
-from typing import Any, get_args
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,20 +11,20 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import ACTIVATIONS, Activation, group_moments, normalize, proxy_normalize
+from .fields import CheckedModule
 from .shared import (
     AxisName,
     affine,
     broadcast_to_input,
-    check_choice,
     in_statistics_dtype,
+    last_axis,
     number_of_groups,
     refuse_complex,
-    resolve_axes,
     with_mask,
 )
 
 
-class ProxyNorm(nn.Module):
+class ProxyNorm(CheckedModule):
     r"""Layer or group normalization whose activation is standardized by a Gaussian proxy.
 
     .. math:: y = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}}, \qquad
@@ -85,20 +85,6 @@ class ProxyNorm(nn.Module):
 
     includes_activation = True
 
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ValueError: If a field has a value it cannot have.
-        """
-        check_choice(self, "activation", get_args(Activation))
-        if self.samples < 1:
-            raise ValueError(
-                f"ProxyNorm: samples={self.samples} quantiles were asked for; expected at least 1, "
-                "such as the paper's 256."
-            )
-        super().__post_init__()
-
     @nn.compact
     def __call__(
         self,
@@ -114,11 +100,10 @@ class ProxyNorm(nn.Module):
         Raises:
             ValueError: If the groups do not divide the channels, or the input is complex.
         """
-        del use_running_average  # ProxyNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
         refuse_complex(self, x)
-        channels = resolve_axes(-1, x.ndim, "channel axis")
+        channels = last_axis(self, x.ndim)
         statistics = group_moments(
             x,
             tuple(range(1, x.ndim - 1)),

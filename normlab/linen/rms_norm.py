@@ -14,18 +14,19 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import moments, spec_of, spread_as
+from .fields import CheckedModule
 from .shared import (
     Axes,
     AxisName,
+    axes_of,
     in_statistics_dtype,
     normalized,
     normalized_by_own_moments,
-    resolve_axes,
     with_mask,
 )
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(CheckedModule):
     r"""Normalizes every example, or every position of it, by its root mean square.
 
     .. math:: y = \frac{x}{\sqrt{\mathrm{mean}(|x|^2) + \epsilon}} \gamma
@@ -73,19 +74,6 @@ class RMSNorm(nn.Module):
     fraction: float = field(default=1.0, kw_only=True)
     use_running_average: bool | None = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-            ValueError: If a field has a value it cannot have.
-        """
-        if not 0 < self.fraction <= 1:
-            raise ValueError(
-                f"RMSNorm: fraction={self.fraction} is the share of the reduced axis that the mean "
-                "square is taken of; give more than 0 and at most 1."
-            )
-        super().__post_init__()
-
     @nn.compact
     def __call__(
         self,
@@ -101,10 +89,9 @@ class RMSNorm(nn.Module):
         Raises:
             ValueError: If a fraction is asked of several reduction axes.
         """
-        del use_running_average  # RMSNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
-        axes = resolve_axes(self.reduction_axes, inputs.ndim, "reduction_axes")
-        feature_axes = resolve_axes(self.feature_axes, inputs.ndim, "feature_axes")
+        inputs, mask = with_mask(self, x, mask, use_running_average)
+        axes = axes_of(self, "reduction_axes", inputs.ndim)
+        feature_axes = axes_of(self, "feature_axes", inputs.ndim)
 
         def scaled(scale: ArrayLike | None) -> Array:
             if self.fraction == 1:

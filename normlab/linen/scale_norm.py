@@ -10,10 +10,11 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import length
-from .shared import in_statistics_dtype, resolve_axes, scaled, with_mask
+from .fields import CheckedModule
+from .shared import in_statistics_dtype, last_axis, scaled, with_mask
 
 
-class ScaleNorm(nn.Module):
+class ScaleNorm(CheckedModule):
     r"""Gives the vector of features at every position one learned length.
 
     .. math:: y = g \frac{x}{\max(\|x\|, \epsilon)}
@@ -56,10 +57,9 @@ class ScaleNorm(nn.Module):
         bias: ArrayLike | None = None,
     ) -> Array:
         """Normalizes the input; the arguments are those of `BatchNorm`."""
-        del use_running_average  # ScaleNorm keeps no statistics.
-        inputs, mask = with_mask(jnp.asarray(x), mask)
+        inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        size = length(x, resolve_axes(-1, x.ndim, "feature axis"), mask=mask)
+        size = length(x, last_axis(self, x.ndim), mask=mask)
         y = x * (1 / jnp.maximum(size, self.epsilon))
         if scale is None and self.use_scale:
             initial = self.scale_init or nn.initializers.constant(math.sqrt(x.shape[-1]))

@@ -11,11 +11,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..functional import scaled_standardize_weight
+from .fields import CheckedModule
 from .shared import Axes, broadcast_to_input, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
 
-class ScaledWeightStandardization(nn.Module):
+class ScaledWeightStandardization(CheckedModule):
     r"""Calls a layer with kernels that keep mean 0 and the variance, for networks without norms.
 
     .. math:: \hat{w} = \gamma g \, \frac{w - \mu}{\sqrt{\max(n \sigma^2, \epsilon)}}
@@ -89,7 +90,7 @@ class ScaledWeightStandardization(nn.Module):
         return call_with_weights(self, self._standardize, *args, stores_normalized=False, **kwargs)
 
     def _standardize(self, path: str, weight: Array) -> Array:
-        outputs, inputs = split_axes(self.feature_axes, weight.ndim)
+        outputs, inputs = split_axes(self, weight.ndim)
         if not inputs:
             return weight
         shape = tuple(weight.shape[axis] for axis in outputs)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
@@ -27,7 +29,12 @@ def resolve_axes(axes: Axes, rank: int, name: str) -> tuple[int, ...]:
     Raises:
         ValueError: If an axis lies outside the array.
     """
-    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    given = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
+    if given and not rank:
+        raise ValueError(
+            f"{name}={axes} names an axis, but the input is a single number and has none; give "
+            "it at least one axis, for example x[None]."
+        )
     if any(not -rank <= axis < rank for axis in given):
         raise ValueError(
             f"{name}={axes} names an axis that an input of rank {rank} does not have; axes lie "
@@ -36,17 +43,19 @@ def resolve_axes(axes: Axes, rank: int, name: str) -> tuple[int, ...]:
     return tuple(sorted({axis % rank for axis in given}))
 
 
-def check_choice(layer: Any, field: str, choices: tuple[str, ...]) -> None:
-    """Refuses a value of a field that is not among the choices.
+def axes_of(layer: Any, field: str, rank: int) -> tuple[int, ...]:
+    """Returns the axes of an input that a field of a layer names, as `resolve_axes` does."""
+    return resolve_axes(getattr(layer, field), rank, f"{type(layer).__name__}: {field}")
+
+
+def last_axis(layer: Any, rank: int) -> tuple[int]:
+    """Returns the last axis of an input, which holds the channels.
 
     Raises:
-        ValueError: That names the choices.
+        ValueError: If it is a single number.
     """
-    given = getattr(layer, field)
-    if given not in choices:
-        raise ValueError(
-            f"{type(layer).__name__}: {field}={given!r} is none of {', '.join(map(repr, choices))}."
-        )
+    (axis,) = resolve_axes(-1, rank, f"{type(layer).__name__}: channel axis")
+    return (axis,)
 
 
 def number_of_groups(layer: Any, channels: int) -> int:
@@ -92,34 +101,161 @@ def other_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in axes)
 
 
-def with_mask(x: Array, mask: ArrayLike | None) -> tuple[Array, Array | None]:
-    """Returns the input and the mask in its shape.
+def can_be_computed_with(dtype: Any) -> bool:
+    """Whether values of a dtype can be converted to float32 or more by JAX's rules of promotion."""
+    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        return False
+    return not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 16
 
-    Masked values whose square is not finite become 0. Otherwise they would turn the gradient of the
-    scale, a sum over all values, into NaN, even where the loss leaves them out.
+
+def as_array(layer: Any, name: str, value: ArrayLike) -> Array:
+    """Returns an argument of a call as an array.
 
     Raises:
-        ValueError: If the mask does not broadcast to the input.
+        ValueError: If it is none, or of a dtype that cannot be computed with.
     """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{type(layer).__name__}: {name} is {type(value).__name__}, which JAX takes for no "
+            f"array of numbers ({error}). Give an array of JAX or NumPy."
+        ) from None
+    if not can_be_computed_with(array.dtype):
+        raise ValueError(
+            f"{type(layer).__name__}: {name} has the dtype {array.dtype}, which JAX converts to no "
+            "other by itself; expected real or complex numbers of at least 16 bits. Convert it "
+            f"first, for example {name}.astype(jnp.bfloat16)."
+        )
+    return array
+
+
+def checked(
+    layer: Any, x: ArrayLike, mask: ArrayLike | None, use_running_average: Any
+) -> tuple[Array, Array | None]:
+    """Returns input and mask of a call as arrays of the input's shape.
+
+    Raises:
+        ValueError: If one of them is none, the mask is not boolean or does not broadcast to the
+            input, or `use_running_average` is neither true nor false.
+    """
+    check_use_running_average(layer, use_running_average)
+    x = as_array(layer, "x", x)
     if mask is None:
         return x, None
-    mask = jnp.asarray(mask, bool)
+    mask = as_array(layer, "mask", mask)
+    if mask.dtype != bool:
+        raise ValueError(
+            f"{type(layer).__name__}: mask has the dtype {mask.dtype}; expected booleans, true "
+            "where a value counts. Convert one of zeros and ones by mask.astype(bool)."
+        )
     try:
         fits = np.broadcast_shapes(mask.shape, x.shape) == x.shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"mask of shape {mask.shape} does not broadcast to the input of shape {x.shape}. Give "
-            "it the input's rank, with 1 on the axes along which it is constant, for example "
+            f"{type(layer).__name__}: mask of shape {mask.shape} does not broadcast to the input "
+            f"of shape {x.shape}. Give it the input's rank, with 1 on the axes along which it is "
+            "constant, for example "
             f"{(x.shape[0],) + (1,) * (x.ndim - 1) if x.ndim else ()} for one entry an example."
         )
     # Written out with a rank of its own, since a lower rank would broadcast silently.
     mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-    mask = jnp.broadcast_to(mask, x.shape)
+    return x, jnp.broadcast_to(mask, x.shape)
+
+
+def check_use_running_average(layer: Any, use_running_average: Any) -> None:
+    """Refuses what is neither true nor false nor None.
+
+    Raises:
+        ValueError: That says what was given.
+    """
+    if getattr(use_running_average, "ndim", 0):
+        raise ValueError(
+            f"{type(layer).__name__}: use_running_average, the second argument, was given an "
+            f"array of shape {use_running_average.shape}. A mask is given as mask=..."
+        )
+    if not (use_running_average is None or is_flag(use_running_average)):
+        given = repr(use_running_average)
+        if isinstance(use_running_average, Tracer):
+            given = "a traced value"
+        raise ValueError(
+            f"{type(layer).__name__}: use_running_average={given} was given; expected True, False "
+            "or None. It decides what is compiled, so under jit it must be static, for example by "
+            "static_argnames."
+        )
+
+
+def is_flag(value: Any) -> bool:
+    """Whether a value is true or false, or 1 or 0 in their place, and known before tracing."""
+    if isinstance(value, Tracer):
+        return False
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.ndim == 0 and value.dtype == bool
+    return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
+
+
+def with_mask(
+    layer: Any, x: ArrayLike, mask: ArrayLike | None, use_running_average: Any
+) -> tuple[Array, Array | None]:
+    """Returns input and mask of a call to a layer with statistics, as `checked` does.
+
+    Masked values whose square is not finite become 0. Otherwise they would turn the gradient of the
+    scale, a sum over all values, into NaN, even where the loss leaves them out.
+
+    Raises:
+        ValueError: As in `checked`.
+    """
+    array, mask = checked(layer, x, mask, use_running_average)
+    if mask is None:
+        return array, None
     # Half precision overflows long before a value is of no use.
-    magnitude = squared_magnitude(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    return jnp.where(mask | jnp.isfinite(magnitude), x, 0), mask
+    magnitude = squared_magnitude(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
+    return jnp.where(mask | jnp.isfinite(magnitude), array, 0), mask
+
+
+def check_statistics(
+    layer: Any, name: str, value: Any, shape: tuple[int, ...], *, negative: bool = True
+) -> None:
+    """Refuses a running statistic that a layer cannot have.
+
+    What it holds can only be seen outside of `jit`.
+
+    Args:
+        layer: The layer.
+        name: What to call it in the message.
+        value: What a call was given.
+        shape: The shape that belongs to the input.
+        negative: Whether it may be below 0.
+
+    Raises:
+        ValueError: If it has another shape, less than 32 bits, or values that are not finite or
+            below 0 where that cannot be.
+    """
+    told = f"{type(layer).__name__}: the running statistic {name}"
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"{told} has the shape {jnp.shape(value)}, but the input asks for {shape}. Take the "
+            "variables of this layer, and an input with the features that they are made for."
+        )
+    dtype = jnp.result_type(value)
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"{told} has the dtype {dtype}; expected at least float32, since the average of many "
+            "batches needs its bits. Convert what was stored: "
+            'jax.tree.map(lambda a: a.astype(jnp.float32), variables["batch_stats"]).'
+        )
+    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
+        return
+    values = np.asarray(value)
+    if not np.all(np.isfinite(values)) or not (negative or np.all(values >= 0)):
+        expected = "finite values" if negative else "finite values of at least 0"
+        wrong = values[~np.isfinite(values) if negative else ~(values >= 0) | np.isinf(values)]
+        raise ValueError(
+            f"{told} holds {wrong.ravel()[0]}; expected {expected}. Take it from a checkpoint that "
+            "is sound, or compute it anew from training data by normlab.surgery.recalibrate."
+        )
 
 
 def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) -> Array:
@@ -193,6 +329,7 @@ def affine(
             value = module.param(name, initializer, features, module.param_dtype)
         if value is None:
             return None
+        value = as_array(module, name, value)
         return broadcast_to_input(f"{type(module).__name__}: {name}", value, x, feature_axes)
 
     return one("scale", scale), one("bias", bias)
@@ -300,7 +437,7 @@ def scaled(
     Raises:
         ValueError: As in `affine`, or if the input is a single number.
     """
-    feature_axes = resolve_axes(-1, y.ndim, "feature axis")
+    feature_axes = last_axis(module, y.ndim)
     scale, bias = affine(module, y, feature_axes, scale, bias)
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias

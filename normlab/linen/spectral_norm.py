@@ -12,11 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..functional import converged_direction, spectral_normalize
-from .shared import Axes, in_statistics_dtype
+from .fields import CheckedModule
+from .shared import Axes, check_statistics, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
 
-class SpectralNorm(nn.Module):
+class SpectralNorm(CheckedModule):
     r"""Calls a layer with weights divided by their largest singular value.
 
     .. math:: \hat{W} = W / \sigma(W)
@@ -106,7 +107,7 @@ class SpectralNorm(nn.Module):
         named = 1 if isinstance(self.feature_axes, int) else len(self.feature_axes)
         if weight.ndim <= max(named, 1):
             return weight
-        outputs, inputs = split_axes(self.feature_axes, weight.ndim)
+        outputs, inputs = split_axes(self, weight.ndim)
         if weight.ndim > 2 and self.error_on_non_matrix:
             raise ValueError(
                 f"SpectralNorm: Input is {weight.ndim}D but error_on_non_matrix is True: {path} of "
@@ -126,6 +127,8 @@ class SpectralNorm(nn.Module):
         u = self.variable(self.collection_name, f"{path}/u", initial_direction)
         real = jnp.finfo(dtype).dtype
         sigma = self.variable(self.collection_name, f"{path}/sigma", jnp.ones, (), real)
+        check_statistics(self, f"{path}/u", u.value, (1, x.shape[-1]))
+        check_statistics(self, f"{path}/sigma", sigma.value, (), negative=False)
         y, new_u, new_sigma = spectral_normalize(
             x,
             jnp.asarray(u.value),

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..functional import moments, normalize_weight
+from .fields import CheckedModule
 from .shared import Axes, broadcast_to_input, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
@@ -22,7 +23,7 @@ from .weight_wrapper import call_with_weights, split_axes
 _CONSTANT = 1e-10
 
 
-class WeightNorm(nn.Module):
+class WeightNorm(CheckedModule):
     r"""Calls a layer with weights whose length and direction are parameters of their own.
 
     .. math:: \hat{w} = \frac{g \, w}{\sqrt{\lVert w \rVert^2 + \epsilon}}
@@ -98,7 +99,7 @@ class WeightNorm(nn.Module):
         return y
 
     def _normalize(self, path: str, weight: Array) -> Array:
-        outputs, inputs = split_axes(self.feature_axes, weight.ndim)
+        outputs, inputs = split_axes(self, weight.ndim)
         x = in_statistics_dtype(weight, None, force_float32=True)
         learned, scale = (), None
         if self.use_scale:

@@ -9,11 +9,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..functional import standardize_weight
+from .fields import CheckedModule
 from .shared import Axes, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
 
-class WeightStandardization(nn.Module):
+class WeightStandardization(CheckedModule):
     r"""Calls a layer with kernels whose weights have mean 0 and variance 1 for every output.
 
     .. math:: \hat{w} = \frac{w - \mu}{\sqrt{\sigma^2 + \epsilon}}
@@ -61,7 +62,7 @@ class WeightStandardization(nn.Module):
 
     def _standardize(self, path: str, weight: Array) -> Array:
         del path
-        _, inputs = split_axes(self.feature_axes, weight.ndim)
+        _, inputs = split_axes(self, weight.ndim)
         if not inputs:
             return weight
         x = in_statistics_dtype(weight, None, force_float32=True)

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
 
-from .shared import Axes, other_axes, resolve_axes
+from .shared import other_axes, resolve_axes
 
 
 def call_with_weights(
@@ -86,7 +86,8 @@ def call_with_weights(
     )(layer)
 
 
-def split_axes(feature_axes: Axes | None, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def split_axes(wrapper: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the axes of a weight along which its outputs lie, and the others."""
-    features = () if feature_axes is None else resolve_axes(feature_axes, rank, "feature_axes")
+    axes, name = wrapper.feature_axes, f"{type(wrapper).__name__}: feature_axes"
+    features = () if axes is None else resolve_axes(axes, rank, name)
     return features, other_axes(features, rank)

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ..linen.shared import resolve_axes
+from ..linen.shared import as_array, check_use_running_average, resolve_axes
 from .from_linen import FromLinen, is_initializer, settings
 
 
@@ -78,7 +79,9 @@ Args:
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
-        self._check(jnp.shape(x), use_running_average)
+        check_use_running_average(self, use_running_average)
+        x = as_array(self, "x", x)
+        self._check(x.shape)
         variables: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
         for name, variable in vars(self).items():
             if isinstance(variable, nnx.Variable):
@@ -113,7 +116,7 @@ Args:
 
     def _promote(
         self,
-        x: ArrayLike,
+        x: Array,
         variables: dict[str, dict[str, Any]],
         given: dict[str, Any],
         evaluates: bool,
@@ -125,7 +128,7 @@ Args:
         fields = {field.name for field in settings(self.linen_module)}
         learned = [n for n in dict.fromkeys(learnable) if n in params or f"{n}_init" in fields]
         used = {n: params.get(n) if given.get(n) is None else given[n] for n in learned}
-        y, *promoted = self._promoted(jnp.asarray(x), *(state[n] for n in kept), *used.values())
+        y, *promoted = self._promoted(x, *(state[n] for n in kept), *used.values())
         statistics, values = promoted[: len(kept)], promoted[len(kept) :]
         if evaluates:  # As in Flax, updates start from the statistics as they are kept.
             for name, value in zip(kept, statistics, strict=True):
@@ -159,7 +162,10 @@ Args:
         **given: Any,
     ) -> None:
         sizes = _as_tuple(num_features)
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        if not sizes or not all(
+            isinstance(size, int | np.integer) and not isinstance(size, bool) and size > 0
+            for size in sizes
+        ):
             raise ValueError(
                 f"{type(self).__name__}: num_features={num_features!r} was given; expected a "
                 "positive whole number, or several of them for several feature axes."
@@ -212,12 +218,7 @@ Args:
         name = "axis" if hasattr(self, "axis") else "feature_axes"
         return resolve_axes(getattr(self, name, -1), rank, name)
 
-    def _check(self, shape: tuple[int, ...], use_running_average: Any) -> None:
-        if getattr(use_running_average, "ndim", 0):
-            raise ValueError(
-                f"{type(self).__name__}: use_running_average, the second argument, was given an "
-                f"array of shape {use_running_average.shape}. A mask is given as mask=..."
-            )
+    def _check(self, shape: tuple[int, ...]) -> None:
         features = tuple(shape[axis] for axis in self._feature_axes(len(shape)))
         if features != _as_tuple(self.num_features):
             raise ValueError(

@@ -268,7 +268,7 @@ def test_low_precision_reductions_are_no_worse(name):
 @pytest.mark.parametrize("name", FIVE)
 def test_numpy_input_and_mask(name, dtype):
     """Constants arrive in the layer as the NumPy arrays that they are."""
-    x, mask = np.asarray(random_array((4, 3, 6))).astype(dtype), two_of_three((4, 3, 6)).astype(int)
+    x, mask = np.asarray(random_array((4, 3, 6))).astype(dtype), two_of_three((4, 3, 6))
     results = []
     for library in (nn, nl):
         layer = getattr(library, name)(**NEEDED[name])
