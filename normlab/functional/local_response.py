@@ -43,7 +43,7 @@ def local_response(
         square = jnp.where(mask, square, 0)
     # Summed anew for each channel: differences of one cumulative sum would lose the digits of a
     # small neighbourhood beside a large one.
-    others, reach = x.ndim - 1, size // 2
+    others, reach = x.ndim - 1, min(size // 2, x.shape[-1])
     energy = lax.reduce_window(
         gathered(square, others),
         0.0,

@@ -37,10 +37,11 @@ class BatchGroupNorm(BatchNorm):
     group_size: int | None = field(default=None, kw_only=True)
 
     def _moments(self, given: BatchInput, axes: tuple[int, ...], **over_devices: Any) -> Moments:
+        pooled = self._pooled_features(given)
         return group_moments(
             given.x,
             axes,
-            given.features[0] // self._pooled_features(given),
+            given.features[0] // pooled,
             channel_axis=given.feature_axes[0],
             stored=given.inputs,
             mask=given.mask,

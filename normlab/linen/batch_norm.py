@@ -28,6 +28,7 @@ from .shared import (
     in_statistics_dtype,
     normalized,
     other_axes,
+    pooled_axis,
     with_mask,
 )
 
@@ -297,7 +298,7 @@ class BatchNorm(CheckedModule):
     def _moments_of_batch(self, given: BatchInput) -> Moments:
         """The statistics over the reduced axes and all devices."""
         # Initialization sees shapes only: its batch is often one example, its named axis absent.
-        over_devices = {} if self.is_initializing() else self._over_devices()
+        over_devices = {} if self.is_initializing() else pooled_axis(self)
         batch = self._moments(given, given.reduced_axes, **over_devices)
         if not self.is_initializing():
             devices = lax.psum(1, **over_devices) if over_devices else 1
@@ -330,11 +331,6 @@ class BatchNorm(CheckedModule):
         return normalized(
             self, given.inputs, given.x, statistics, given.feature_axes, given.scale, given.bias
         )
-
-    def _over_devices(self) -> dict[str, Any]:
-        if self.axis_name is None:
-            return {}
-        return {"axis_name": self.axis_name, "axis_index_groups": self.axis_index_groups}
 
     def _for_running(self, batch: Moments) -> Moments:
         if self.running_variance == "biased":

@@ -19,6 +19,7 @@ from .shared import (
     in_statistics_dtype,
     last_axis,
     number_of_groups,
+    pooled_axis,
     refuse_complex,
     with_mask,
 )
@@ -96,8 +97,7 @@ class EvoNormS0(CheckedModule):
             number_of_groups(self, x.shape[-1]),
             stored=inputs,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **pooled_axis(self),
         )
         v = self.param("v", self.v_init, x.shape[-1:], self.param_dtype)
         gated = swish(x, broadcast_to_input("EvoNormS0: v", v, x, channels))

@@ -84,34 +84,39 @@ def _number(
     above: float | None = None,
     infinite: bool = False,
 ) -> Callable[[Any], bool]:
-    """Returns whether a value is a real number, or traced, or an array of such, in a range."""
+    """Returns whether a value is a real number in a range, or a traced one."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, bool | np.bool_) or not isinstance(
             value, int | float | np.number | np.ndarray | jax.Array
         ):
             return False
-        if isinstance(value, np.generic | np.ndarray | jax.Array) and not (
-            jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-        ):
-            return False
+        if isinstance(value, np.generic | np.ndarray | jax.Array):
+            real = jnp.issubdtype(value.dtype, jnp.floating)
+            if value.ndim or not (real or jnp.issubdtype(value.dtype, jnp.integer)):
+                return False
         if isinstance(value, Tracer):
             return True
         try:
-            numbers = np.asarray(value, float)
+            number = float(value)
         except OverflowError:
             return False
-        in_range = (least <= numbers) & (numbers <= most) & (infinite | np.isfinite(numbers))
-        return bool(np.all(in_range & (True if above is None else numbers > above)))
+        # Layers compute in float32, where larger numbers are infinite.
+        finite = abs(number) <= float(np.finfo(np.float32).max)
+        return (
+            least <= number <= most
+            and (above is None or number > above)
+            and (finite or (infinite and np.isinf(number)))
+        )
 
     return holds
 
 
-def _whole_number(least: int) -> Callable[[Any], bool]:
+def _whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, int | np.integer)
         and not isinstance(value, bool | np.bool_)
-        and int(value) >= least
+        and least <= int(value) <= most
     )
 
 
@@ -120,9 +125,11 @@ def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_dtype(value: Any) -> bool:
+    if isinstance(value, np.ndarray | jax.Array):  # which NumPy would take for their dtype
+        return False
     try:
         dtype = jnp.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         return False
     return jnp.issubdtype(dtype, jnp.inexact) and can_be_computed_with(dtype)
 
@@ -137,9 +144,14 @@ def _are_words(value: Any) -> bool:
     return isinstance(value, Iterable) and all(isinstance(part, str) for part in value)
 
 
+def _is_axis_name(value: Any) -> bool:
+    return isinstance(value, str | tuple | list) and len(value) > 0 and _are_words(value)
+
+
 _FLAG = "True or False"
 _DTYPE = "a floating or complex dtype of at least 16 bits, such as jnp.float32"
 _AXES = "an axis as a whole number, or several in a tuple, such as -1 or (1, 2)"
+_INITIALIZER = "an initializer, such as flax.linen.initializers.ones"
 _GROUPS = "a whole number of at least 1, or None where the other of num_groups and group_size is"
 _NOT_NEGATIVE = "a finite number of at least 0"
 _STEPS = "a number of updates, at least 0"
@@ -155,13 +167,11 @@ _BY_TYPE: list[tuple[Any, Rule]] = [
         AxisName | None,
         Rule(
             "the name of an axis of vmap or shard_map, several in a tuple, or None",
-            _or_none(_are_words),
+            _or_none(_is_axis_name),
         ),
     ),
-    (
-        Initializer,
-        Rule("an initializer, such as flax.linen.initializers.ones", callable),
-    ),
+    (Initializer, Rule(_INITIALIZER, callable)),
+    (Initializer | None, Rule(f"{_INITIALIZER}, or None", _or_none(callable))),
 ]
 
 _BY_NAME: dict[str, Rule] = {
@@ -187,7 +197,9 @@ _BY_NAME: dict[str, Rule] = {
         "a number of examples, a whole number of at least 1", _whole_number(1)
     ),
     "size": Rule("a number of channels, a whole number of at least 1", _whole_number(1)),
-    "samples": Rule("a number of quantiles, at least 1, such as 256", _whole_number(1)),
+    "samples": Rule(
+        "a number of quantiles, from 1 to 1,000,000, such as 256", _whole_number(1, 1_000_000)
+    ),
     "n_steps": Rule(
         "a number of power iterations, at least 1; to normalize nothing, call the layer itself",
         _whole_number(1),

@@ -17,6 +17,7 @@ from .shared import (
     in_statistics_dtype,
     last_axis,
     normalized,
+    pooled_axis,
     refuse_complex,
     with_mask,
 )
@@ -102,8 +103,7 @@ class FilterResponseNorm(CheckedModule):
             tuple(range(1, x.ndim - 1)),
             stored=inputs,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **pooled_axis(self),
             use_mean=False,
         )
 

@@ -27,6 +27,7 @@ from ..functional import (
     spread_groups,
 )
 from .batch_norm import BatchInput, BatchNorm, Running
+from .shared import pooled_axis
 
 
 class GhostBatchNorm(BatchNorm):
@@ -127,7 +128,7 @@ class GhostBatchNorm(BatchNorm):
 
     def _collect(self, groups: Moments) -> Moments:
         """Turns the statistics of the groups into those that enter the running ones."""
-        over_devices = {} if self.is_initializing() else self._over_devices()
+        over_devices = {} if self.is_initializing() else pooled_axis(self)
         if len(groups.counted) == 1 and not over_devices:
             return self._for_running(groups)
         if self.running == "pooled":

@@ -11,7 +11,14 @@ from jaxtyping import Array
 
 from ..functional import moments
 from .fields import CheckedModule
-from .shared import AxisName, in_statistics_dtype, last_axis, normalized, with_mask
+from .shared import (
+    AxisName,
+    in_statistics_dtype,
+    last_axis,
+    normalized,
+    pooled_axis,
+    with_mask,
+)
 
 
 class PositionNorm(CheckedModule):
@@ -77,8 +84,7 @@ class PositionNorm(CheckedModule):
             channels,
             stored=inputs,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **pooled_axis(self),
         )
         self.sow("intermediates", "mean", statistics.mean)
         self.sow("intermediates", "deviation", jnp.sqrt(statistics.variance + self.epsilon))

@@ -19,6 +19,7 @@ from .shared import (
     in_statistics_dtype,
     last_axis,
     number_of_groups,
+    pooled_axis,
     refuse_complex,
     with_mask,
 )
@@ -110,8 +111,7 @@ class ProxyNorm(CheckedModule):
             number_of_groups(self, x.shape[-1]),
             stored=inputs,
             mask=mask,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **pooled_axis(self),
         )
         y = normalize(
             x,

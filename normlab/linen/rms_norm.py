@@ -22,6 +22,7 @@ from .shared import (
     in_statistics_dtype,
     normalized,
     normalized_by_own_moments,
+    pooled_axis,
     with_mask,
 )
 
@@ -105,8 +106,7 @@ class RMSNorm(CheckedModule):
                 axes,
                 stored=stored,
                 mask=counted,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
+                **pooled_axis(self),
                 use_mean=False,
             )
             return normalized(self, inputs, x, statistics, feature_axes, scale, bias, centre=False)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
+from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
@@ -258,6 +259,25 @@ def check_statistics(
         )
 
 
+def pooled_axis(layer: Any) -> dict[str, Any]:
+    """Returns the named axis that statistics are pooled over, as arguments of `moments`.
+
+    Raises:
+        ValueError: If there is no such axis.
+    """
+    if layer.axis_name is None:
+        return {}
+    try:
+        lax.psum(1, layer.axis_name)
+    except NameError:
+        raise ValueError(
+            f"{type(layer).__name__}: axis_name={layer.axis_name!r} was given; expected the name "
+            "of an axis of a vmap or shard_map that the call stands in, for example "
+            f"jax.vmap(..., axis_name={layer.axis_name!r})."
+        ) from None
+    return {"axis_name": layer.axis_name, "axis_index_groups": layer.axis_index_groups}
+
+
 def in_statistics_dtype(x: Array, dtype: DTypeLike | None, force_float32: bool) -> Array:
     """Converts the input to the dtype that its statistics are computed in.
 
@@ -375,8 +395,7 @@ def normalized_by_own_moments(
         stored=inputs,
         dtype=canonicalize_dtype(inputs, scale, bias, dtype=module.dtype),
         mask=mask,
-        axis_name=module.axis_name,
-        axis_index_groups=module.axis_index_groups,
+        **pooled_axis(module),
         use_mean=centre,
         use_fast_variance=module.use_fast_variance,
     )

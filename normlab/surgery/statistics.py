@@ -46,7 +46,7 @@ def batch_moments(
     Raises:
         ValueError: If there are not as many examples as the input has.
     """
-    x, mask = with_mask(in_statistics_dtype(x, None, True), mask)
+    x, mask = with_mask(layer, in_statistics_dtype(x, None, True), mask, None)
     if examples is not None:
         examples = jnp.asarray(examples, bool)
         if examples.ndim != 1 or x.shape[:1] != examples.shape:
@@ -57,7 +57,7 @@ def batch_moments(
                 "inside it, by the argument mask of the layer."
             )
         column = jnp.broadcast_to(examples.reshape(-1, *(1,) * (x.ndim - 1)), x.shape)
-        x, mask = with_mask(x, column if mask is None else mask & column)
+        x, mask = with_mask(layer, x, column if mask is None else mask & column, None)
     feature_axes = resolve_axes(layer.axis, x.ndim, "axis")
     reduced_axes = other_axes(feature_axes, x.ndim)
     if isinstance(layer, BatchGroupNorm):

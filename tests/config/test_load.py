@@ -107,7 +107,10 @@ def test_a_name_that_is_like_none_gets_the_whole_list():
 
 def test_a_layer_checks_its_own_fields():
     (told,) = problems(QUICKSTART, "variants.ghost16.ghost_batch_size=0")
-    assert told == "variants.ghost16: GhostBatchNorm: ghost_batch_size=0 must be at least 1."
+    assert told == (
+        "variants.ghost16: GhostBatchNorm: ghost_batch_size=0 was given; expected a number of "
+        "examples, a whole number of at least 1."
+    )
 
 
 @pytest.mark.parametrize("path", ["variants.batch.momentum", "seeds", "study"])

@@ -1,0 +1,180 @@
+"""What cannot be is refused by every layer, by name, before anything below could fail."""
+
+from dataclasses import fields
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+import normlab as nl
+from normlab.variants import VARIANTS
+
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).normal(size=(4, 3, 32)).astype(np.float32)
+LAYERS = [
+    variant.layer for variant in VARIANTS.values() if variant.layer.__module__.startswith("normlab")
+]
+WRAPPERS = [
+    nl.WeightNorm,
+    nl.WeightStandardization,
+    nl.ScaledWeightStandardization,
+    nl.SpectralNorm,
+]
+every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+# None of these is a value of any field but those named beside it.
+IMPOSSIBLE = [
+    (float("nan"), ()),
+    (-1, ("axis", "reduction_axes", "feature_axes", "beta", "alpha_init")),
+    (-0.5, ("beta", "alpha_init")),
+    (10**400, ("axis", "reduction_axes", "feature_axes")),
+    (object(), ()),
+    (1j, ()),
+    ({"a": 1}, ()),
+    (jnp.zeros(2), ()),
+]
+NO_WORDS = ("axis_name", "variable_filter", "collection_name")
+NOT_A_FIELD = ("parent", "name", "axis_index_groups")
+
+
+def small(layer, **fields):
+    """A layer that takes the few examples there are."""
+    return layer(**fields | ({"ghost_batch_size": 2} if layer is nl.GhostBatchNorm else {}))
+
+
+def settable(layer):
+    return [f.name for f in fields(layer) if f.name not in NOT_A_FIELD]
+
+
+@pytest.fixture
+def without_type_checks():
+    """Lets a wrong value through to the message that a user of the library sees."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def refused(name, part, call):
+    with pytest.raises((ValueError, TypeError)) as raised:
+        call()
+    told = str(raised.value)
+    assert told.startswith(f"{name}: ")
+    assert part in told
+    assert "expected" in told or "give" in told.lower()
+
+
+@pytest.mark.parametrize("layer", LAYERS + WRAPPERS, ids=lambda layer: layer.__name__)
+def test_fields_that_cannot_be_are_refused(layer):
+    """A None, a word or a NaN ended in an AttributeError from below, or in outputs of NaN."""
+    needed = {"layer_instance": nn.Dense(8)} if layer in WRAPPERS else {}
+    for field in settable(layer):
+        for value, taken_by in [*IMPOSSIBLE, ("no", NO_WORDS)]:
+            if field in taken_by:
+                continue
+            if field == "variable_filter" and value == {"a": 1}:
+                continue  # a set of words, for all that is asked of it
+            refused(
+                layer.__name__,
+                field,
+                lambda field=field, value=value: layer(**needed | {field: value}),
+            )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layer for layer in LAYERS if "epsilon" in settable(layer)],
+    ids=lambda layer: layer.__name__,
+)
+def test_fields_of_the_nnx_layers_are_checked_in_construction_and_when_set(layer):
+    ours = getattr(nl.nnx, layer.__name__)
+    for value in (None, "x", -1.0, float("nan"), float("inf")):
+        refused(layer.__name__, "epsilon", lambda v=value: ours(32, epsilon=v, rngs=nnx.Rngs(0)))
+    made = ours(32, rngs=nnx.Rngs(0))
+    made.epsilon = -1.0
+    refused(layer.__name__, "epsilon", lambda: made(X))
+    for size in (None, 0, -3, True, 2.5, "x"):
+        refused(layer.__name__, "num_features", lambda size=size: ours(size, rngs=nnx.Rngs(0)))
+
+
+@every_layer
+def test_arguments_that_cannot_be_are_refused(layer):
+    """A mask of zeros and minus infinity, as attention has, would count what it masks."""
+    name, made = layer.__name__, small(layer)
+    variables = made.init(KEY, X, use_running_average=False)
+
+    def call(x=X, **arguments):
+        arguments = {"use_running_average": False} | arguments
+        return made.apply(variables, x, mutable=["batch_stats"], **arguments)
+
+    for x in (None, "abc", [[1, 2], [3]], np.array([object()]), jax.random.split(KEY, 4)):
+        refused(name, "x", lambda x=x: call(x))
+    refused(name, "float8_e4m3fn", lambda: call(jnp.ones(X.shape, jnp.float8_e4m3fn)))
+    for mask in (np.ones(X.shape), np.ones(X.shape, int), np.where(X > 0, 0, -np.inf), "x"):
+        refused(name, "mask", lambda mask=mask: call(mask=mask))
+    for argument in ("scale", "bias"):
+        for value in ("x", object(), jnp.ones(32, jnp.float8_e4m3fn), np.ones(31)):
+            refused(name, argument, lambda a=argument, value=value: call(**{a: value}))
+    for value in ("yes", 2, 0.5, np.ones(X.shape, bool)):
+        refused(name, "use_running_average", lambda v=value: call(use_running_average=v))
+    with pytest.raises(ValueError, match="static_argnames"):
+        jax.jit(lambda flag: call(use_running_average=flag))(True)
+
+
+WITH_STATISTICS = [layer for layer in LAYERS if issubclass(layer, nl.BatchNorm)]
+
+
+@pytest.mark.parametrize("layer", WITH_STATISTICS, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize("average", [True, False])
+def test_running_statistics_that_cannot_be_are_refused(layer, average):
+    """A checkpoint of half precision, of another layer, or of a run that diverged."""
+    made = small(layer, use_running_average=average)
+    variables = made.init(KEY, X)
+    state = variables["batch_stats"]
+
+    def call(**wrong):
+        changed = {**variables, "batch_stats": {**state, **wrong}}
+        return made.apply(changed, X, mutable=[] if average else ["batch_stats"])
+
+    wrong = [
+        ("var", -state["var"], "holds -"),
+        ("var", state["var"].at[3].set(jnp.nan), "holds nan"),
+        ("var", state["var"].astype(jnp.float16), "float16"),
+        ("var", state["var"].astype(int), "int32"),
+        ("var", state["var"][:1], r"shape \(1,\)"),
+        ("var", state["var"][None], r"shape \(1, 32\)"),
+    ]
+    if "mean" in state:
+        wrong += [("mean", state["mean"] + jnp.inf, "holds inf"), ("mean", 0.0, r"shape \(\)")]
+    if average and issubclass(layer, nl.BatchRenorm):
+        wrong.append(("count", jnp.zeros(2), r"shape \(2,\)"))
+    if not average and not layer._corrects_batch:
+        call()
+    for name, value, told in wrong:
+        with pytest.raises(ValueError, match=rf"{layer.__name__}: .*statistic {name} .*{told}"):
+            call(**{name: value})
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
+def test_what_is_no_layer_cannot_be_wrapped(wrapper):
+    for layer in (nn.Dense, None, "Dense", lambda x: x, nnx.Linear(2, 3, rngs=nnx.Rngs(0))):
+        refused(wrapper.__name__, "layer_instance", lambda layer=layer: wrapper(layer))
+    ours = getattr(nl.nnx, wrapper.__name__)
+    for layer in (nn.Dense(3), None, "Linear"):
+        refused(
+            wrapper.__name__, "layer_instance", lambda layer=layer: ours(layer, rngs=nnx.Rngs(0))
+        )
+
+
+def test_a_named_axis_that_is_not_there_is_named():
+    """JAX says `unbound axis name`, and not whose it is."""
+    for layer in (nl.LayerNorm(axis_name="i"), nl.GroupNorm(axis_name="i")):
+        refused(type(layer).__name__, "axis_name='i'", lambda layer=layer: layer.init(KEY, X))
+    made = nl.BatchNorm(False, axis_name="i")
+    variables = made.init(KEY, X)
+    refused("BatchNorm", "axis_name='i'", lambda: made.apply(variables, X))
+    refused("BatchNorm", "axis_name", lambda: nl.BatchNorm(axis_index_groups=[[0], [1]]))
