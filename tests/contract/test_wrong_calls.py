@@ -76,7 +76,7 @@ def test_fields_that_cannot_be_are_refused(layer):
         for value, taken_by in [*IMPOSSIBLE, ("no", NO_WORDS)]:
             if field in taken_by:
                 continue
-            if field == "variable_filter" and value == {"a": 1}:
+            if field == "variable_filter" and isinstance(value, dict):
                 continue  # a set of words, for all that is asked of it
             refused(
                 layer.__name__,
