@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 from rich.table import Table
 
 from ..linen import BatchRenorm
-from .given import Path, as_given, flattened, is_state, variables_of, with_training
+from .given import Path, as_given, check_batch, flattened, is_state, variables_of, with_training
 from .layers import Calling, How, Layer, check_linen, find_layers
 from .optimizers import Origin, carry, optimization_of
 from .table import Printed, table
@@ -127,6 +127,7 @@ def convert(
     """
     check_linen(source)
     check_linen(target)
+    check_batch(x)
     key = jax.random.key(0) if key is None else key
     optimization = optimization_of(variables, optimizer, optimizer_state, "convert")
     call, rngs = Calling.of(how)

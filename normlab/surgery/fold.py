@@ -18,7 +18,16 @@ from jaxtyping import Array
 from ..errors import UserError
 from ..linen import BatchGroupNorm, BatchNorm, BatchRenorm, GhostBatchNorm
 from ..linen.shared import resolve_axes
-from .given import Path, as_given, flattened, is_state, name_of, variables_of, with_training
+from .given import (
+    Path,
+    as_given,
+    check_batch,
+    flattened,
+    is_state,
+    name_of,
+    variables_of,
+    with_training,
+)
 from .layers import (
     Altered,
     Calling,
@@ -165,6 +174,7 @@ def fold(
     Integer-Arithmetic-Only Inference", section 3.2; PyTorch's `fuse_conv_bn_eval`.
     """
     check_linen(model)
+    check_batch(x)
     given = variables_of(variables)
     optimization = optimization_of(variables, optimizer, optimizer_state, "fold")
     folds = folds_of(_calls(model, given, x, Calling.of(how)), strict=strict)

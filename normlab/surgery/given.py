@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict, freeze, unfreeze
 from flax.traverse_util import flatten_dict
@@ -107,13 +108,25 @@ def check_batch(batch: Any) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     for path, leaf in leaves:
+        part = jax.tree_util.keystr(path)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if isinstance(dtype, np.dtype) and dtype.kind in "OSU":
+            raise UserError(
+                f"the batch{part} is a {type(leaf).__name__} of dtype {dtype}, but arrays of "
+                "numbers were expected. Let call take what the model needs out of a batch that "
+                "also holds something else, and give batches of arrays."
+            )
         shape = jnp.shape(leaf)
         if 0 in shape:
-            part = jax.tree_util.keystr(path)
             raise UserError(
                 f"the batch{part} has the shape {shape}, so that there is nothing in it to measure."
                 " Give at least one example."
             )
+    if leaves and not any(jnp.shape(leaf) for _, leaf in leaves):
+        raise UserError(
+            f"the batch {batch!r} has no axis of examples. Give several examples, along the first "
+            "axis of each array."
+        )
     if not leaves:
         raise UserError(f"the batch {batch!r} holds no array. Give a batch of examples.")
 

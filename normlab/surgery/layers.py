@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+from flax import errors
 from flax import linen as nn
 from flax.core import freeze, unfreeze
 from jaxtyping import Array, PRNGKeyArray
@@ -33,6 +34,15 @@ _IN_EVALUATION = {
     "deterministic": True,
     "use_running_average": True,
 }
+
+_NOT_ITS_VARIABLES = (
+    errors.ApplyScopeInvalidVariablesStructureError,
+    errors.ApplyScopeInvalidVariablesTypeError,
+    errors.ScopeCollectionNotFound,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+    errors.ScopeVariableNotFoundError,
+)
 
 _runs = itertools.count()
 
@@ -418,9 +428,29 @@ def run(
     mutable = [*({*variables, "batch_stats"} - {"params"}), f"normlab.surgery.{next(_runs)}"]
     with intercepted(handle):
         called = nn.apply(calling.call, model, mutable=mutable)
-        y, updated = called(variables, batch, rngs=calling.rngs)
+        with _flax_errors_explained(variables, batch):
+            y, updated = called(variables, batch, rngs=calling.rngs)
     kept = {"batch_stats": updated["batch_stats"]} if "batch_stats" in updated else {}
     return y, unfreeze({**variables, **kept})
+
+
+@contextmanager
+def _flax_errors_explained(variables: Variables, batch: Any) -> Iterator[None]:
+    """Says what to give where Flax misses variables, finds others or misses keys."""
+    try:
+        yield
+    except errors.InvalidRngError as error:
+        raise UserError(
+            f"the model draws in evaluation, but the keys for that are missing: {error} Give "
+            'them, as in rngs={"dropout": jax.random.key(0)}, or let call evaluate the model.'
+        ) from error
+    except _NOT_ITS_VARIABLES as error:
+        raise UserError(
+            f"the variables are not those of the model for such a batch: {error} The collections "
+            f"{', '.join(variables) or '(none)'} and a batch of shape "
+            f"{jax.tree.map(jnp.shape, batch)} were given; expected all variables that "
+            "model.init makes for this batch."
+        ) from error
 
 
 def find_layers(model: nn.Module, variables: Any, x: Any, **how: Unpack[How]) -> tuple[Layer, ...]:
@@ -439,6 +469,7 @@ def find_layers(model: nn.Module, variables: Any, x: Any, **how: Unpack[How]) ->
         The layers: those of normlab, those registered with it, and those of Flax that it replaces.
     """
     check_linen(model)
+    check_batch(x)
     found: dict[Path, Layer] = {}
     call, rngs = Calling.of(how)
 

@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from jax.typing import ArrayLike
 
 from .. import linen
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .given import Variables, flattened
 from .statistics import keeps_statistics
 
@@ -63,6 +63,9 @@ def from_torch(
     counted = named.pop(_TORCH[_COUNT], 0)
     if set(named) != set(expected):
         remedy = ""
+        if not named and entries:
+            prefixes = sorted({name[: name.rfind(".") + 1] for name in entries})
+            remedy = f" No name begins with that{nearest(prefix, prefixes)}"
         if isinstance(layer, linen.InstanceNorm | nn.InstanceNorm) and "running_mean" in named:
             remedy = (
                 " An instance norm with track_running_stats=True evaluates as batch norm does: "
@@ -178,6 +181,9 @@ def _variables(
         raise UserError(
             f"{type(layer).__name__}: the arrays of one layer differ in shape: {shapes}."
         )
+    for path in (("batch_stats", "mean"), ("batch_stats", "var")):
+        if path in values:
+            _check_statistic(layer, path[1], np.asarray(values[path]))
     kept = {path: jnp.asarray(value) for path, value in values.items()}
     if ("params", "scale") in kept and getattr(layer, "zero_centred", False):
         kept["params", "scale"] = kept["params", "scale"] - 1
@@ -185,6 +191,24 @@ def _variables(
     if counts or isinstance(layer, linen.BatchRenorm):
         kept[_COUNT] = jnp.asarray(counted, jnp.float32)
     return unflatten_dict(kept)
+
+
+def _check_statistic(layer: nn.Module, name: str, value: np.ndarray) -> None:
+    """Refuses what running statistics cannot be."""
+    start = f"{type(layer).__name__}: the running {name}"
+    if value.dtype not in (np.float32, np.float64):
+        raise UserError(
+            f"{start} has the dtype {value.dtype}, but float32 or float64 is needed. Take the "
+            "statistics from the model before it was converted to half precision, or convert "
+            "them by astype."
+        )
+    if not np.all(np.isfinite(value)):
+        raise UserError(f"{start} is not finite. Give those of a model that evaluates.")
+    if name == "var" and np.any(value < 0):
+        raise UserError(
+            f"{start} is negative: the least value is {np.min(value):g}, but a variance is at "
+            "least 0. Look whether mean and variance have changed places."
+        )
 
 
 def _arrays(

@@ -99,7 +99,6 @@ def recalibrate(
         nnx.update(copy, draws)  # Each pass draws the same.
         state, number, changed = nnx.state(copy), 0, False
         for batch, mask in one_by_one(batches, masks):
-            check_batch(batch)
             state = compiled(state, batch, mask, by_batch=by_batch)
             number += 1
         nnx.update(copy, state)

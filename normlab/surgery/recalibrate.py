@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from ..errors import UserError
 from ..functional import Moments
 from ..linen import BatchRenorm
-from .given import Path, as_given, flattened, name_of, variables_of
+from .given import Path, as_given, check_batch, flattened, name_of, variables_of
 from .layers import Calling, How, LayerCall, run
 from .statistics import (
     as_running,
@@ -229,6 +229,7 @@ def one_by_one(batches: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
         mask = next(masks, _MISSING)
         if mask is _MISSING:
             raise UserError(f"recalibrate: there are {number - 1} masks, but more batches.")
+        check_batch(batch)
         yield batch, mask
     if not number:
         raise UserError(

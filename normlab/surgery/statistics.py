@@ -60,6 +60,11 @@ def batch_moments(
         x, mask = with_mask(layer, x, column if mask is None else mask & column, None)
     feature_axes = resolve_axes(layer.axis, x.ndim, "axis")
     reduced_axes = other_axes(feature_axes, x.ndim)
+    if not reduced_axes:
+        raise UserError(
+            f"{name}: its input of shape {x.shape} holds only features along axis={layer.axis}, "
+            "and no axis to take statistics over. Give a batch, its examples along the first axis."
+        )
     if isinstance(layer, BatchGroupNorm):
         groups = number_of_groups(layer, x.shape[feature_axes[0]])
         batch = group_moments(x, reduced_axes, groups, channel_axis=feature_axes[0], mask=mask)

@@ -18,6 +18,7 @@ FOUR = {
     for seed, name in enumerate(["weight", "bias", "running_mean", "running_var"])
 }
 BATCH = nl.BatchNorm(momentum=None)
+DRAWN = drawn(3)
 
 
 def test_a_layer_is_taken_out_of_a_state_dictionary_and_put_back():
@@ -71,6 +72,22 @@ MISTAKES = {
     "running statistics of an instance norm": (
         lambda: surgery.from_torch(nl.InstanceNorm(), FOUR),
         "track_running_stats=True evaluates as batch norm does: give BatchNorm",
+    ),
+    "a wrong prefix": (
+        lambda: surgery.from_torch(BATCH, {f"layer1.bn1.{n}": v for n, v in FOUR.items()}, "layr1"),
+        r"No name begins with that; did you mean 'layer1\.bn1\.'\?",
+    ),
+    "statistics of half precision": (
+        lambda: surgery.from_torch(BATCH, {n: v.astype(np.float16) for n, v in FOUR.items()}),
+        "running mean has the dtype float16, but float32",
+    ),
+    "statistics that are not finite": (
+        lambda: surgery.from_keras(BATCH, [DRAWN, DRAWN, np.full(3, np.nan), DRAWN]),
+        "running mean is not finite",
+    ),
+    "mean and variance exchanged": (
+        lambda: surgery.from_keras(BATCH, [DRAWN, DRAWN, DRAWN, -DRAWN]),
+        "running var is negative.*changed places",
     ),
     "weights too few": (
         lambda: surgery.from_keras(BATCH, [FOUR["weight"]]),

@@ -412,3 +412,49 @@ def test_what_is_no_model_no_variables_or_no_batch_is_refused(trained):
     for empty in (X[:0], {}, ()):
         with pytest.raises(ValueError, match=r"the batch .*Give (at least one|a batch)"):
             surgery.adapt(model, variables, empty, prior_strength=1)
+
+
+def test_variables_that_are_not_those_of_the_model_are_told_with_what_was_given(trained):
+    """Flax's own errors did not say what to give."""
+    model, variables = trained
+    wrong = [
+        {"batch_stats": variables["batch_stats"]},
+        variables["params"],
+        {},
+        {"params": variables},
+        {**variables, "params": {"dense": variables["params"]["dense"]}},
+    ]
+    for given in wrong:
+        for function in (
+            surgery.summary,
+            surgery.fold,
+            partial(surgery.adapt, prior_strength=1),
+            lambda model, given, x: surgery.recalibrate(model, given, [x]),
+            lambda model, given, x: surgery.convert(model, given, model, x),
+        ):
+            with pytest.raises(ValueError, match=r"not those of the model.*model\.init makes"):
+                function(model, given, X)
+    with pytest.raises(ValueError, match=r"a batch of shape \(16, 3\) were given"):
+        surgery.fold(model, variables, X[:, :3])
+    with pytest.raises(ValueError, match=r"keys for that are missing.*noise.*rngs="):
+        surgery.adapt(model, variables, X, prior_strength=1, method="noisy")
+
+
+BATCHES_OF_NO_KIND = {
+    "text": ("abc", "str of dtype <U3"),
+    "objects": ({"name": np.array(["a"])}, r"\['name'\] is a ndarray of dtype <U1"),
+    "a number": (np.float32(1), "no axis of examples"),
+    "one example": (X[0], "holds only features along axis=-1"),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES_OF_NO_KIND)
+def test_what_is_no_batch_is_refused(trained, kind):
+    model, variables = trained
+    batch, message = BATCHES_OF_NO_KIND[kind]
+    for function in (
+        lambda: surgery.adapt(model, variables, batch, prior_strength=1),
+        lambda: surgery.recalibrate(model, variables, [batch]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function()
