@@ -1,6 +1,7 @@
 """Batch normalization."""
 
 import math
+import warnings
 from dataclasses import field
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,9 @@ from .shared import (
     pooled_axis,
     with_mask,
 )
+
+# The layers that were warned of, by class and path.
+_WARNED: set[tuple[type, tuple[str, ...]]] = set()
 
 
 class BatchInput(NamedTuple):
@@ -196,12 +200,27 @@ class BatchNorm(CheckedModule):
 
         # Statistics that nobody collects need no variables.
         collected = self.is_mutable_collection("batch_stats")
+        if not collected and self.has_variable("batch_stats", "var"):
+            self._warn_that_nothing_is_collected()
         running = self._running(given) if collected or self._corrects_batch else None
         of_example, batches = self._batch_moments(given, running)
         y = self._normalize(given, of_example)
         if running and collected and not self.is_initializing():
             self._update(running, batches, given.features)
         return y
+
+    def _warn_that_nothing_is_collected(self) -> None:
+        told = (type(self), self.path)
+        if told in _WARNED:
+            return
+        _WARNED.add(told)
+        warnings.warn(
+            f"{type(self).__name__} at {'/'.join(self.path) or 'the top'} normalizes by the "
+            "statistics of the batch, and its running statistics stay as they are. To let them "
+            "follow in training, write: y, updated = model.apply(variables, x, ..., "
+            'mutable=["batch_stats"]); this is said once.',
+            stacklevel=2,
+        )
 
     # Whether batch statistics are corrected by the running ones, which then are always needed.
     _corrects_batch = False

@@ -297,7 +297,7 @@ def _initialize(
     return layer.clone(**initializers).init(
         {"params": keys[-1]} if keys else {},
         jnp.zeros(sample.shape, sample.dtype),
-        use_running_average=False,
+        False,  # use_running_average, by place as at the call
     )
 
 

@@ -1,5 +1,6 @@
 """BatchNorm's running statistics, replayed in float64, and what it refuses."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -314,3 +315,24 @@ def test_unequal_shards_pool_their_statistics(rule):
 def test_a_debiased_average_that_takes_in_nothing_is_refused():
     with pytest.raises(ValueError, match="momentum below 1"):
         nl.BatchNorm(momentum=1.0, debias=True)
+
+
+def test_training_that_collects_nothing_is_told_once_with_the_line_to_write():
+    """Flax raises here; a model that was trained so had the statistics of its initialization."""
+
+    class OnlyHere(nl.BatchNorm):
+        pass
+
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    layer = OnlyHere()
+    variables = layer.init(jax.random.key(0), x, use_running_average=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer.apply(variables, x, use_running_average=True)
+        layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        layer.apply({"params": variables["params"]}, x, use_running_average=False)
+    with pytest.warns(UserWarning, match=r'OnlyHere .*mutable=\["batch_stats"\]'):
+        layer.apply(variables, x, use_running_average=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer.apply(variables, x, use_running_average=False)
