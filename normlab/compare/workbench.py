@@ -236,7 +236,7 @@ class Workbench:
         if jax.default_backend() == "cpu" or not statistics:
             return 1
         placed, *_ = self._dataset(runs[0].study.data)
-        data = sum(array.nbytes for array in placed.data)
+        data = sum(array.nbytes for array in jax.tree.leaves(placed.data))
         free = MEMORY_SHARE * statistics["bytes_limit"] - data
         try:
             needed = self.trainer(runs[0], 1).memory_of_a_run()
@@ -270,6 +270,10 @@ def _fingerprint(dataset: Dataset) -> str:
     """Hashes all of a data set that a run depends on."""
     content = hashlib.blake2b(digest_size=16)
     names = ("images", "labels", "train", "validation", "test", "mean", "deviation")
-    for array in (getattr(dataset, name) for name in names):
+    arrays = [getattr(dataset, name) for name in names]
+    for array in arrays:
+        if array is None:  # Images that stay as they are have no moments.
+            content.update(b"None")
+            continue
         content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return content.hexdigest()

@@ -96,20 +96,22 @@ class _Examples:
     image_shape: tuple[int, ...]
     classes: int
     count: int
+    dtype: str
 
 
-def _examples(spec: DataSpec) -> _Examples:
+def _examples(spec: DataSpec, precision: str) -> _Examples:
     """What a program knows of a data set, without its images where that is possible."""
     known = {listing.name: listing for listing in describe()}[spec.name]
     if known.image_shape is None or known.examples is None:
         dataset = load(spec)
-        return _Examples(dataset.image_shape, dataset.classes, len(dataset.train))
-    return _Examples(known.image_shape, CLASSES, known.examples)
+        dtype = "int32" if dataset.images.dtype == "int32" else precision
+        return _Examples(dataset.image_shape, dataset.classes, len(dataset.train), dtype)
+    return _Examples(known.image_shape, CLASSES, known.examples, precision)
 
 
 def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | None) -> StepCost:
     """Compiles the step of one arm, whose overrides are in the study, for one target."""
-    data = _examples(study.data)
+    data = _examples(study.data, study.train.precision)
     batch = examples_per_chip or study.data.batch_size
     model = study.model.build(
         study.variants[arm.variant].constructor(), data.classes, study.train.precision
@@ -124,7 +126,8 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
 
     def initialize(traced: Any) -> TrainState:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        variables: Any = model.init(keys, jnp.zeros((1, *data.image_shape)), train=True)
+        dtype = jnp.int32 if data.dtype == "int32" else jnp.float32
+        variables: Any = model.init(keys, jnp.zeros((1, *data.image_shape), dtype), train=True)
         params = variables["params"]
         return TrainState(
             params=params,
@@ -141,7 +144,7 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
         return train_step(model, optimization, classes, smoothing, state, images, labels, key)
 
     place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
-    images = _struct((batch * chips, *data.image_shape), study.train.precision, target.split)
+    images = _struct((batch * chips, *data.image_shape), data.dtype, target.split)
     labels = _struct((batch * chips,), jnp.int32, target.split)
     try:
         state = jax.eval_shape(initialize, traced)

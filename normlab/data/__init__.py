@@ -1,7 +1,7 @@
 """Named image sets as arrays, ready to be put on a device."""
 
-from .formats import DataError as DataError
-from .formats import MissingDataError as MissingDataError
+from .reading import DataError as DataError
+from .reading import MissingDataError as MissingDataError
 from .sources import Dataset as Dataset
 from .sources import DataSpec as DataSpec
 from .sources import Listing as Listing

@@ -60,18 +60,23 @@ def padded_batches(
 
 def standardize(
     images: Num[Array, "*batch c"],
-    mean: Float[Array, " c"],
-    deviation: Float[Array, " c"],
+    mean: Float[Array, "..."] | None,
+    deviation: Float[Array, "..."] | None,
     dtype: DTypeLike = jnp.float32,
-) -> Float[Array, "*batch c"]:
-    """Returns `(images - mean) / deviation` for each channel, computed in float32.
+) -> Num[Array, "*batch c"]:
+    """Returns `(images - mean) / deviation`, computed in float32; int32 as it is.
 
     Args:
-        images: uint8 or floating, channels last.
-        mean: In the units of the images, as `Dataset.mean`.
-        deviation: In the units of the images, as `Dataset.deviation`.
-        dtype: Of the result.
+        images: uint8, floating or int32, features last.
+        mean: Of the last axis, or of the last axes, in the units of the images, as
+            `Dataset.mean`; None to leave the values as they are.
+        deviation: Likewise, as `Dataset.deviation`.
+        dtype: Of the result, but for int32.
     """
-    per_channel = (1,) * (images.ndim - 1) + (-1,)
-    centred = images.astype(jnp.float32) - mean.reshape(per_channel)
-    return (centred / deviation.reshape(per_channel)).astype(dtype)
+    if images.dtype == jnp.int32:
+        return images
+    if mean is None or deviation is None:
+        return images.astype(dtype)
+    of_each = (1,) * (images.ndim - mean.ndim) + mean.shape
+    centred = images.astype(jnp.float32) - mean.reshape(of_each)
+    return (centred / deviation.reshape(of_each)).astype(dtype)

@@ -2,15 +2,15 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..errors import nearest
 from ..modules import enter
@@ -19,9 +19,12 @@ from ..registration import check_name, refuse_taken
 from ..spec import Count, Spec
 from ..user_code import explained
 from . import formats
-from .formats import DataError, Images, Labels, MissingDataError
+from .formats import Labels
+from .own import EXPECTED, NPZ_NAMES, Images, as_array, check_arrays, read_npz
+from .reading import DataError, MissingDataError
 
 Indices = Int32[np.ndarray, "_"]
+Moment = Float32[np.ndarray, " c"] | Float32[np.ndarray, "h w c"]
 Part = tuple[Images, Labels]
 Parts = tuple[
     list[Part], Part
@@ -45,8 +48,15 @@ def register_data(name: str, loader: Any = None) -> Any:
             return train_images, train_labels, test_images, test_labels
 
     A configuration can then say `data: {name: mine}` once it names the module, as in
-    `modules: [my_data]`. The arrays are those of an npz file: images uint8 or floating of shape
-    (N, H, W), (N, H, W, C) or (N, features), labels whole numbers from 0.
+    `modules: [my_data]`. The arrays are those of an npz file. What a model gets of them:
+
+    - Images uint8 or floating, of shape (N, H, W), (N, H, W, C) or (N, features), arrive as
+      batches of (H, W, C), features as (1, 1, features), in the dtype of `train.precision`.
+      `data.standardize` says whether mean and deviation of the training examples are taken out of
+      them: of each channel unless the study says otherwise.
+    - Integers of all other types, as the numbers of tokens (N, T), arrive as they are: their
+      values, as int32, in the shape (batch, T), of 2 to 4 dimensions.
+    - Labels are integers from 0, of shape (N,) or (N, 1).
 
     Args:
         name: How configurations call it.
@@ -75,6 +85,13 @@ def register_data(name: str, loader: Any = None) -> Any:
     return loader
 
 
+def _way_to_standardize(given: Any) -> Any:
+    if given not in ("per_feature",) and not isinstance(given, bool):
+        known = ("true", "false", "per_feature")
+        raise ValueError(f"{given!r} is not known{nearest(str(given), known)}")
+    return given
+
+
 def _known(name: str) -> str:
     if name not in (*_NAMES, *LOADERS):
         raise ValueError(f"{name!r} is not known{nearest(name, (*_NAMES, *LOADERS))}")
@@ -92,6 +109,11 @@ class DataSpec(Spec):
             set's name. For `npz` the path of the file. Without it, a set is looked for in the
             folder of its name below the one that the variable NORMLAB_DATA names, and
             Fashion-MNIST also where Debian's package dataset-fashion-mnist puts it.
+        standardize: What is done to images before a model gets them: `true` takes mean and
+            standard deviation of the examples to train on out of each channel; `per_feature` does
+            so for each channel at each position; `false` leaves the values as the files have them.
+            All of them arrive in the dtype of `train.precision`. Integers of another type than
+            uint8, as the numbers of tokens, always arrive as they are, as int32.
         batch_size: Examples in each training step.
         validation: Share of the training split that is held out for tuning.
         train_examples: Train on only so many of the examples that are left for training.
@@ -104,6 +126,11 @@ class DataSpec(Spec):
         Field(json_schema_extra=lambda schema: schema.update(enum=[*_NAMES, *LOADERS])),
     ] = "digits"
     folder: Annotated[str, Field(min_length=1)] | None = None
+    standardize: Annotated[
+        bool | Literal["per_feature"],
+        BeforeValidator(_way_to_standardize),
+        Field(json_schema_extra={"enum": [True, False, "per_feature"]}),
+    ] = True
     batch_size: Count = 64
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
@@ -141,12 +168,14 @@ class Dataset:
 
     Attributes:
         name: The data set's name.
-        images: All examples of all splits, uint8 or float32, (N, H, W, C).
+        images: All examples of all splits: uint8 or float32, (N, H, W, C); or int32, (N, ...),
+            which is not standardized.
         labels: The class of each, int32, (N,).
         train: Indices of the examples to train on.
         validation: Indices of the examples to tune on.
         test: Indices of the examples to report on. No index is in two of the three.
-        mean: Of each channel over the examples to train on, in the units of `images`, (C,).
+        mean: Over the examples to train on, in the units of `images`: of each channel, (C,), or of
+            each channel at each position, (H, W, C). None for images that stay as they are.
         deviation: Standard deviation likewise; 1 where it would be 0.
         classes: How many classes there are.
     """
@@ -157,15 +186,14 @@ class Dataset:
     train: Indices
     validation: Indices
     test: Indices
-    mean: Float32[np.ndarray, " c"]
-    deviation: Float32[np.ndarray, " c"]
+    mean: Moment | None
+    deviation: Moment | None
     classes: int
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        _, height, width, channels = self.images.shape
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels; of integers the shape of an example."""
+        return self.images.shape[1:]
 
 
 @dataclass(frozen=True)
@@ -193,7 +221,7 @@ def load(spec: DataSpec) -> Dataset:
     The official test split is the test split. Digits has none: a fixed, stratified fifth of its
     examples is taken. From the rest, the training split, a fixed and stratified share of
     `spec.validation` is held out. Images stay in the units of their files; the constants that
-    standardize them come from the examples to train on alone.
+    standardize them, as `spec.standardize` says, come from the examples to train on alone.
 
     Raises:
         MissingDataError: files are not there; the message says where they were looked for and how
@@ -225,7 +253,12 @@ def load(spec: DataSpec) -> Dataset:
             f"data.batch_size={spec.batch_size}, but {spec.name} has {len(train)} examples to "
             "train on; expected at most that many."
         )
-    mean, deviation = _moments(images, train)
+    if images.dtype == np.int32 and spec.standardize == "per_feature":
+        raise DataError(
+            f"data.standardize=per_feature, but {spec.name} has integers, which arrive as they "
+            "are; leave data.standardize out, or give the data as floating."
+        )
+    mean, deviation = _moments(images, train, spec.standardize)
     return Dataset(
         name=spec.name,
         images=images,
@@ -255,13 +288,16 @@ class _Layout:
 
     def find(self, folder: Path) -> tuple[list[Path], list[str]]:
         """Returns the files that are there, and the names of those that are not."""
-        there = {
-            name: path
-            for name in self.files
-            for suffix in reversed(self.suffixes)  # so that the first one wins
-            if (path := folder / (name + suffix)).is_file()
-        }
-        return list(there.values()), [name for name in self.files if name not in there]
+        there, missing = [], []
+        for name in self.files:
+            paths = [folder / (name + suffix) for suffix in self.suffixes]
+            # Whatever can be read, be it a pipe.
+            found = [it for it in paths if os.path.exists(it) and not os.path.isdir(it)]
+            there += found[:1]
+            if not found:
+                links = [it.name for it in paths if os.path.islink(it) and not os.path.exists(it)]
+                missing.append(f"{links[0]}, a link to what is not there" if links else name)
+        return there, missing
 
 
 @dataclass(frozen=True)
@@ -341,13 +377,9 @@ _PUBLISHED = {
         ),
     ),
 }
-_OWN_ARRAYS = (
-    "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), labels whole "
-    "numbers from 0"
-)
 _NPZ_REMEDY = (
     "Write a file with numpy.savez(FILE, train_images=..., train_labels=..., test_images=..., "
-    f"test_labels=...), {_OWN_ARRAYS}, and name it with data.folder=FILE."
+    f"test_labels=...), {EXPECTED}, and name it with data.folder=FILE."
 )
 
 
@@ -366,11 +398,11 @@ def _remedy(name: str) -> str:
 def _folders(name: str, folder: str | None) -> list[Path]:
     """Returns where to look, first choice first."""
     if folder is not None:
-        given = Path(folder).expanduser().absolute()
+        given = _path(folder)
         return [given, given / name]
     folders = []
     if root := os.environ.get("NORMLAB_DATA"):
-        folders.append(Path(root).expanduser().absolute() / name)
+        folders.append(_path(root) / name)
     if system_folder := _PUBLISHED[name].system_folder:
         folders.append(Path(system_folder))
     return folders
@@ -386,12 +418,31 @@ def _find(name: str, folder: str | None) -> tuple[_Layout, list[Path]]:
             layout, paths, missing = min(found, key=lambda candidate: len(candidate[2]))
             if not missing:
                 return layout, paths
-            lacks = f"lacks {', '.join(missing)}" if place.is_dir() else "no such folder"
-            looked.append(f"{place}: {lacks}")
+            lacks = f"lacks {', '.join(missing)}"
+            looked.append(f"{place}: {_unless_folder(place) or lacks}")
     raise MissingDataError(
         "\n  ".join([f"The data set {name} was not found. Looked in:", *looked])
         + f"\n{_remedy(name)}"
     )
+
+
+def _unless_folder(place: Path) -> str:
+    """Says why a folder cannot be looked into; nothing where it can."""
+    try:
+        os.scandir(place).close()
+    except FileNotFoundError:
+        return "a link to what is not there" if os.path.islink(place) else "no such folder"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return ""
+
+
+def _path(folder: str) -> Path:
+    """The path that a study or the environment names."""
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:  # There is no such user.
+        raise MissingDataError(f"{folder}: {error}; give the path in full.") from error
 
 
 def _read(spec: DataSpec) -> Parts:
@@ -402,7 +453,7 @@ def _read(spec: DataSpec) -> Parts:
     try:
         if spec.name == "npz":
             assert spec.folder is not None  # DataSpec sees to it
-            train, test = formats.read_npz(Path(spec.folder).expanduser().absolute())
+            train, test = read_npz(_path(spec.folder))
             return [train], test
         layout, paths = _find(spec.name, spec.folder)
         return layout.read(paths)
@@ -415,21 +466,35 @@ def _read(spec: DataSpec) -> Parts:
         raise DataError(f"{error}\n{remedy}") from error
 
 
+# What can be gone through and is no four arrays: keys, letters, rows.
+_NO_TUPLES = (Mapping, str, np.ndarray)
+
+
 def _read_own(name: str) -> Parts:
     told = f"register_data({name!r})"
     try:
-        arrays = tuple(LOADERS[name]())
+        returned = LOADERS[name]()
+        plain = isinstance(returned, Iterable) and not isinstance(returned, _NO_TUPLES)
+        arrays = tuple(returned) if plain else ()
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told as theirs
         raise DataError(f"{told}: its loader failed: {explained(error)}") from error
-    names = formats.NPZ_NAMES[0]
+    names = NPZ_NAMES[0]
+    if not plain:
+        raise DataError(
+            f"{told}: its loader returned a {type(returned).__name__}; expected a tuple of "
+            f"{', '.join(names)}."
+        )
     if len(arrays) != len(names):
         raise DataError(
             f"{told}: its loader returned {len(arrays)} values; expected {', '.join(names)}."
         )
     try:
-        train, test = formats.check_arrays(told, names, [np.asarray(array) for array in arrays])
+        given = [
+            as_array(f"{told}, {name}", array) for name, array in zip(names, arrays, strict=True)
+        ]
+        train, test = check_arrays(told, names, given)
     except DataError as error:
-        raise DataError(f"{error}\nA loader returns {_OWN_ARRAYS}.") from error
+        raise DataError(f"{error}\nA loader returns {EXPECTED}.") from error
     return [train], test
 
 
@@ -459,21 +524,25 @@ def _stratified(labels: Labels, indices: Indices, share: float) -> tuple[Indices
 
 
 def _moments(
-    images: Images, indices: Indices
-) -> tuple[Float32[np.ndarray, " c"], Float32[np.ndarray, " c"]]:
-    """Returns mean and standard deviation of each channel, in one pass over small blocks."""
-    # Sums of differences from one pixel: exact for a constant channel, stable for a large mean.
-    pixel = images[indices[0], 0, 0].astype(np.float64)
-    pixels = np.ascontiguousarray(np.broadcast_to(pixel, images.shape[1:]))
+    images: Images, indices: Indices, standardize: bool | Literal["per_feature"]
+) -> tuple[Moment | None, Moment | None]:
+    """Returns mean and standard deviation, in one pass over small blocks."""
+    if images.dtype == np.int32 or not standardize:
+        return None, None
+    # Sums of differences from one image or pixel: exact for constants, stable for a large mean.
+    axes = () if standardize == "per_feature" else (0, 1)
+    first = images[indices[0]].astype(np.float64)
+    origin = first if standardize == "per_feature" else first[0, 0]
+    origins = np.ascontiguousarray(np.broadcast_to(origin, images.shape[1:]))
     sums, squares = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
     for start in range(0, len(indices), 128):
-        block = images[indices[start : start + 128]] - pixels
+        block = images[indices[start : start + 128]] - origins
         sums += block.sum(0)
         squares += np.einsum("nhwc,nhwc->hwc", block, block)
-    mean = sums.mean((0, 1)) / len(indices)
-    variance = squares.mean((0, 1)) / len(indices) - mean**2
+    mean = sums.mean(axes) / len(indices)
+    variance = squares.mean(axes) / len(indices) - mean**2
     deviation = np.sqrt(np.maximum(variance, 0)).astype(np.float32)
-    return (pixel + mean).astype(np.float32), np.where(deviation == 0, np.float32(1), deviation)
+    return (origin + mean).astype(np.float32), np.where(deviation == 0, np.float32(1), deviation)
 
 
 def _listing(name: str) -> Listing:

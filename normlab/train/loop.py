@@ -87,18 +87,18 @@ class DeviceData(NamedTuple):
     """A data set on the device, in the units of its files.
 
     Attributes:
-        images: All examples, uint8 or float32, (N, H, W, C).
+        images: All examples: uint8 or float32, (N, H, W, C); or int32, (N, ...).
         labels: Their classes, (N,).
         train: Indices of the examples to train on.
-        mean: Mean of each channel over these, (C,).
+        mean: Mean over these, as `Dataset.mean`; None for images that stay as they are.
         deviation: Standard deviation likewise.
     """
 
     images: Array
     labels: Array
     train: Array
-    mean: Array
-    deviation: Array
+    mean: Array | None
+    deviation: Array | None
 
 
 class Split(NamedTuple):
@@ -185,10 +185,13 @@ class Trainer:
         self._train_spec = train_spec
         self._batch_size = batch_size
 
-        if train_spec.augment != "none" and placed.data.images.shape[1:3] == (1, 1):
+        images = placed.data.images
+        has_pixels = images.dtype != jnp.int32 and images.shape[1:3] != (1, 1)
+        if train_spec.augment != "none" and not has_pixels:
             raise ValueError(
-                f"train.augment={train_spec.augment} moves pixels, but the data set has features "
-                "and no images; leave it out."
+                f"train.augment={train_spec.augment} moves pixels, but the data set has "
+                f"{'integers' if images.dtype == jnp.int32 else 'features'} and no images; leave "
+                "it out."
             )
         functions = (self._initialize, self._epoch, self._evaluate)
         seed, traced = self._inputs(0, {})
@@ -223,7 +226,7 @@ class Trainer:
         """Returns the bytes that an epoch of one run takes beside the data set, by its program."""
         _, epoch, _ = self.compile()
         analysis = epoch.memory_analysis()
-        shared = sum(array.nbytes for array in self._placed.data)
+        shared = sum(array.nbytes for array in jax.tree.leaves(self._placed.data))
         # The state is an argument that the result takes the place of.
         taken = analysis.argument_size_in_bytes - shared + analysis.temp_size_in_bytes
         return max(1, taken // self.width)
@@ -369,7 +372,9 @@ class Trainer:
 
     def _initialize(self, seed, traced) -> TrainState:
         initial_key, order_key = jax.random.split(jax.random.key(seed))
-        images = jnp.zeros((1, *self._placed.data.images.shape[1:]))
+        images = self._placed.data.images
+        dtype = jnp.int32 if images.dtype == jnp.int32 else jnp.float32
+        images = jnp.zeros((1, *images.shape[1:]), dtype)
         keys = {"params": initial_key, "dropout": initial_key}
         variables: Any = self.model.init(keys, images, train=True)
         name, kept = type(self.model).__name__, {"params", "batch_stats"}

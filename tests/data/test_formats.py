@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normlab.data.formats import (
-    DataError,
-    MissingDataError,
-    read_cifar10_binary,
-    read_cifar10_python,
-    read_idx_pair,
-    read_npz,
-)
+from normlab.data.formats import read_cifar10_binary, read_cifar10_python, read_idx_pair
+from normlab.data.own import read_npz
+from normlab.data.reading import DataError, MissingDataError
 
 IMAGES = np.random.default_rng(2).integers(0, 256, (6, 28, 28), np.uint8)
 LABELS = np.array([0, 9, 3, 3, 1, 7], np.uint8)
@@ -63,9 +58,12 @@ IDX_DAMAGE = {
     "floats": ({"images": idx((6, 28, 28), b"", b"\0\0\r")}, r"images: .* 00 00 0d 03, expected"),
     "cut header": ({"images": GOOD_IMAGES[:9]}, "images: 9 bytes, truncated within its 16-byte"),
     "cut": ({"images": GOOD_IMAGES[:-1]}, "images: 4719 bytes, expected 4720 .* truncated"),
-    "trailing": ({"labels": GOOD_LABELS + b"\n"}, "labels: 15 bytes, expected 14 .* trailing"),
+    "trailing": (
+        {"labels": GOOD_LABELS + b"\n"},
+        "labels: more bytes than the 14 expected .* trailing",
+    ),
     "no examples": ({"images": idx((0, 28, 28), b"")}, "images: .* expected at least one"),
-    "huge": ({"images": idx((2**32 - 1,) * 3, b"x")}, "images: 17 bytes, expected 792281"),
+    "huge": ({"images": idx((2**32 - 1,) * 3, b"x")}, r"\(4294967295, 4294967295\), expected"),
     "shape": ({"images": idx((6, 14, 56), IMAGES.tobytes())}, r"\(14, 56\), expected \(28, 28\)"),
     "count": ({"labels": idx((5,), b"\0" * 5)}, "labels: 5 labels, expected 6, .*images"),
     "label 10": ({"labels": idx((6,), b"\1\2\n\1\2\13")}, "label 10 at example 2, .* 0 to 9 .2 of"),
@@ -133,7 +131,10 @@ def test_cifar10_binary_values_shapes_and_types(big_folder, cifar10_records):
     [
         (lambda content: b"", "the file is empty"),
         (lambda content: content[:-3073], "30726927 bytes, expected 30730000.* is truncated"),
-        (lambda content: content + b"\0", "30730001 bytes, .* has trailing bytes"),
+        (
+            lambda content: content + b"\0",
+            "more bytes than the 30730000 expected, .* trailing bytes",
+        ),
         (lambda content: content[:6146] + b"\xff" + content[6147:], "label 255 at example 2, exp"),
     ],
     ids=["empty", "a record less", "a byte more", "label 255"],
@@ -341,7 +342,10 @@ NPZ_DAMAGE = {
     "too many dimensions": ({"train_images": np.zeros((6, 1, 1, 1, 1))}, "train_images: .*shape"),
     "one dimension": ({"train_images": np.zeros(6)}, r"train_images: .*\(6,\), expected"),
     "no examples": ({"test_images": np.zeros((0, 5, 4), np.uint8)}, r"test_images: .*\(0, 5, 4\)"),
-    "whole numbers": ({"train_images": np.zeros((6, 5, 4), int)}, "type int64, expected uint8 or"),
+    "whole numbers": (
+        {"train_images": np.zeros((6, 5, 4), int)},
+        "type uint8 of the test images, expected int32",
+    ),
     "not a number": ({"test_images": np.full((6, 5, 4), np.nan)}, "120 values are not finite"),
     "beyond float32": ({"test_images": np.full((6, 5, 4), 1e39)}, "120 values are not finite"),
     "other shape": ({"test_images": np.zeros((6, 4, 5), np.uint8)}, r"shape \(4, 5, 1\) of the te"),
@@ -380,7 +384,7 @@ def test_npz_of_objects_runs_nothing(tmp_path):
     victim = tmp_path / "victim"
     labels = np.array([Runs(os.system, f"touch {victim}")] * 6, dtype=object)
     np.savez(tmp_path / "own.npz", **arrays(train_labels=labels))
-    with pytest.raises(DataError, match=r"own\.npz: not a readable npz archive"):
+    with pytest.raises(DataError, match=r"own\.npz, train_labels: .*Objects are never read"):
         read_npz(tmp_path / "own.npz")
     assert not victim.exists()
 

@@ -1,0 +1,274 @@
+"""Sets of a user's own: the arrays of an npz file, or of a loader."""
+
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from .formats import Labels, check_labels, reason
+from .reading import DataError, exactly, opened, refuse_more_than_memory
+
+Images = UInt8[np.ndarray, "_ h w c"] | Float32[np.ndarray, "_ h w c"] | Int32[np.ndarray, "_ ..."]
+
+NPZ_NAMES = (
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x_train", "y_train", "x_test", "y_test"),
+)
+# What a study can say of its own arrays, for messages.
+EXPECTED = (
+    "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), or other integers "
+    "of 2 to 4 dimensions, as (N, tokens); labels whole numbers from 0 of shape (N,)"
+)
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    # As the second, but for names of columns, which no set has.
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """Reads a set of one's own from the arrays of one npz file.
+
+    The arrays are called `train_images, train_labels, test_images, test_labels`, or as Keras has
+    it `x_train, y_train, x_test, y_test`; see `check_arrays` for what they hold. No array is read
+    before the headers of all are, which must agree with the archive and fit into memory; objects
+    are never read.
+
+    Returns:
+        Images and labels of the training and the test split, as `check_arrays`.
+
+    Raises:
+        MissingDataError: the file is not there.
+        DataError: the file is damaged, lacks an array, its arrays do not fit together, or they are
+            more than `MEMORY_SHARE` of the memory that is available.
+    """
+    with opened(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{path}: not an npz archive, or its end is missing.")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names, members = _members(path, archive)
+                headers = [_header(f"{path}, {name}", archive, members[name]) for name in names]
+                size = sum(header.size for header in headers)
+                refuse_more_than_memory(f"{path}: the headers of its arrays announce", size)
+                arrays = [
+                    _array(f"{path}, {name}", archive, members[name], header)
+                    for name, header in zip(names, headers, strict=True)
+                ]
+        except DataError:
+            raise
+        except Exception as error:  # zip, zlib and NumPy each have errors of their own
+            raise DataError(f"{path}: not a readable npz archive ({reason(error)}).") from error
+    return check_arrays(str(path), names, arrays)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an array says of itself before its values.
+
+    Attributes:
+        shape: Its shape.
+        order: "F" for the first index running fastest, else "C".
+        dtype: The type of its values.
+        start: Bytes before the values.
+    """
+
+    shape: tuple[int, ...]
+    order: str
+    dtype: np.dtype
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _members(
+    path: Path, archive: zipfile.ZipFile
+) -> tuple[Sequence[str], dict[str, zipfile.ZipInfo]]:
+    """Finds the four arrays of a set: their names, and all members by the names of arrays."""
+    members = {it.filename.removesuffix(".npy"): it for it in archive.infolist()}
+    names = next((names for names in NPZ_NAMES if set(names) <= set(members)), None)
+    if names is None:
+        raise DataError(
+            f"{path}: holds the arrays {', '.join(members) or '(none)'}; expected "
+            f"{', '.join(NPZ_NAMES[0])} or {', '.join(NPZ_NAMES[1])}."
+        )
+    for name in names:
+        found = [
+            it.filename for it in archive.infolist() if it.filename.removesuffix(".npy") == name
+        ]
+        if len(found) > 1:
+            raise DataError(f"{path}: holds {name} {len(found)} times, expected once.")
+    return names, members
+
+
+def _header(where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+    with archive.open(member) as stream:
+        magic = bytes(exactly(stream, len(np.lib.format.MAGIC_PREFIX) + 2))
+        if not magic.startswith(np.lib.format.MAGIC_PREFIX) or tuple(magic[-2:]) not in _HEADERS:
+            raise DataError(
+                f"{where}: starts with the bytes {magic.hex(' ') or '(none)'}, expected those of "
+                "an array as numpy.save writes it."
+            )
+        try:
+            shape, columns_first, dtype = _HEADERS[tuple(magic[-2:])](stream)
+        except ValueError as error:
+            told = f"{where}: its header is no header of an array ({reason(error)})."
+            raise DataError(told) from error
+        header = _Header(shape, "F" if columns_first else "C", dtype, stream.tell())
+    composed = dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None
+    if composed or dtype.itemsize == 0 or min(shape, default=0) < 0:
+        raise DataError(
+            f"{where}: an array of type {dtype} and shape {shape}; expected numbers. Objects are "
+            "never read, since reading them may run anything."
+        )
+    if member.file_size != header.start + header.size:
+        cut = member.file_size < header.start + header.size
+        raise DataError(
+            f"{where}: {member.file_size} bytes, expected {header.start + header.size} for the "
+            f"shape {shape} and type {dtype} in its header; it "
+            f"{'is truncated' if cut else 'has trailing bytes'}."
+        )
+    return header
+
+
+def _array(
+    where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header
+) -> np.ndarray:
+    with archive.open(member) as stream:
+        exactly(stream, header.start)
+        content = exactly(stream, header.size)
+        stream.read(1)  # At its end, the archive compares the checksum.
+    if len(content) != header.size:
+        raise DataError(f"{where}: {len(content)} bytes of values, expected {header.size}.")
+    return np.frombuffer(content, header.dtype).reshape(header.shape, order=header.order)
+
+
+def as_array(where: str, given: object) -> np.ndarray:
+    """Makes an array of what a loader returned.
+
+    Raises:
+        DataError: It cannot be one, or values of it are masked.
+    """
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # A user's own type may raise anything.
+        raise DataError(
+            f"{where}: a {type(given).__name__} that cannot be made an array ({reason(error)})."
+        ) from error
+    # Of a list of masked arrays, too, an array would be made without their masks.
+    parts = given if isinstance(given, list | tuple) else [given]
+    if masked := sum(np.ma.count_masked(part) for part in parts if np.ma.isMaskedArray(part)):
+        raise DataError(
+            f"{where}: {masked} of {array.size} values are masked, and a network takes no mask. "
+            "Give them values, as with .filled(0), or leave their examples out."
+        )
+    return array
+
+
+def check_arrays(
+    source: str, names: Sequence[str], arrays: Sequence[np.ndarray]
+) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    """Brings a set of one's own to the form in which it is trained on.
+
+    Images are uint8 or floating, of shape (N, H, W), (N, H, W, C) or (N, features); they become
+    (N, H, W, C), uint8 or float32, and features the channels of images of one pixel. Integers of
+    other types, as the numbers of tokens, keep their shape of 2 to 4 dimensions and become int32.
+    Labels are whole numbers from 0, of shape (N,) or (N, 1), and become int32 (N,).
+
+    Args:
+        source: Where it comes from, for messages.
+        names: What each array is called there.
+        arrays: Images and labels to train on, images and labels to test on.
+
+    Raises:
+        DataError: the arrays are not of that kind or do not fit together.
+    """
+    train_images = _own_images(f"{source}, {names[0]}", arrays[0])
+    test_images = _own_images(f"{source}, {names[2]}", arrays[2])
+    for what, train, test in (
+        ("type", train_images.dtype, test_images.dtype),
+        ("shape", train_images.shape[1:], test_images.shape[1:]),
+    ):
+        if train != test:
+            raise DataError(
+                f"{source}: {what} {test} of the test images, expected {train} as train."
+            )
+    # More classes than examples is no classification: most likely these are not labels.
+    train_labels = _own_labels(source, names[1], arrays[1], train_images, classes=len(train_images))
+    classes = int(train_labels.max()) + 1
+    if classes == 1:
+        raise DataError(f"{source}, {names[1]}: all labels are 0; expected at least two classes.")
+    test_labels = _own_labels(source, names[3], arrays[3], test_images, classes=classes)
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+def _own_images(where: str, images: np.ndarray) -> Images:
+    kind = images.dtype.kind
+    if kind not in "iuf":
+        raise DataError(
+            f"{where}: images of type {images.dtype}, expected uint8, floating or other integers."
+            + _HINTS.get(kind, "")
+        )
+    if not 2 <= images.ndim <= 4 or images.size == 0:
+        raise DataError(
+            f"{where}: images of shape {images.shape}, expected (N, H, W), (N, H, W, C) or "
+            "(N, features), none of them 0."
+        )
+    if kind == "f":
+        with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
+            converted = np.ascontiguousarray(images, np.float32)
+        if wrong := images.size - np.count_nonzero(np.isfinite(converted)):
+            first = tuple(np.argwhere(~np.isfinite(converted))[0].tolist())
+            raise DataError(
+                f"{where}: {wrong} values are not finite in float32, as {images[first]} at {first}."
+            )
+        return _as_images(converted)
+    if images.dtype == np.uint8:
+        return _as_images(np.ascontiguousarray(images))
+    bounds = np.iinfo(np.int32)
+    for value in (images.min(), images.max()):
+        if not bounds.min <= value <= bounds.max:
+            raise DataError(f"{where}: {value} is beyond int32, in which integers arrive.")
+    return np.ascontiguousarray(images, np.int32)
+
+
+def _as_images(images: np.ndarray) -> np.ndarray:
+    """Gives images of one channel that channel, and features the form of images of one pixel."""
+    if images.ndim == 2:
+        return images[:, np.newaxis, np.newaxis, :]
+    return images[..., np.newaxis] if images.ndim == 3 else images
+
+
+# What may be meant by types of which no images are.
+_HINTS = {
+    "b": " Give numbers, as with .astype(numpy.uint8).",
+    "c": " Give real and imaginary parts as features or channels.",
+    "O": " Its rows may differ in length, or values may be missing; give numbers.",
+    "V": " Give float32, as with .astype(numpy.float32).",
+    "U": " Give numbers.",
+    "S": " Give numbers.",
+}
+
+
+def _own_labels(
+    source: str, name: str, labels: np.ndarray, images: np.ndarray, *, classes: int
+) -> Labels:
+    where = f"{source}, {name}"
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has them for CIFAR-10
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{where}: labels of type {labels.dtype} and shape {labels.shape}, expected integers "
+            "of shape (N,); whole numbers of another type are converted by .astype(int), and "
+            "one-hot labels by .argmax(1)."
+        )
+    check_labels(where, labels, examples=len(images), images=source, classes=classes)
+    return labels.astype(np.int32)
