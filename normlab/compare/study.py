@@ -21,7 +21,7 @@ from pydantic import (
 from ..data import DataSpec
 from ..errors import UserError
 from ..inference.power import enough_pairs
-from ..models import ModelSpec, model_spec_type
+from ..models import ModelSpec, RegisteredModelSpec, model_spec_type
 from ..spec import Spec
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VariantSpec, variant_spec_type
@@ -419,6 +419,27 @@ class Study(Spec):
     def points(self, arm: Arm) -> list[dict[str, Any]]:
         """Returns the points of an arm's search: dotted path -> value."""
         return points(self.space_of(arm), self.tune.trials if self.tune else None)
+
+    def network(self, arm: Arm, classes: int, *, integers: bool) -> Any:
+        """Returns the model of an arm, whose overrides are in the study.
+
+        Args:
+            arm: The arm.
+            classes: How many outputs it has.
+            integers: Whether its inputs are integers, as the numbers of tokens.
+
+        Raises:
+            StudyError: If the inputs are integers, and the model is none of the user's own.
+        """
+        if integers and not isinstance(self.model, RegisteredModelSpec):
+            raise StudyError(
+                f"model.name={self.model.name} computes with real values, but the data "
+                f"{self.data.name} are integers, which arrive as they are. Give them as uint8 or "
+                "floating, as with .astype(numpy.float32), or register a model that takes "
+                "integers, as through flax.linen.Embed."
+            )
+        norm = self.variants[arm.variant].constructor()
+        return self.model.build(norm, classes, self.train.precision)
 
     def for_arm(self, arm: Arm) -> "Study":
         """Returns the study as an arm sees it: one task, no factors, its own values in place.

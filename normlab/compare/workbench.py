@@ -191,8 +191,8 @@ class Workbench:
             if program not in self._trainers:
                 study = run.study
                 placed, dataset, _ = self._dataset(study.data)
-                norm = study.variants[run.arm.variant].constructor()
-                model = study.model.build(norm, dataset.classes, study.train.precision)
+                integers = dataset.images.dtype == "int32"
+                model = study.network(run.arm, dataset.classes, integers=integers)
                 try:
                     self._trainers[program] = Trainer(
                         model, placed, study.optimizer, study.train, study.data.batch_size, width

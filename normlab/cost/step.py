@@ -113,9 +113,7 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
     """Compiles the step of one arm, whose overrides are in the study, for one target."""
     data = _examples(study.data, study.train.precision)
     batch = examples_per_chip or study.data.batch_size
-    model = study.model.build(
-        study.variants[arm.variant].constructor(), data.classes, study.train.precision
-    )
+    model = study.network(arm, data.classes, integers=data.dtype == "int32")
     chips = len(target.devices)
     steps_per_epoch = max(1, data.count // (batch * chips))
     traced = {name: jnp.zeros((), jnp.float32) for name in study.optimizer.traced()}

@@ -13,13 +13,14 @@ MARGIN = 4
 
 
 def augment(
-    key: PRNGKeyArray, images: Num[Array, "batch h w c"], augmentation: Augmentation
-) -> Num[Array, "batch h w c"]:
+    key: PRNGKeyArray, images: Num[Array, "batch *image"], augmentation: Augmentation
+) -> Num[Array, "batch *image"]:
     """Changes each image of a batch by itself.
 
     Args:
         key: Decides which images are changed, and how.
-        images: In the units of their files.
+        images: In the units of their files, (batch, H, W, C); where nothing is changed, of any
+            shape.
         augmentation: "flip" for mirror images, left and right exchanged, of half of them;
             "crop_flip" for a crop of each, moved by up to 4 pixels each way with zeros coming in,
             before that.

@@ -7,7 +7,7 @@ import pickle
 import pickletools
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -130,7 +130,9 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
             raise DataError(told) from error
 
 
-def _idx_array(path: Path, stream: IO[bytes], shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+def _idx_array(
+    path: Path, stream: io.BufferedIOBase, shape: tuple[int, ...]
+) -> UInt8[np.ndarray, "..."]:
     dimensions = 1 + len(shape)
     magic = bytes([0, 0, 8, dimensions])
     start = 4 + 4 * dimensions
@@ -153,7 +155,9 @@ def _idx_array(path: Path, stream: IO[bytes], shape: tuple[int, ...]) -> UInt8[n
     return np.frombuffer(content, np.uint8).reshape(announced)
 
 
-def _whole(path: Path, stream: IO[bytes], size: int, why: str, before: int = 0) -> bytearray:
+def _whole(
+    path: Path, stream: io.BufferedIOBase, size: int, why: str, before: int = 0
+) -> bytearray:
     """Reads what is left of a file, which must be so many bytes."""
     content = exactly(stream, size + 1)
     if not before + len(content):
@@ -237,7 +241,8 @@ def _refuse_far_memories(content: bytes) -> None:
     A place of its memory is a number, for which the unpickler makes room up to that number.
     """
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= steps:
+        remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if remembers and not (isinstance(argument, int) and 0 <= argument <= steps):
             raise pickle.UnpicklingError(f"it remembers something at the place {argument}")
 
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -23,11 +24,12 @@ EXPECTED = (
     "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), or other integers "
     "of 2 to 4 dimensions, as (N, tokens); labels whole numbers from 0 of shape (N,)"
 )
+# By the version of the format.
 _HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+    b"\x01\x00": np.lib.format.read_array_header_1_0,
+    b"\x02\x00": np.lib.format.read_array_header_2_0,
     # As the second, but for names of columns, which no set has.
-    (3, 0): np.lib.format.read_array_header_2_0,
+    b"\x03\x00": np.lib.format.read_array_header_2_0,
 }
 
 
@@ -79,7 +81,7 @@ class _Header:
     """
 
     shape: tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
     dtype: np.dtype
     start: int
 
@@ -110,15 +112,17 @@ def _members(
 
 
 def _header(where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+    stream: Any  # which the types do not know to be one of the io module
     with archive.open(member) as stream:
         magic = bytes(exactly(stream, len(np.lib.format.MAGIC_PREFIX) + 2))
-        if not magic.startswith(np.lib.format.MAGIC_PREFIX) or tuple(magic[-2:]) not in _HEADERS:
+        read_header = _HEADERS.get(magic[-2:])
+        if not magic.startswith(np.lib.format.MAGIC_PREFIX) or read_header is None:
             raise DataError(
                 f"{where}: starts with the bytes {magic.hex(' ') or '(none)'}, expected those of "
                 "an array as numpy.save writes it."
             )
         try:
-            shape, columns_first, dtype = _HEADERS[tuple(magic[-2:])](stream)
+            shape, columns_first, dtype = read_header(stream)
         except ValueError as error:
             told = f"{where}: its header is no header of an array ({reason(error)})."
             raise DataError(told) from error
@@ -142,6 +146,7 @@ def _header(where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _H
 def _array(
     where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header
 ) -> np.ndarray:
+    stream: Any
     with archive.open(member) as stream:
         exactly(stream, header.start)
         content = exactly(stream, header.size)

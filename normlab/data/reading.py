@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from ..errors import UserError, refused
 
@@ -20,6 +19,7 @@ except ImportError:  # Windows has none.
 MEMORY_SHARE = 0.25
 
 _CHUNK = 2**20
+
 
 # Of either version: where they are, how a process is told of its own, its limit, what is taken.
 _CONTROL_GROUPS = (
@@ -37,7 +37,7 @@ class MissingDataError(DataError, FileNotFoundError):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """Opens a file to be read; of a pipe, what it gives, so that every file can be sought in.
 
     Raises:
@@ -60,7 +60,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise kind(refused("read", path, error, "name another place with data.folder")) from error
 
 
-def exactly(stream: IO[bytes], count: int) -> bytearray:
+def exactly(stream: io.BufferedIOBase, count: int) -> bytearray:
     """Reads so many bytes, or all that there are; memory grows with what is there."""
     content = bytearray()
     while part := stream.read(min(_CHUNK, count - len(content))):
@@ -138,7 +138,7 @@ def _machine() -> int:
     return 2**33
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     for unit in ("bytes", "KB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

@@ -6,6 +6,7 @@ from .mlp import MLP as MLP
 from .mlp import MLPSpec as MLPSpec
 from .registered import MODELS as MODELS
 from .registered import ModelSpec as ModelSpec
+from .registered import RegisteredModelSpec as RegisteredModelSpec
 from .registered import model_spec_type as model_spec_type
 from .registered import register_model as register_model
 from .resnet import ResNet as ResNet

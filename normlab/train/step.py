@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from .state import TrainState
 
@@ -78,7 +78,7 @@ def train_step(
     classes: int,
     label_smoothing: float,
     state: TrainState,
-    images: Float[Array, "batch ..."],
+    images: Num[Array, "batch ..."],
     labels: Int[Array, " batch"],
     dropout_key: PRNGKeyArray,
 ) -> tuple[TrainState, Metrics]:
@@ -90,7 +90,7 @@ def train_step(
         classes: How many classes the data set has.
         label_smoothing: Share of each label that is spread over all classes.
         state: The state before.
-        images: The batch.
+        images: The batch: floating, or integers as the numbers of tokens.
         labels: Its classes.
         dropout_key: Decides what the model draws, as which features it leaves out.
 
