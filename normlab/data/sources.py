@@ -86,10 +86,10 @@ def register_data(name: str, loader: Any = None) -> Any:
 
 
 def _way_to_standardize(given: Any) -> Any:
-    if given not in ("per_feature",) and not isinstance(given, bool):
-        known = ("true", "false", "per_feature")
+    known = {"true": True, "false": False, "per_feature": "per_feature"}
+    if not isinstance(given, bool | str) or str(given).lower() not in known:
         raise ValueError(f"{given!r} is not known{nearest(str(given), known)}")
-    return given
+    return known[str(given).lower()]
 
 
 def _known(name: str) -> str:

@@ -178,6 +178,11 @@ def test_what_moves_pixels_refuses_tokens_and_normlabs_models_do():
 def test_the_way_to_standardize_is_checked():
     with pytest.raises(ValueError, match="'per-feature' is not known; did you mean 'per_feature'"):
         DataSpec(standardize="per-feature")
+    assert [DataSpec(standardize=it).standardize for it in ("true", "False", True)] == [
+        True,
+        False,
+        True,
+    ]
     for given in (1, None, "1", "yes"):
         with pytest.raises(ValueError, match=r"is not known.*true, false, per_feature"):
             DataSpec(standardize=given)
