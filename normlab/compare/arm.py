@@ -18,18 +18,40 @@ class Arm:
         variant: The variant's name in the study.
         levels: Dotted path -> value of each factor; empty in a study without factors.
         task: The task's name; empty in a study without tasks.
-        name: The variant and the levels, as in "batch, batch_size=16"; the same on every task.
+        name: The variant and the levels, as in "batch, batch_size=16"; the same on every task. No
+            other variant at no other levels of the study has this name.
+        place: The levels as in the name: "batch_size=16"; empty without factors.
     """
 
     variant: str
     levels: dict[str, Any]
     task: str
     name: str
+    place: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells the arm from all others of a study, whatever they are called."""
+        return self.variant, json.dumps(self.levels, sort_keys=True), self.task
 
     @property
     def title(self) -> str:
-        """The name, with the task where there are several."""
-        return f"{self.name} on {self.task}" if self.task else self.name
+        """The name, with the task where there are several; of one arm of a study alone."""
+        return title(self.name, self.task)
+
+
+def title(name: str, task: str) -> str:
+    """An arm's name with its task; a name that could be read in two ways stands in quotes."""
+    return f"{_apart(name)} on {_apart(task)}" if task else name
+
+
+def _apart(words: str) -> str:
+    return json.dumps(words, ensure_ascii=False) if _ON in words or words[:1] == '"' else words
+
+
+_ON = " on "
+# What separates the parts of a name; text of a user's that has one of them stands in quotes.
+_SEPARATORS = (", ", "=", '"')
 
 
 def arms(variants: Iterable[str], factors: Factors, tasks: Iterable[str]) -> list[Arm]:
@@ -43,17 +65,33 @@ def arms(variants: Iterable[str], factors: Factors, tasks: Iterable[str]) -> lis
     combinations = levels(factors)
     short = short_names({path for combination in combinations for path in combination})
     variants = list(variants)
-
-    def name(variant: str, combination: Mapping[str, Any]) -> str:
-        told = [f"{short[path]}={in_words(value)}" for path, value in combination.items()]
-        return ", ".join([variant, *told])
-
-    return [
-        Arm(variant, dict(combination), task, name(variant, combination))
-        for task in list(tasks) or [""]
+    quoted = {name: _quoted(name) if short else name for name in variants}
+    places = [
+        ", ".join(f"{short[path]}={_level(value)}" for path, value in combination.items())
         for combination in combinations
+    ]
+    return [
+        Arm(variant, dict(at), task, ", ".join(filter(None, [quoted[variant], place])), place)
+        for task in list(tasks) or [""]
+        for at, place in zip(combinations, places, strict=True)
         for variant in variants
     ]
+
+
+def _quoted(text: str) -> str:
+    separated = any(sign in text for sign in _SEPARATORS)
+    return json.dumps(text, ensure_ascii=False) if separated else text
+
+
+def _level(value: Any) -> str:
+    """A level in words, no two alike: text that would be read as another value is in quotes."""
+    if not isinstance(value, str):
+        return in_words(value)
+    try:
+        json.loads(value)
+    except ValueError:
+        return _quoted(value) if value else '""'
+    return json.dumps(value)
 
 
 def levels(factors: Factors) -> list[dict[str, Any]]:
@@ -139,6 +177,6 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def in_words(value: Any) -> str:
     """A level as a configuration writes it: 16, 0.1, relu, null, [8, 8]."""
-    if value is None or isinstance(value, bool | list | tuple):
+    if value is None or isinstance(value, bool | list | tuple | dict):
         return json.dumps(value)
     return str(value)

@@ -37,6 +37,28 @@ def with_values(nested: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     return copy
 
 
+def merged(nested: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Returns a copy of a nested record with a value at a dotted path.
+
+    A mapping goes into one that is there, key by key: its keys are names, dots or not. An empty
+    one takes the place of what is there.
+    """
+    copy = dict(nested)
+    head, rest = _split(copy, path)
+    inner = copy.get(head)
+    if rest:
+        copy[head] = merged(inner if isinstance(inner, Mapping) else {}, rest, value)
+    else:
+        copy[head] = _together(inner, value)
+    return copy
+
+
+def _together(there: Any, value: Any) -> Any:
+    if not (value and isinstance(value, Mapping) and isinstance(there, Mapping)):
+        return value
+    return {**there, **{key: _together(there.get(key), it) for key, it in value.items()}}
+
+
 def _split(nested: Mapping[str, Any], path: str) -> tuple[str, str]:
     """Splits off the first key: the longest that is there, since a name may have dots."""
     parts = path.split(".")

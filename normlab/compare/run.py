@@ -9,14 +9,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from .arm import Arm
+from .arm import Arm, title
 from .executors.interface import Executor
 from .executors.processes import end_unguarded
 from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
 from .selection import best_values
-from .store import Failure, Result, Store, StoreError
+from .store import Failure, Label, Result, Store, StoreError
 from .study import Study, StudyError
 from .workbench import Group, Workbench, label
 
@@ -76,19 +76,19 @@ def run_study(
     bench = Workbench(environment)
     arms = study.arms()
     advance("reading data", 0, 0)
-    tuning = {arm.title: tuning_runs(study, arm) for arm in arms}
+    tuning = {arm.key: tuning_runs(study, arm) for arm in arms}
     every = [run for runs in tuning.values() for run in runs]
     work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
-    plan = {bench.identify(run)[0]: label(run) for run in every}
+    plan: dict[str, Label] = {}
     searched, extensions = study, study.tune.extend if study.tune else 0
-    repeated: dict[str, tuple[dict[str, Any], list[Run]]] = {}  # arm's title -> values, runs
+    repeated: dict[Any, tuple[dict[str, Any], list[Run]]] = {}  # arm's key -> values, runs
 
     def tuned(arm: Arm) -> bool:
-        return not work.missing(tuning[arm.title])
+        return not work.missing(tuning[arm.key])
 
     def best(arm: Arm) -> dict[str, Any]:
         """The best values of an arm whose tuning is done."""
-        names = [(bench.identify(run)[0], label(run)) for run in tuning[arm.title]]
+        names = [(bench.identify(run)[0], label(run)) for run in tuning[arm.key]]
         return best_values([work.finished[it].labelled(where) for it, where in names], arm.name)
 
     def chosen() -> list[Run]:
@@ -96,13 +96,19 @@ def run_study(
         runs = []
         for arm in filter(tuned, arms):
             values = best(arm)
-            if arm.title not in repeated or repeated[arm.title][0] != values:
-                repeated[arm.title] = values, final_runs(study, arm, values)
-            runs += repeated[arm.title][1]
+            if arm.key not in repeated or repeated[arm.key][0] != values:
+                repeated[arm.key] = values, final_runs(study, arm, values)
+            runs += repeated[arm.key][1]
         return runs
 
     def plan_further(runs: Sequence[Run]) -> None:
-        plan.update({bench.identify(run)[0]: label(run) for run in runs})
+        for run in runs:
+            where = label(run)
+            if (other := plan.setdefault(bench.identify(run)[0], where)) != where:
+                raise StudyError(
+                    f"{title(other.arm, other.task)} and {run.arm.title} are the same arm: they "
+                    "read the same examples and differ in nothing else; leave out one of them"
+                )
 
     def further_tuning() -> list[Run]:
         """The runs of the next extension of the grid, now planned; none if it goes on no more."""
@@ -118,12 +124,13 @@ def run_study(
         for arm in arms:
             runs = tuning_runs(searched, arm)
             added = [run for run in runs if bench.identify(run)[0] not in plan]
-            tuning[arm.title] += added
+            tuning[arm.key] += added
             further += added
         work.planned += len(further)
         plan_further(further)
         return further
 
+    plan_further(every)
     # A study that was stopped or is finished takes up the extensions that it had come to.
     while not work.missing(every) and (further := further_tuning()):
         every += further

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 
-from .arm import Arm, arms
+from .arm import Arm, arms, title
 from .store import Failure, Label, Result, Store
 
 
@@ -76,24 +76,24 @@ def read_status(folder: str | Path) -> Status:
     failures = store.failures()
     plan = store.plan() or {it.id: it for it in results.values()}
     counts, seconds = {}, {}
-    for key, title in titles.items():
+    for key, name in titles.items():
         mine = {run for run, label in plan.items() if _key(label) == key}
         tuning = sum(run.startswith("tune-") for run in mine)
         done = [results[run] for run in mine if run in results]
-        counts[title] = Count(
+        counts[name] = Count(
             planned=tuning + config["seeds"],
             done=len(done),
             diverged=sum(it.diverged for it in done),
             failed=sum(it.id in mine and it.id not in running for it in failures),
             running=len(running & mine - results.keys()),
         )
-        seconds[title] = _mean_seconds(done)
+        seconds[name] = _mean_seconds(done)
     known = _mean_seconds(results.values())
     left = None
     if known is not None:
-        each = {title: known if own is None else own for title, own in seconds.items()}
+        each = {name: known if own is None else own for name, own in seconds.items()}
         at_a_time = max(1, sum(it.running for it in counts.values()))
-        left = sum(it.left * each[title] for title, it in counts.items()) / at_a_time
+        left = sum(it.left * each[name] for name, it in counts.items()) / at_a_time
     return Status(
         counts, left, [it for it in failures if it.id in plan], str(environment.get("command", ""))
     )
@@ -114,7 +114,7 @@ def failures_in_words(failures: Sequence[Failure]) -> list[str]:
         return []
     told = [f"{len(failures)} runs failed; the study, started again, tries them again:"]
     for it in failures:
-        title = f"{it.arm} on {it.task}" if it.task else it.arm
         first = next(iter(it.message.splitlines()), "")
-        told.append(f"  {it.id} ({title}): {first}" + (f" ({it.place})" if it.place else ""))
+        where = f" ({it.place})" if it.place else ""
+        told.append(f"  {it.id} ({title(it.arm, it.task)}): {first}{where}")
     return told

@@ -389,9 +389,8 @@ def _by_levels(arms: Mapping[str, Arm]) -> dict[str, tuple[dict[str, Any], tuple
     """The levels in words -> the levels, and the names of the arms at them."""
     found: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {}
     for name, arm in arms.items():
-        words = name.removeprefix(arm.variant).removeprefix(", ")
-        _, others = found.get(words, (arm.levels, ()))
-        found[words] = arm.levels, (*others, name)
+        _, others = found.get(arm.place, (arm.levels, ()))
+        found[arm.place] = arm.levels, (*others, name)
     return found
 
 

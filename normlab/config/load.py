@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from ..compare.arm import field_of_layer, is_of_layer
-from ..compare.paths import flatten, with_values
+from ..compare.paths import flatten, merged, with_values
 from ..compare.search import Range
 from ..compare.study import (
     PARTS,
@@ -78,8 +78,18 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
         raw = _read(path, told, source)
     else:
         raw = _plain(given.model_dump() if isinstance(given, Study) else given, told)
-    plain = _plain(changes, told)
-    return check_study(with_values(_dotted(raw), flatten(plain)), folder, source, told)
+    raw = _dotted(raw)
+    for key, value in _dotted(_plain(changes, told)).items():
+        raw = _changed(raw, key, value)
+    return check_study(raw, folder, source, told)
+
+
+def _changed(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Puts a change in its place: its key is a dotted path, and keys within the value are names."""
+    section, dot, _ = key.partition(".")
+    if dot and section in _DOTTED:  # Below these all keys are paths.
+        return with_values(raw, flatten({key: value}))
+    return merged(raw, key, value)
 
 
 def _plain(value: Mapping[str, Any], told: Given) -> dict[str, Any]:
@@ -210,7 +220,7 @@ def _with_overrides(
         if key == "executor" and isinstance(value, str):
             raw["executor"] = {"name": value}
         else:
-            raw = with_values(raw, flatten({key: value}))
+            raw = _changed(raw, key, _dotted({key: value})[key])
     return raw
 
 
@@ -226,7 +236,7 @@ def _resolved(raw: Mapping[str, Any], source: str) -> Any:
 def _dotted(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Writes what is set by path with dots alone, so that changes come after what they change."""
     raw = dict(raw)
-    for section, dotted in {"tune": by_path, "factors": flatten, "tasks": _dotted_tasks}.items():
+    for section, dotted in _DOTTED.items():
         if isinstance(raw.get(section), Mapping):
             raw[section] = dotted(raw[section])
     return raw
@@ -234,6 +244,10 @@ def _dotted(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dotted_tasks(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: flatten(it) if isinstance(it, Mapping) else it for name, it in tasks.items()}
+
+
+# Sections whose keys are paths, tasks' below their names -> how they are written with dots alone.
+_DOTTED = {"tune": by_path, "factors": flatten, "tasks": _dotted_tasks}
 
 
 def _given_twice(raw: Any) -> dict[str, str]:

@@ -115,8 +115,9 @@ def _pictures(
 ) -> dict[Path, dict[str, Any]]:
     """Where each chart goes as a file of its own -> the chart, as Vega-Lite has it."""
     pictures = {}
-    for view, drawn in zip(shown, made, strict=True):
-        folder = charts / _file_name(view.title) if len(shown) > 1 else charts
+    folders = _file_names(view.title for view in shown)
+    for drawn, name in zip(made, folders, strict=True):
+        folder = charts / name if len(shown) > 1 else charts
         for figure in drawn:
             for axis, spec in figure.specifications(width=480, title=figure.title).items():
                 first = axis == next(iter(figure.charts))
@@ -358,6 +359,19 @@ def _overridden(studies: Sequence[Study]) -> str:
 
 def _file_name(title: str) -> str:
     return re.sub(r"[^\w.-]+", "-", title)[:60].strip("-.") or "view"
+
+
+def _file_names(titles: Iterable[str]) -> list[str]:
+    """A name of its own for each title, also where letters large and small are one."""
+    names: list[str] = []
+    for title in titles:
+        plain, number = _file_name(title), 1
+        name = plain
+        while name.lower() in map(str.lower, names):
+            number += 1
+            name = f"{plain}-{number}"
+        names.append(name)
+    return names
 
 
 def _svg(spec: dict[str, Any]) -> str:

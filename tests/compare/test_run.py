@@ -4,6 +4,7 @@ import importlib
 import json
 import linecache
 import sys
+from collections import Counter
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from normlab.compare.grid import (
 )
 from normlab.compare.run import run_study
 from normlab.compare.selection import best_values
+from normlab.compare.status import read_status
 from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.compare.workbench import Workbench
@@ -404,6 +406,39 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
         final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
         assert report.summary[name].accuracy.value == pytest.approx(np.mean(final))
         assert report.summary[name].accuracy.count == 4
+
+
+def test_arms_of_one_title_are_each_tuned_and_told_apart(tmp_path):
+    """`a on b` with task `c` and `a` with task `b on c` were one entry; one was never tuned."""
+    variants = {"a": {"layer": "identity"}, "a on b": {"layer": "rms_norm"}}
+    tasks = {"c": {}, "b on c": {"data.train_examples": 64}}
+    tune = {"optimizer.learning_rate": [0.01, 0.1]}
+    made = study(variants=variants, tasks=tasks, tune=tune, train={"epochs": 1}, seeds=1)
+    store, counted = run(tmp_path, made)
+    assert counted == 2 * 2 * (2 + 1)
+    phases = Counter((it.phase, it.variant, it.task) for it in store.results())
+    assert phases == {
+        **{("tune", variant, task): 2 for variant in variants for task in tasks},
+        **{("final", variant, task): 1 for variant in variants for task in tasks},
+    }
+    counts = read_status(tmp_path).arms
+    assert {it.done for it in counts.values()} == {3}
+    assert list(counts) == ["a on c", '"a on b" on c', 'a on "b on c"', '"a on b" on "b on c"']
+
+
+def test_tasks_that_read_the_same_examples_are_told(tmp_path):
+    """One run stood for both, and the study waited for the other's or left the task empty."""
+    x, y = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32), np.arange(60) % 3
+    for name in ("one", "two"):
+        np.savez(
+            tmp_path / name, train_images=x, train_labels=y, test_images=x[:9], test_labels=y[:9]
+        )
+    tasks = {name: {"data.folder": str(tmp_path / f"{name}.npz")} for name in ("one", "two")}
+    data = {"name": "npz", "batch_size": 8, "folder": str(tmp_path / "one.npz")}
+    made = study(data=data, tasks=tasks)
+    told = r"none on one and none on two are the same arm: they read the same examples"
+    with pytest.raises(StudyError, match=told):
+        run(tmp_path / "run", made)
 
 
 def test_a_grid_goes_on_for_all_arms_where_the_best_value_of_one_lies_at_its_edge(

@@ -1,5 +1,6 @@
 """What the runs of a study say: against numbers by hand and against other formulations in scipy."""
 
+import itertools
 import math
 import random
 import time
@@ -425,3 +426,27 @@ def test_three_hundred_arms_are_summed_up_in_seconds():
     # minutes.
     assert time.perf_counter() - start < 20
     assert summary.pairs.comparisons == 300 * 299 // 2
+
+
+def test_arms_have_names_of_their_own_however_variants_levels_and_tasks_are_called():
+    """A level 16 and a level "16", or a variant `a, x=1`, gave two arms one name."""
+    names = ["a", "a, x=1", "a, x=2", '"a', "a on b", "b", "b on c", '"a on b"', "x=1"]
+    levels = [1, "1", True, "true", None, "null", "", [1], "[1]", "1, y=1", '"1"', "b on c", 1.0]
+    combinations = [{}, *({"model.x": it} for it in levels), {"model.x": 1, "model.y": 1}]
+    for factors, tasks in itertools.product([{}, combinations], [[], names]):
+        made = arms(names, factors, tasks)
+        assert len({it.title for it in made}) == len({it.key for it in made}) == len(made)
+        assert len({(it.name, it.task) for it in made}) == len(made)
+        assert len({it.place for it in made}) == (len(combinations) if factors else 1)
+
+
+def test_contests_of_levels_that_look_alike_stay_apart():
+    made = arms(["none", "batch"], {"model.x": [16, "16"]}, [])
+    results = [
+        run("final", it.variant, seed, 0.9 - 0.1 * (it.levels["model.x"] == 16), arm=it.name)
+        for it in made
+        for seed in range(3)
+    ]
+    said = summarize(results, made, "none")
+    assert [(it.name, len(it.arms)) for it in said.contests] == [("x=16", 2), ('x="16"', 2)]
+    assert [it.accuracy.value for it in said.arms] == pytest.approx([0.8, 0.8, 0.9, 0.9])

@@ -1,5 +1,6 @@
 """Configurations: what is right is understood, and everything wrong is told at once."""
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 import normlab
-from normlab.config import ConfigError, load_study
+from normlab.config import ConfigError, load_study, make_study
 from normlab.data import load
 from normlab.data.sources import LOADERS
 from normlab.inference.power import too_few
@@ -645,3 +646,30 @@ def test_a_list_whose_entries_are_wrong_is_not_called_too_short_as_well():
     assert line.startswith("model.hidden[0]: should be a valid integer")
     (line,) = problems(QUICKSTART, "model.hidden=[]")
     assert line.startswith("model.hidden: Tuple should have at least 1 item")
+
+
+@pytest.mark.parametrize("dotted", ["a.b", "a.layer", "none.momentum"])
+def test_a_new_name_with_dots_is_a_name_from_python_and_from_the_command_line(tmp_path, dotted):
+    """`variants={"a.b": {...}}` over a study without it was read as a path, and so were tasks."""
+    given = {
+        "study": "small",
+        "model": {"name": "mlp"},
+        "variants": {"none": {"layer": "identity"}},
+        "tasks": {"c": {"train.epochs": 2}},
+        "seeds": 3,
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
+    variants, tasks = {dotted: {"layer": "rms_norm"}}, {dotted: {"train.epochs": 3}}
+    from_python = make_study(given, {"variants": variants, "tasks": tasks})
+    texts = [f"variants={json.dumps(variants)}", f"tasks={json.dumps(tasks)}"]
+    for study in (from_python, load_study(tmp_path / "small.yaml", texts)):
+        assert [*study.variants] == ["none", dotted]
+        assert study.tasks == {"c": {"train.epochs": 2}, dotted: {"train.epochs": 3}}
+
+
+def test_names_of_two_kinds_that_are_one_text_are_told():
+    """Of `{5: ..., "5": ...}` one was dropped in silence."""
+    layer = {"layer": "identity"}
+    given = {"study": "s", "model": {"name": "mlp"}, "variants": {5: layer, "5": layer}}
+    with pytest.raises(ConfigError, match=r"variants\.5: the name 5 is no text"):
+        make_study(given, {})

@@ -396,3 +396,11 @@ def test_arms_with_a_model_of_their_own_are_named(tmp_path):
     assert "none: model.residual=skip_init, optimizer.adaptive_gradient_clip=0.1" in text
     assert "Only the normalization differs" not in text
     assert "as far as their models have the same ones" in text
+
+
+def test_tasks_whose_names_share_a_file_name_have_charts_of_their_own(tmp_path):
+    """The charts of the task `a b` were written over those of `a-b`."""
+    tasks = {"a b": {}, "a-b": {}, "A/B": {}}
+    write_report(draw_study(tmp_path, **WITH_TASKS | {"tasks": tasks, "seeds": 3}))
+    folders = {it.name for it in (tmp_path / "charts").iterdir() if it.is_dir()}
+    assert folders == {"all-tasks-together", "a-b", "a-b-2", "A-B-3"}
