@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from .reading import DataError, exactly, opened, refuse_more_than_memory
+from .reading import DataError, exactly, opened, reason, refuse_more_than_memory, shown
 
 ByteImages = UInt8[np.ndarray, "_ h w c"]
 Labels = Int32[np.ndarray, "_"]
@@ -22,6 +22,9 @@ CIFAR10_EXAMPLES = 10_000
 CIFAR10_PIXELS = 3 * 32 * 32
 # More than a pickle takes beside its pixels, for labels and names of files.
 CIFAR10_REMAINDER = 2**22
+# More steps than a pickle takes for an example: its label and the name of its file. What one step
+# makes may take two hundred times its own bytes.
+CIFAR10_STEPS = 16
 CLASSES = 10
 
 
@@ -91,7 +94,7 @@ def read_cifar10_python(path: Path) -> tuple[ByteImages, Labels]:
         raise DataError(f"{path}: more than {most} bytes, which is no file of CIFAR-10.")
     stream = io.BytesIO(content)
     try:
-        _refuse_far_memories(content)
+        _refuse_what_takes_more_than_it_has(content)
         batch = _InertUnpickler(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{path}: not a readable CIFAR-10 pickle ({reason(error)}).") from error
@@ -99,17 +102,13 @@ def read_cifar10_python(path: Path) -> tuple[ByteImages, Labels]:
         raise DataError(f"{path}: {surplus} bytes follow the end of the pickle, expected none.")
     if not isinstance(batch, dict):
         raise DataError(f"{path}: a pickled {type(batch).__name__}, expected a dictionary.")
-    pixels, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
+    named = {_text(key): value for key, value in batch.items()}
+    pixels, labels = named.get("data"), named.get("labels")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise DataError(f"{path}: expected under 'labels' a list of whole numbers.")
     numbers = np.array(labels, dtype=object)
     check_labels(path, numbers, examples=CIFAR10_EXAMPLES, images=path, classes=CLASSES)
     return _channels_last(_pickled_pixels(path, pixels)), numbers.astype(np.int32)
-
-
-def reason(error: Exception) -> str:
-    """What an error says, or else its kind."""
-    return str(error) or type(error).__name__
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
@@ -229,26 +228,43 @@ class _InertUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> _Inert:
         if (module, name) not in _ADMITTED:
+            asked = shown(f"{module}.{name}", most=60)
             raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which has no place there; nothing of it was run"
+                f"it names {asked}, which has no place there; nothing of it was run"
             )
         return _Inert(name)
 
 
-def _refuse_far_memories(content: bytes) -> None:
-    """Refuses a pickle that asks for more places or bytes than it has, before they are allocated.
+def _refuse_what_takes_more_than_it_has(content: bytes) -> None:
+    """Refuses a pickle that takes much more memory or time than its bytes, before it is built.
 
-    A place of its memory is a number, for which the unpickler makes room up to that number.
+    A place of its memory is a number, for which the unpickler makes room up to that number. Numbers
+    of many digits take long to be told, and can be chosen so that a dictionary is slow with them.
     """
+    most = CIFAR10_STEPS * CIFAR10_EXAMPLES + 1000
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if steps > most:
+            raise pickle.UnpicklingError(f"more than {most} steps, which no file of CIFAR-10 takes")
+        if isinstance(argument, int) and argument.bit_length() > 64:
+            raise pickle.UnpicklingError("it holds a number of more than 64 bits")
         remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
         if remembers and not (isinstance(argument, int) and 0 <= argument <= steps):
             raise pickle.UnpicklingError(f"it remembers something at the place {argument}")
 
 
+def _text(key: object) -> object:
+    """Returns a key as text, which the versions of Python write in three ways."""
+    match key:
+        case _Inert(name="encode", arguments=(str() as text, *_)):
+            return text
+        case bytes():
+            return key.decode("latin1")
+    return key
+
+
 def _pickled_pixels(path: Path, recipe: Any) -> UInt8[np.ndarray, "n 3072"]:
     match recipe:
-        case _Inert(name="_reconstruct", state=(_, shape, dtype, columns_first, raw)):
+        case _Inert(name="_reconstruct", state=(_, shape, dtype, bool(columns_first), raw)):
             order = "F" if columns_first else "C"
         case _Inert(name="_frombuffer", arguments=(raw, dtype, shape, ("C" | "F") as order)):
             pass
@@ -264,7 +280,9 @@ def _pickled_pixels(path: Path, recipe: Any) -> UInt8[np.ndarray, "n 3072"]:
             raise DataError(f"{path}: expected under 'data' an array of type uint8.")
     expected = (CIFAR10_EXAMPLES, CIFAR10_PIXELS)
     if shape != expected:
-        raise DataError(f"{path}: 'data' of shape {shape}, expected {expected}.")
+        whole = isinstance(shape, tuple) and all(type(it) is int for it in shape)
+        told = shown(shape) if whole else f"a {type(shape).__name__}"
+        raise DataError(f"{path}: 'data' of shape {told}, expected {expected}.")
     if not isinstance(raw, bytes | bytearray) or len(raw) != math.prod(expected):
         raise DataError(f"{path}: expected under 'data' {math.prod(expected)} bytes.")
     return np.frombuffer(raw, np.uint8).reshape(expected, order=order)

@@ -1,5 +1,6 @@
 """Sets of a user's own: the arrays of an npz file, or of a loader."""
 
+import io
 import math
 import zipfile
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from .formats import Labels, check_labels, reason
-from .reading import DataError, exactly, opened, refuse_more_than_memory
+from .formats import Labels, check_labels
+from .reading import DataError, exactly, opened, reason, refuse_more_than_memory, shown
 
 Images = UInt8[np.ndarray, "_ h w c"] | Float32[np.ndarray, "_ h w c"] | Int32[np.ndarray, "_ ..."]
 
@@ -24,13 +25,17 @@ EXPECTED = (
     "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), or other integers "
     "of 2 to 4 dimensions, as (N, tokens); labels whole numbers from 0 of shape (N,)"
 )
-# By the version of the format.
+# By the version of the format: how many bytes say how long a header is, and who reads it.
 _HEADERS = {
-    b"\x01\x00": np.lib.format.read_array_header_1_0,
-    b"\x02\x00": np.lib.format.read_array_header_2_0,
+    b"\x01\x00": (2, np.lib.format.read_array_header_1_0),
+    b"\x02\x00": (4, np.lib.format.read_array_header_2_0),
     # As the second, but for names of columns, which no set has.
-    b"\x03\x00": np.lib.format.read_array_header_2_0,
+    b"\x03\x00": (4, np.lib.format.read_array_header_2_0),
 }
+# NumPy writes a header of 118 bytes, and reads none that is longer than this.
+_MOST_OF_A_HEADER = 10_000
+# Others, which numpy.savez does not write, are unpacked without regard for how much is asked for.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
@@ -50,13 +55,14 @@ def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
             more than `MEMORY_SHARE` of the memory that is available.
     """
     with opened(path) as file:
-        if not zipfile.is_zipfile(file):
-            raise DataError(f"{path}: not an npz archive, or its end is missing.")
         try:
+            start = file.read(2)
+            if start != b"PK" or not zipfile.is_zipfile(file):
+                raise DataError(f"{path}: not an npz archive, or its beginning or end is missing.")
             with zipfile.ZipFile(file) as archive:
                 names, members = _members(path, archive)
                 headers = [_header(f"{path}, {name}", archive, members[name]) for name in names]
-                size = sum(header.size for header in headers)
+                size = sum(header.size_in_memory for header in headers)
                 refuse_more_than_memory(f"{path}: the headers of its arrays announce", size)
                 arrays = [
                     _array(f"{path}, {name}", archive, members[name], header)
@@ -90,6 +96,11 @@ class _Header:
         """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def size_in_memory(self) -> int:
+        """Bytes of its values where they are used: of four bytes each, unless they are bytes."""
+        return self.size if self.dtype == np.uint8 else max(self.size, 4 * math.prod(self.shape))
+
 
 def _members(
     path: Path, archive: zipfile.ZipFile
@@ -99,7 +110,7 @@ def _members(
     names = next((names for names in NPZ_NAMES if set(names) <= set(members)), None)
     if names is None:
         raise DataError(
-            f"{path}: holds the arrays {', '.join(members) or '(none)'}; expected "
+            f"{path}: holds the arrays {shown(', '.join(members)) or '(none)'}; expected "
             f"{', '.join(NPZ_NAMES[0])} or {', '.join(NPZ_NAMES[1])}."
         )
     for name in names:
@@ -112,32 +123,47 @@ def _members(
 
 
 def _header(where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+    if member.compress_type not in _COMPRESSIONS:
+        raise DataError(
+            f"{where}: compressed by method {member.compress_type}, expected that of "
+            "numpy.savez_compressed, or none."
+        )
     stream: Any  # which the types do not know to be one of the io module
     with archive.open(member) as stream:
         magic = bytes(exactly(stream, len(np.lib.format.MAGIC_PREFIX) + 2))
-        read_header = _HEADERS.get(magic[-2:])
+        width, read_header = _HEADERS.get(magic[-2:], (0, None))
         if not magic.startswith(np.lib.format.MAGIC_PREFIX) or read_header is None:
             raise DataError(
                 f"{where}: starts with the bytes {magic.hex(' ') or '(none)'}, expected those of "
                 "an array as numpy.save writes it."
             )
-        try:
-            shape, columns_first, dtype = read_header(stream)
-        except ValueError as error:
-            told = f"{where}: its header is no header of an array ({reason(error)})."
-            raise DataError(told) from error
-        header = _Header(shape, "F" if columns_first else "C", dtype, stream.tell())
+        announced = exactly(stream, width)
+        length = int.from_bytes(announced, "little")
+        if length > _MOST_OF_A_HEADER:
+            raise DataError(
+                f"{where}: a header of {length} bytes, expected at most {_MOST_OF_A_HEADER}."
+            )
+        described = exactly(stream, length)
+    try:
+        shape, columns_first, dtype = read_header(io.BytesIO(announced + described))
+        header = _Header(
+            shape, "F" if columns_first else "C", dtype, len(magic) + width + len(described)
+        )
+        shape_told, type_told = shown(shape), shown(dtype)
+    except Exception as error:  # what it holds is evaluated as Python's literals are
+        told = f"{where}: its header is no header of an array ({reason(error)})."
+        raise DataError(told) from error
     composed = dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None
     if composed or dtype.itemsize == 0 or min(shape, default=0) < 0:
         raise DataError(
-            f"{where}: an array of type {dtype} and shape {shape}; expected numbers. Objects are "
-            "never read, since reading them may run anything."
+            f"{where}: an array of type {type_told} and shape {shape_told}; expected numbers. "
+            "Objects are never read, since reading them may run anything."
         )
     if member.file_size != header.start + header.size:
         cut = member.file_size < header.start + header.size
         raise DataError(
-            f"{where}: {member.file_size} bytes, expected {header.start + header.size} for the "
-            f"shape {shape} and type {dtype} in its header; it "
+            f"{where}: {member.file_size} bytes, expected {shown(header.start + header.size)} for "
+            f"the shape {shape_told} and type {type_told} in its header; it "
             f"{'is truncated' if cut else 'has trailing bytes'}."
         )
     return header
@@ -168,14 +194,21 @@ def as_array(where: str, given: object) -> np.ndarray:
         raise DataError(
             f"{where}: a {type(given).__name__} that cannot be made an array ({reason(error)})."
         ) from error
-    # Of a list of masked arrays, too, an array would be made without their masks.
-    parts = given if isinstance(given, list | tuple) else [given]
-    if masked := sum(np.ma.count_masked(part) for part in parts if np.ma.isMaskedArray(part)):
+    if array.dtype != object and (masked := _masked(given)):
         raise DataError(
             f"{where}: {masked} of {array.size} values are masked, and a network takes no mask. "
             "Give them values, as with .filled(0), or leave their examples out."
         )
     return array
+
+
+def _masked(given: object) -> int:
+    """Counts masked values, also in lists, of which an array would be made without the masks."""
+    if np.ma.isMaskedArray(given):
+        return int(np.ma.count_masked(given))
+    if not isinstance(given, list | tuple):
+        return 0
+    return sum(_masked(it) for it in given if isinstance(it, list | tuple | np.ma.MaskedArray))
 
 
 def check_arrays(

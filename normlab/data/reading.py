@@ -20,7 +20,6 @@ MEMORY_SHARE = 0.25
 
 _CHUNK = 2**20
 
-
 # Of either version: where they are, how a process is told of its own, its limit, what is taken.
 _CONTROL_GROUPS = (
     ("/sys/fs/cgroup", "/", "memory.max", "memory.current"),
@@ -34,6 +33,21 @@ class DataError(UserError):
 
 class MissingDataError(DataError, FileNotFoundError):
     """A file or folder of a data set is not there."""
+
+
+def shown(given: object, most: int = 160) -> str:
+    """Shows the beginning of what a file holds, which may be of any length.
+
+    What a terminal would obey becomes an escape.
+    """
+    text = str(given)
+    start = "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text[:most])
+    return start if len(text) <= most else f"{start}..."
+
+
+def reason(error: Exception) -> str:
+    """What an error says, or else its kind."""
+    return shown(error) if str(error) else type(error).__name__
 
 
 @contextmanager

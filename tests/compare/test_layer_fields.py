@@ -113,7 +113,10 @@ def test_a_field_is_a_factor_where_every_variant_has_it():
         ({"tune.variants.none.epsilon": [1]}, "the layer of none has no such field"),
         ({"tune.variants.batch.layer": ["rms_norm"]}, "the layer of batch has no such field"),
         ({"tune.layer.epsilon": [1e-5, "x"]}, "should be a valid number, unable to parse"),
-        ({"tune.variants.batch.momentum": [0.9, 90]}, "momentum=90.0 is the share"),
+        (
+            {"tune.variants.batch.momentum": [0.9, 90]},
+            "momentum=90.0 was given; expected the share",
+        ),
         ({"tune.layer.momentum": [0.9]}, "variants.batch.momentum: given for an arm, but also for"),
         (
             {"tune.layer.epsilon": [1e-5], "tune.variants.batch.epsilon": [1e-3]},

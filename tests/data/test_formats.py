@@ -243,7 +243,7 @@ PICKLE_DAMAGE = {
     "fine labels of CIFAR-100": ({"data": PIXELS, "fine_labels": TEN_THOUSAND}, "'labels' a list"),
     "labels of text": ({"data": PIXELS, "labels": ["3"] * 10_000}, "list of whole numbers"),
     "label 10": ({"data": PIXELS, "labels": [*TEN_THOUSAND[1:], 10]}, "label 10 at example 9999"),
-    "label 2**70": ({"data": PIXELS, "labels": [2**70, *TEN_THOUSAND[1:]]}, "label 11805916207"),
+    "label 2**62": ({"data": PIXELS, "labels": [2**62, *TEN_THOUSAND[1:]]}, "label 4611686018427"),
     "labels less": ({"data": PIXELS, "labels": TEN_THOUSAND[1:]}, "9999 labels, expected 10000"),
     "images less": ({"data": PIXELS[1:], "labels": TEN_THOUSAND}, r"\(9999, 3072\), expected"),
     "floats": ({"data": PIXELS[:9] * 1.0, "labels": TEN_THOUSAND}, "array of type uint8"),
