@@ -119,4 +119,5 @@ def settle(*, keep_programs: bool = True) -> None:
     os.environ |= missing
     repeatable = sys.argv[0] not in ("", "-")
     if repeatable and "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        # This very command once more: its own arguments, no shell.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # nosec B606

@@ -3,8 +3,8 @@
 import gzip
 import io
 import math
-import pickle
-import pickletools
+import pickle  # nosec B403 # of its unpickler, without any class or function that it names
+import pickletools  # nosec B403 # which reads the steps of a pickle and takes none
 import zlib
 from pathlib import Path
 from typing import Any
