@@ -255,7 +255,7 @@ def _refuse_what_takes_more_than_it_has(content: bytes) -> None:
 def _text(key: object) -> object:
     """Returns a key as text, which the versions of Python write in three ways."""
     match key:
-        case _Inert(name="encode", arguments=(str() as text, *_)):
+        case _Inert(name="encode", arguments=(str() as text, "latin1")):
             return text
         case bytes():
             return key.decode("latin1")
@@ -271,7 +271,7 @@ def _pickled_pixels(path: Path, recipe: Any) -> UInt8[np.ndarray, "n 3072"]:
         case _:
             raise DataError(f"{path}: expected under 'data' a NumPy array.")
     match raw:
-        case _Inert(name="encode", arguments=(str() as text, *_)):
+        case _Inert(name="encode", arguments=(str() as text, "latin1")):
             raw = text.encode("latin1", errors="ignore")  # what gets lost shows in the length
     match dtype:
         case _Inert(name="dtype", arguments=("u1" | b"u1", *_)):

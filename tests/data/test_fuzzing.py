@@ -225,3 +225,13 @@ def test_masks_in_lists_of_lists_are_found():
     row = np.ma.masked_equal([1, 2, 3], 2)
     with pytest.raises(DataError, match="4 of 12 values are masked"):
         as_array("train_images", [[row, row], [row, row]])
+
+
+def test_text_that_is_encoded_otherwise_is_not_taken_for_pixels(tmp_path, monkeypatch):
+    # Regression: whatever encoding a file asks for, it was taken for latin1.
+    monkeypatch.setattr(formats, "CIFAR10_EXAMPLES", 3)
+    batch = {"data": np.zeros((3, 3072), np.uint8), "labels": [1, 2, 3]}
+    content = pickle.dumps(batch, protocol=2)
+    (tmp_path / "batch").write_bytes(content.replace(b"latin1", b"latin2"))
+    with pytest.raises(DataError, match="expected under 'data' 9216 bytes"):
+        formats.read_cifar10_python(tmp_path / "batch")
