@@ -9,14 +9,15 @@ from .spread import gathered, spec_of, spread_as
 
 
 def local_response(
-    x: Inexact[Array, "... c"],
+    x: Inexact[Array, "..."],
     *,
     size: int,
     k: float,
     alpha: float,
     beta: float,
     average: bool,
-    mask: Bool[Array, "... c"] | None = None,
+    channel_axis: int = -1,
+    mask: Bool[Array, "..."] | None = None,
 ) -> Array:
     r"""Divides each channel by a power of the summed squares of its neighbourhood.
 
@@ -25,13 +26,14 @@ def local_response(
         |x_j|^2\Big)^\beta
 
     Args:
-        x: Values, float or complex, channels on the last axis.
+        x: Values, float or complex.
         size: Size of the neighbourhood, n. An even one holds n + 1 channels, half of n on each
             side.
         k: Constant that keeps the divisor off zero.
         alpha: Weight of the sum.
         beta: Power of the divisor.
         average: Whether alpha is divided by `size`.
+        channel_axis: Axis of the channels.
         mask: Of the shape of `x`; masked values are left out of the sums, as are channels beyond
             the first and the last.
 
@@ -43,14 +45,16 @@ def local_response(
         square = jnp.where(mask, square, 0)
     # Summed anew for each channel: differences of one cumulative sum would lose the digits of a
     # small neighbourhood beside a large one.
-    others, reach = x.ndim - 1, min(size // 2, x.shape[-1])
+    axis = channel_axis % x.ndim
+    reach = min(size // 2, x.shape[axis])
+    of_axis = [reach if a == axis else 0 for a in range(x.ndim)]
     energy = lax.reduce_window(
-        gathered(square, others),
+        gathered(square, axis),
         0.0,
         lax.add,
-        window_dimensions=(1,) * others + (2 * reach + 1,),
+        window_dimensions=tuple(2 * n + 1 for n in of_axis),
         window_strides=(1,) * x.ndim,
-        padding=((0, 0),) * others + ((reach, reach),),
+        padding=tuple((n, n) for n in of_axis),
     )
     energy = spread_as(energy, spec_of(x))
     return x / _power(k + (alpha / size if average else alpha) * energy, beta)

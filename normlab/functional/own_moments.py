@@ -27,6 +27,7 @@ def normalize_by_own_moments(
     *,
     epsilon: float | Array,
     groups: int | None = None,
+    channel_axis: int = -1,
     scale: Array | None = None,
     bias: Array | None = None,
     stored: Array | None = None,
@@ -49,9 +50,10 @@ def normalize_by_own_moments(
 
     Args:
         x: Values of any shape, float or complex, in the precision of the moments.
-        axes: Non-negative axes to reduce, in order; with groups, the last is that of the channels.
+        axes: Non-negative axes to reduce, in order; with groups, that of the channels among them.
         epsilon: As in `normalize`, like `scale`, `bias`, `stored` and `dtype`.
         groups: Number of groups of neighbouring channels, each of which has moments of its own.
+        channel_axis: Axis of the channels, if there are groups.
         scale: Gamma.
         bias: Beta.
         stored: The array that `x` was converted from, if it was.
@@ -65,7 +67,9 @@ def normalize_by_own_moments(
     Returns:
         An array as that of `normalize`.
     """
-    if mask is None and axis_name is None and use_fast_variance and isinstance(epsilon, Real):
+    channels_last = groups is None or channel_axis in (-1, x.ndim - 1)
+    plain = mask is None and axis_name is None and use_fast_variance and channels_last
+    if plain and isinstance(epsilon, Real):
         y = _by_kernel(x, axes, groups, float(epsilon), scale, bias, stored, dtype, use_mean)
         if y is not None:
             return y
@@ -73,6 +77,7 @@ def normalize_by_own_moments(
         x,
         axes,
         groups,
+        channel_axis=channel_axis,
         stored=stored,
         mask=mask,
         axis_name=axis_name,
@@ -94,11 +99,18 @@ def normalize_by_own_moments(
 
 
 def _moments(
-    x: Array, axes: tuple[int, ...], groups: int | None, *, use_mean: bool, **rest: Any
+    x: Array,
+    axes: tuple[int, ...],
+    groups: int | None,
+    *,
+    channel_axis: int = -1,
+    use_mean: bool,
+    **rest: Any,
 ) -> Moments:
     if groups is None:
         return moments(x, axes, use_mean=use_mean, **rest)
-    return group_moments(x, axes[:-1], groups, **rest)
+    others = tuple(axis for axis in axes if axis != channel_axis % x.ndim)
+    return group_moments(x, others, groups, channel_axis=channel_axis, **rest)
 
 
 def _by_kernel(

@@ -13,6 +13,7 @@ from .fields import CheckedModule
 from .shared import (
     Axes,
     AxisName,
+    channel_axis,
     normalized_by_own_moments,
     number_of_groups,
     resolve_axes,
@@ -25,10 +26,10 @@ class GroupNorm(CheckedModule):
 
     .. math:: y = \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}} \gamma + \beta
 
-    The last axis holds the channels, cut into equal groups of neighbours; mean and variance are
-    taken over a group and all axes but the first, which holds the examples. A drop-in for
-    `flax.linen.GroupNorm`. One group is layer normalization over all of an example; groups of one
-    channel are instance normalization.
+    One axis holds the channels, cut into equal groups of neighbours; mean and variance are taken
+    over a group and all axes but the first, which holds the examples. A drop-in for
+    `flax.linen.GroupNorm`, where it is the last. One group is layer normalization over all of an
+    example; groups of one channel are instance normalization.
 
     State: none.
 
@@ -42,8 +43,8 @@ class GroupNorm(CheckedModule):
         use_scale: Whether a scale (gamma) is learned.
         bias_init: Initializer of the bias.
         scale_init: Initializer of the scale.
-        reduction_axes: Axes over which mean and variance are taken, the last one among them; by
-            default all but the first.
+        reduction_axes: Axes over which mean and variance are taken, that of the channels among
+            them; by default all but the first.
         axis_name: Named axis over whose devices statistics are pooled, where an example is spread
             over several.
         axis_index_groups: Groups of indices of that axis that are pooled among themselves.
@@ -51,6 +52,7 @@ class GroupNorm(CheckedModule):
             dtype. The default is as stable, and its mean is exact to more digits.
         force_float32_reductions: If false, half precision input keeps its precision in the
             statistics.
+        feature_axes: Axis of the channels: -1, or 1 for channels first.
         use_running_average: Accepted, as by every layer, and without effect.
 
     Source: Wu and He, 2018, "Group Normalization", equations 1, 2 and 7.
@@ -70,6 +72,7 @@ class GroupNorm(CheckedModule):
     axis_index_groups: Any = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
+    feature_axes: Axes = field(default=-1, kw_only=True)
     use_running_average: bool | None = field(default=None, kw_only=True)
 
     @nn.compact
@@ -85,19 +88,21 @@ class GroupNorm(CheckedModule):
         """Normalizes the input; the arguments are those of `BatchNorm`.
 
         Raises:
-            ValueError: If the groups do not divide the channels, or the reduced axes leave out the
-                last one.
+            ValueError: If the groups do not divide the channels, or the reduced axes leave out
+                that of the channels.
         """
         inputs, mask = with_mask(self, x, mask, use_running_average)
-        last = inputs.ndim - 1
-        axes = range(1, inputs.ndim) if self.reduction_axes is None else self.reduction_axes
-        axes = resolve_axes(axes if last else -1, inputs.ndim, "GroupNorm: reduction_axes")
-        if last not in axes:
+        rank = inputs.ndim
+        (channels,) = channel_axis(self, rank)
+        axes = range(1, rank) if self.reduction_axes is None else self.reduction_axes
+        axes = resolve_axes(axes if rank > 1 else -1, rank, "GroupNorm: reduction_axes")
+        if channels not in axes:
             raise ValueError(
-                f"GroupNorm: reduction_axes={self.reduction_axes} must include the last axis of an "
-                f"input of shape {inputs.shape}, which holds the channels."
+                f"GroupNorm: the reduced axes {axes} of an input of shape {inputs.shape} must "
+                f"include axis {channels}, which holds the channels (reduction_axes="
+                f"{self.reduction_axes}, feature_axes={self.feature_axes})."
             )
-        groups = number_of_groups(self, inputs.shape[-1])
+        groups = number_of_groups(self, inputs.shape[channels])
         return normalized_by_own_moments(
-            self, inputs, mask, axes, (last,), scale, bias, groups=groups
+            self, inputs, mask, axes, (channels,), scale, bias, groups=groups
         )

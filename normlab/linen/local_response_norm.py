@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from ..functional import local_response
 from .fields import CheckedModule
-from .shared import in_statistics_dtype, last_axis, scaled, with_mask
+from .shared import Axes, channel_axis, in_statistics_dtype, scaled, with_mask
 
 
 class LocalResponseNorm(CheckedModule):
@@ -18,7 +18,7 @@ class LocalResponseNorm(CheckedModule):
         \sum_{j=\max(0, i-\lfloor n/2 \rfloor)}^{\min(c-1, i+\lfloor n/2 \rfloor)}
         |x_j|^2\Big)^\beta
 
-    Channels lie on the last axis. It learns nothing, but takes a scale and a bias at the call.
+    It learns nothing, but takes a scale and a bias at the call.
 
     The sum is the paper's. PyTorch and Caffe divide alpha by the size of the neighbourhood
     (`average=True`), and PyTorch's neighbourhood of an even size n has n channels, one more of them
@@ -34,6 +34,7 @@ class LocalResponseNorm(CheckedModule):
         beta: Power of the divisor.
         average: Whether alpha is divided by `size`.
         dtype: Dtype of the result; by default that of input, scale and bias together.
+        feature_axes: Axis of the channels: -1, or 1 for channels first.
         use_running_average: Accepted, as by every layer, and without effect.
 
     Source: Krizhevsky, Sutskever and Hinton, 2012, "ImageNet Classification with Deep Convolutional
@@ -46,6 +47,7 @@ class LocalResponseNorm(CheckedModule):
     beta: float = 0.75
     average: bool = False
     dtype: DTypeLike | None = None
+    feature_axes: Axes = field(default=-1, kw_only=True)
     use_running_average: bool | None = field(default=None, kw_only=True)
 
     @nn.compact
@@ -61,7 +63,7 @@ class LocalResponseNorm(CheckedModule):
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        last_axis(self, x.ndim)
+        channels = channel_axis(self, x.ndim)
         y = local_response(
             x,
             size=self.size,
@@ -69,6 +71,7 @@ class LocalResponseNorm(CheckedModule):
             alpha=self.alpha,
             beta=self.beta,
             average=self.average,
+            channel_axis=channels[0],
             mask=mask,
         )
-        return scaled(self, inputs, y, scale, bias)
+        return scaled(self, inputs, y, scale, bias, feature_axes=channels)

@@ -49,6 +49,21 @@ def axes_of(layer: Any, field: str, rank: int) -> tuple[int, ...]:
     return resolve_axes(getattr(layer, field), rank, f"{type(layer).__name__}: {field}")
 
 
+def channel_axis(layer: Any, rank: int) -> tuple[int]:
+    """Returns the one axis of an input that the field `feature_axes` of a layer names.
+
+    Raises:
+        ValueError: If the input does not have it, or it is several or none.
+    """
+    axes = axes_of(layer, "feature_axes", rank)
+    if len(axes) != 1:
+        raise ValueError(
+            f"{type(layer).__name__}: feature_axes={layer.feature_axes} was given; expected one "
+            "axis, that of the channels, such as -1, or 1 for channels first."
+        )
+    return (axes[0],)
+
+
 def last_axis(layer: Any, rank: int) -> tuple[int]:
     """Returns the last axis of an input, which holds the channels.
 
@@ -377,7 +392,8 @@ def normalized_by_own_moments(
         feature_axes: Axes that scale and bias vary along.
         scale: As in `affine`.
         bias: As in `affine`.
-        groups: Number of groups of the last axis, each of which has moments of its own.
+        groups: Number of groups of channels, each of which has moments of its own; the channels lie
+            on the one axis of `feature_axes`, which is among `axes`.
         centre: Whether the mean is subtracted.
 
     Raises:
@@ -390,6 +406,7 @@ def normalized_by_own_moments(
         axes,
         epsilon=module.epsilon,
         groups=groups,
+        channel_axis=feature_axes[0] if groups else -1,
         scale=scale,
         bias=bias,
         stored=inputs,
@@ -442,9 +459,15 @@ def normalized(
 
 
 def scaled(
-    module: Any, inputs: Array, y: Array, scale: ArrayLike | None, bias: ArrayLike | None
+    module: Any,
+    inputs: Array,
+    y: Array,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    feature_axes: tuple[int, ...] | None = None,
 ) -> Array:
-    """Scales and shifts along the last axis: the last step of layers that scale nothing before it.
+    """Scales and shifts: the last step of layers that scale nothing before it.
 
     Args:
         module: The layer, with the field `dtype` and those that `affine` asks for.
@@ -452,11 +475,12 @@ def scaled(
         y: What became of it.
         scale: As in `affine`.
         bias: As in `affine`.
+        feature_axes: Axes that scale and bias vary along; by default the last.
 
     Raises:
         ValueError: As in `affine`, or if the input is a single number.
     """
-    feature_axes = last_axis(module, y.ndim)
+    feature_axes = feature_axes or last_axis(module, y.ndim)
     scale, bias = affine(module, y, feature_axes, scale, bias)
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias

@@ -76,6 +76,11 @@ class Case:
         return name in VARIANTS[self.variant].layer.__dataclass_fields__
 
     @property
+    def features(self) -> int:
+        """How many features the input has."""
+        return SHAPE[self.fields.get("feature_axes", -1)]
+
+    @property
     def keeps_state(self) -> bool:
         return "batch_stats" in shapes(self)
 
@@ -127,7 +132,14 @@ CASES = [
     Case("rms_norm", oracles.rms_norm, {"zero_centred": True}, title="zero-centred"),
     Case("rms_norm", oracles.rms_norm, {"fraction": 0.6}, title="partial"),
     Case("group_norm", oracles.group_norm, {"num_groups": 2}),
+    Case(
+        "group_norm",
+        oracles.group_norm,
+        {"num_groups": 3, "feature_axes": 1},
+        title="channels first",
+    ),
     Case("instance_norm", oracles.instance_norm),
+    Case("instance_norm", oracles.instance_norm, {"feature_axes": 1}, title="channels first"),
     Case("position_norm", oracles.position_norm),
     Case("filter_response_norm", oracles.filter_response_norm),
     Case(
@@ -149,6 +161,12 @@ CASES = [
         title="average",
     ),
     Case("local_response_norm", oracles.local_response_norm, WINDOW | {"size": 2}, title="even"),
+    Case(
+        "local_response_norm",
+        oracles.local_response_norm,
+        WINDOW | {"feature_axes": 1},
+        title="channels first",
+    ),
     Case("dynamic_tanh", oracles.dynamic_tanh),
     Case("dynamic_erf", oracles.dynamic_erf),
     Case("affine", oracles.identity),

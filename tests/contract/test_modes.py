@@ -149,7 +149,7 @@ def test_under_strict_promotion_float32_is_all_there_is(case):
         gradients, (y, statistics) = jax.eval_shape(run, given, x, mask)
         evaluate = case.layer(use_running_average=True).apply
         evaluated = jax.eval_shape(evaluate, given, x, mask=mask)
-        jax.eval_shape(partial(apply, layer, scale=np.ones(4, np.float32)), given, x)
+        jax.eval_shape(partial(apply, layer, scale=np.ones(case.features, np.float32)), given, x)
     assert types(statistics) == types(given.get("batch_stats", {}))
     assert types((gradients, y, evaluated)) == types(((given["params"], x), x, x))
 

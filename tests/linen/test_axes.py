@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import normlab as nl
 
@@ -101,3 +103,76 @@ def test_features_may_lie_on_any_axis(layer):
     y, updates = run(layer(axis=1), np.moveaxis(x, 2, 1))
     np.testing.assert_allclose(np.moveaxis(y, 1, 2), expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), updates, expected_updates)
+
+
+CHANNELS_FIRST = {
+    "GroupNorm": (
+        partial(nl.GroupNorm, num_groups=2),
+        nl.nnx.GroupNorm,
+        partial(oracles.group_norm, num_groups=2),
+    ),
+    "InstanceNorm": (nl.InstanceNorm, nl.nnx.InstanceNorm, oracles.instance_norm),
+    "LocalResponseNorm": (
+        partial(nl.LocalResponseNorm, size=3, alpha=0.5),
+        nl.nnx.LocalResponseNorm,
+        partial(oracles.local_response_norm, size=3, alpha=0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("linen", "nnx_layer", "oracle"), CHANNELS_FIRST.values(), ids=CHANNELS_FIRST
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_channels_may_come_first(linen, nnx_layer, oracle, masked):
+    """As in PyTorch: the one field `feature_axes`, and no transposed copy of the input."""
+    x, weights = random_array((2, 6, 4, 5)), random_array((2, 6, 4, 5), seed=1)
+    scale, bias = random_array((6,), seed=2), random_array((6,), seed=3)
+    mask = np.indices(x.shape).sum(0) % 3 != 0 if masked else None
+    layer = linen(feature_axes=1)
+
+    def loss(x):
+        y = layer.apply({}, x, mask=mask, scale=scale, bias=bias)
+        return (weights * y).sum(), y
+
+    def expected(x):
+        return oracle(x, feature_axes=1, mask=mask, scale=scale, bias=bias)
+
+    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+    np.testing.assert_allclose(y, expected(x), rtol=1e-5, atol=1e-5)
+    numerical = oracles.numerical_gradient(lambda x: (weights * expected(x)).sum(), x)
+    np.testing.assert_allclose(gradient, numerical, rtol=1e-4, atol=1e-5 * np.abs(numerical).max())
+
+    fields = {"feature_axes": 1} | getattr(linen, "keywords", {})
+    in_nnx = nnx_layer(6, **fields, rngs=nnx.Rngs(0))(x, mask=mask, scale=scale, bias=bias)
+    np.testing.assert_allclose(in_nnx, y, rtol=1e-6, atol=1e-6)
+
+    mesh = jax.make_mesh((2,), ("channels",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, PartitionSpec(None, "channels", None, None))
+        spread = jax.jit(lambda x: loss(x)[1])(jax.device_put(x, place))
+    assert spread.sharding.spec[1] == "channels"
+    np.testing.assert_allclose(spread, y, rtol=1e-6, atol=1e-6)
+
+    if masked:
+        return
+    transposed = [
+        equation.outvars[0].aval.size
+        for equation in jax.make_jaxpr(lambda x: loss(x)[1])(x).eqns
+        if equation.primitive.name == "transpose"
+    ]
+    assert all(size < x.size for size in transposed)
+
+
+@pytest.mark.parametrize("layer", [nl.GroupNorm, nl.LocalResponseNorm])
+def test_channels_lie_on_one_axis(layer):
+    for axes in ((1, 2), ()):
+        with pytest.raises(ValueError, match=f"{layer.__name__}: feature_axes=.* expected one"):
+            layer(feature_axes=axes).init(jax.random.key(0), random_array())
+    with pytest.raises(ValueError, match=f"{layer.__name__}: feature_axes=3 names an axis"):
+        layer(feature_axes=3).init(jax.random.key(0), random_array())
+    for axes, reduced in ((0, None), (1, (2,))):
+        with pytest.raises(ValueError, match=r"must include axis .* which holds the channels"):
+            nl.GroupNorm(feature_axes=axes, reduction_axes=reduced).init(
+                jax.random.key(0), random_array()
+            )

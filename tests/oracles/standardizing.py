@@ -97,6 +97,7 @@ def group_norm(
     *,
     num_groups: int = 32,
     reduction_axes: Axes | None = None,
+    feature_axes: int = -1,
     epsilon: float = 1e-6,
     mask=None,
     scale=None,
@@ -104,8 +105,12 @@ def group_norm(
 ) -> np.ndarray:
     x = as_double(x)
     axes = range(1, x.ndim) if reduction_axes is None else reduction_axes
-    mean, variance, _ = group_moments(x, num_groups, axes, mask)
-    return affine((x - mean) / np.sqrt(variance + epsilon), -1, scale, bias)
+    mask = full_mask(x, mask)
+    # Channels last, where reduced axes are not named.
+    turned, counts = (np.moveaxis(a, feature_axes, -1) for a in (x, mask))
+    mean, variance, _ = group_moments(turned, num_groups, axes, counts)
+    y = np.moveaxis((turned - mean) / np.sqrt(variance + epsilon), -1, feature_axes)
+    return affine(y, feature_axes, scale, bias)
 
 
 def instance_norm(

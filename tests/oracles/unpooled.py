@@ -33,6 +33,7 @@ def local_response_norm(
     alpha: float = 1e-4,
     beta: float = 0.75,
     average: bool = False,
+    feature_axes: int = -1,
     mask=None,
     scale=None,
     bias=None,
@@ -44,10 +45,11 @@ def local_response_norm(
     """
     x = as_double(x)
     counted = np.where(full_mask(x, mask), x, 0)
+    x, counted = (np.moveaxis(a, feature_axes, -1) for a in (x, counted))
     channels, half = x.shape[-1], size // 2
     y = np.empty_like(x)
     for i in range(channels):
         window = counted[..., max(0, i - half) : min(channels - 1, i + half) + 1]
         total = (np.abs(window) ** 2).sum(-1) / (size if average else 1)
         y[..., i] = x[..., i] / (k + alpha * total) ** beta
-    return affine(y, -1, scale, bias)
+    return affine(np.moveaxis(y, -1, feature_axes), feature_axes, scale, bias)

@@ -100,6 +100,12 @@ CASES = {
         False,
     ),
     "group": ("group_norm", lambda nn: nn.GroupNorm(2, 4), {"num_groups": 2}, True),
+    "group, channels first": (
+        "group_norm",
+        lambda nn: nn.GroupNorm(1, 3),
+        {"num_groups": 1, "feature_axes": 1},
+        False,
+    ),
     "instance": ("instance_norm", lambda nn: nn.InstanceNorm2d(4), {}, True),
     "instance at axis 1, affine": (
         "instance_norm",
@@ -124,6 +130,9 @@ def test_local_response_norm():
     layer = nl.LocalResponseNorm(3, **nl.convention("pytorch", "local_response_norm"))
     theirs = their_layer(torch.nn.LocalResponseNorm(3), True)
     assert_same_training(ours(layer, batches[0]), theirs, batches)
+    first = layer.clone(feature_axes=1)
+    theirs = their_layer(torch.nn.LocalResponseNorm(3), False)
+    assert_same_training(ours(first, batches[0]), theirs, batches)
 
 
 def test_a_local_response_of_even_size_is_that_of_the_formula_and_not_of_the_code_of_pytorch():
