@@ -1,5 +1,6 @@
 """The base of everything that a configuration file may set."""
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -85,3 +86,20 @@ def _check(given: Any, value: Any) -> None:
     elif isinstance(value, Mapping) and isinstance(given, Mapping):
         for key in value:
             _check(given.get(key), value[key])
+
+
+# Categories of Unicode of which one sees nothing, or which turn what stands around them.
+_UNSEEN = {
+    "Cc": "a control character",
+    "Cf": "an invisible character",
+    "Cs": "half of a character",
+    "Zl": "a line separator",
+    "Zp": "a paragraph separator",
+}
+
+
+def invisible(text: str) -> str:
+    """Names the characters of a text that nobody sees, as "a control character (U+0007)"."""
+    found = dict.fromkeys(sign for sign in text if unicodedata.category(sign) in _UNSEEN)
+    told = [f"{_UNSEEN[unicodedata.category(sign)]} (U+{ord(sign):04X})" for sign in found]
+    return ", ".join(told[:3])

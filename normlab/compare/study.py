@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,10 +23,10 @@ from pydantic import (
 from ..data import DataSpec
 from ..errors import UserError
 from ..inference.power import enough_pairs
-from ..models import ModelSpec, RegisteredModelSpec, model_spec_type
-from ..spec import Spec
+from ..models import MODELS, ModelSpec, RegisteredModelSpec, model_spec_type
+from ..spec import Spec, invisible
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
-from ..variants import VariantSpec, variant_spec_type
+from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
 from .fingerprint import of_config
@@ -133,9 +135,41 @@ Crossed = Annotated[
     Discriminator(lambda given: "combinations" if isinstance(given, list | tuple) else "grid"),
     AfterValidator(_factor_paths),
 ]
-TaskName = Annotated[str, Field(min_length=1)]
-Tasks = Annotated[dict[TaskName, dict[str, JsonValue]], AfterValidator(_task_paths)]
-VariantName = Annotated[str, Field(min_length=1)]
+
+MOST_SIGNS = 100
+
+
+def _can_be_shown(name: str) -> str:
+    """Refuses a name that a reader of a table, a page or a file could not see or type."""
+    if found := invisible(name):
+        raise ValueError(f"the name {name!r} has {found}; leave them out")
+    if name != " ".join(name.split()):
+        raise ValueError(
+            f"the name {name!r} has spaces at an end, several together or of another kind; write "
+            f"{' '.join(name.split())!r}"
+        )
+    if not 1 <= len(name) <= MOST_SIGNS:
+        raise ValueError(f"a name of {len(name)} signs; expected 1 to {MOST_SIGNS}")
+    return name
+
+
+def _look_different(named: dict[str, Any]) -> dict[str, Any]:
+    """Refuses names that are told apart by how Unicode composes their letters alone."""
+    seen: dict[str, str] = {}
+    for name in named:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise ValueError(f"{other!a} and {name!a} look the same; rename one of them")
+    return named
+
+
+Name = Annotated[str, AfterValidator(_can_be_shown)]
+Tasks = Annotated[
+    dict[Name, dict[str, JsonValue]],
+    Field(max_length=MOST_ARMS),
+    AfterValidator(_task_paths),
+    AfterValidator(_look_different),
+]
 # Fewer than the distance between the seeds of tuning and those of the reported runs.
 Seeds = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -286,7 +320,7 @@ class Study(Spec):
     model: ModelSpec
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
-    variants: dict[VariantName, VariantSpec] = Field(min_length=1)
+    variants: dict[Name, VariantSpec] = Field(min_length=1, max_length=MOST_ARMS)
     factors: Crossed = Field(default_factory=dict)
     tasks: Tasks = Field(default_factory=dict)
     tune: TuneSpec | None = None
@@ -341,6 +375,11 @@ class Study(Spec):
         if given not in variants:
             raise ValueError(f"{given!r} is none of the variants {', '.join(variants)}")
         return given
+
+    @field_validator("variants")
+    @classmethod
+    def _variants_look_different(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return _look_different(given)
 
     @model_validator(mode="after")
     def _can_be_enumerated(self) -> "Study":
@@ -536,11 +575,19 @@ def as_understood(study: Study) -> dict[str, Any]:
 
 
 def study_type() -> type[Study]:
-    """Returns the type that validates studies over the variants and models registered by now."""
-    arms: Any = dict[VariantName, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
+    """Returns the type that validates studies over the variants and models registered by now.
+
+    The same one as long as these are the same, so that equal studies are of one type.
+    """
+    return _study_type(tuple(VARIANTS.values()), tuple(MODELS.values()))
+
+
+@lru_cache(maxsize=8)
+def _study_type(variants: tuple[Any, ...], models: tuple[Any, ...]) -> type[Study]:
+    arms: Any = dict[Name, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
     return create_model(
         "Study",
         __base__=Study,
         model=(model_spec_type(), ...),
-        variants=(arms, Field(min_length=1)),
+        variants=(arms, Field(min_length=1, max_length=MOST_ARMS)),
     )

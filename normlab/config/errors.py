@@ -8,19 +8,41 @@ from pydantic import ValidationError
 
 from ..errors import UserError, nearest
 
+# Of a message, which a terminal shows whole, and of one line of it.
+MOST_SIGNS, MOST_IN_A_LINE = 4_000, 600
+
 
 class ConfigError(UserError):
     """A configuration cannot be used; the message lists every problem with its path.
 
+    A message that would be longer than a terminal shows has the first problems and the number of
+    the others; `problems` has all.
+
     Args:
         source: The file, or what else was read.
-        problems: One line each.
+        problems: One line each. What a line cannot have is escaped, and a long one cut inside.
     """
 
     def __init__(self, source: str, problems: Sequence[str]):
-        self.problems = list(problems)
+        self.problems = [_in_a_line(problem) for problem in problems]
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in self.problems)]))
+        lines, left = [f"{_in_a_line(source)}: {count}"], MOST_SIGNS - MOST_IN_A_LINE
+        for told, problem in enumerate(self.problems):
+            left -= len(problem) + 3
+            if left < 0:
+                lines.append(f"  ... and {len(self.problems) - told} more")
+                break
+            lines.append(f"  {problem}")
+        super().__init__("\n".join(lines))
+
+
+def _in_a_line(text: str) -> str:
+    if len(text) > MOST_IN_A_LINE:
+        half = MOST_IN_A_LINE // 2 - 5
+        text = f"{text[:half]} ... {text[-half:]}"
+    signs = (it if it.isprintable() else it.encode("unicode_escape").decode() for it in text)
+    escaped = "".join(signs)
+    return escaped if len(escaped) <= MOST_IN_A_LINE else f"{escaped[: MOST_IN_A_LINE - 4]} ..."
 
 
 def problems(

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,11 @@ class _Check:
 
     def __init__(self, model: type[Study], texts: Mapping[str, str]):
         self.model = model
-        self._schema = model.model_json_schema()
         self._texts = texts
+
+    @cached_property
+    def _schema(self) -> dict[str, Any]:
+        return self.model.model_json_schema()
 
     def problems(self, raw: Mapping[str, Any]) -> dict[str, str]:
         """What is wrong with a study, by dotted path."""
@@ -228,7 +232,7 @@ def _resolved(raw: Mapping[str, Any], source: str) -> Any:
     """Puts what references as ${train.epochs} mean in their places."""
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         what = str(error).splitlines()[0]
         raise ConfigError(source, [f"a reference ${{...}} cannot be followed: {what}"]) from error
 

@@ -30,9 +30,9 @@ def python_problems(given, **changes):
     ("override", "told"),
     [
         # `seeds: yes` was one seed.
-        ("seeds=yes", "seeds: expected a number, but true was given"),
-        ("data.batch_size=on", "data.batch_size: expected a number, but true was given"),
-        ("optimizer.momentum=yes", "optimizer.momentum: expected a number, but true was given"),
+        ("seeds=true", "seeds: expected a number, but true was given"),
+        ("data.batch_size=TRUE", "data.batch_size: expected a number, but true was given"),
+        ("optimizer.momentum=True", "optimizer.momentum: expected a number, but true was given"),
         ("margin_points=true", "margin_points: expected a number, but true was given"),
         ("target_accuracy=true", "target_accuracy: expected a number, but true was given"),
         ("model.hidden=[8, true]", "model.hidden: expected a number, but true was given"),
@@ -47,21 +47,27 @@ def python_problems(given, **changes):
         ("optimizer.nesterov=1", "optimizer.nesterov: expected true or false, but 1 was given"),
         ("variants.batch.use_bias='no'", "variants.batch.use_bias: expected true or false"),
         # Other numbers than were meant.
-        ("seeds=010", "seeds: 010 is 8 to YAML; write 8, or '010' for text"),
-        ("seeds=1:30", "seeds: 1:30 is 90 to YAML; write 90, or '1:30' for text"),
+        ("seeds=010", "seeds: 010 is 10 to YAML 1.2 and something else to YAML 1.1; write"),
+        (
+            "seeds=1:30",
+            "seeds: should be a valid integer, unable to parse string as an integer, but '1:30'",
+        ),
         ("optimizer.learning_rate=1e300", "optimizer.learning_rate: 1e+300 cannot be computed"),
         ("optimizer.learning_rate=1e-60", "optimizer.learning_rate: 1e-60 cannot be computed"),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: should be a finite number"),
         ("variants.batch.epsilon=.inf", "variants.batch.epsilon: should be a finite number"),
-        ("seeds=" + "9" * 5000, "seeds: cannot be read as YAML: a number has too many digits"),
+        ("seeds=" + "9" * 5000, "seeds: a number of 5000 signs; expected at most 100"),
         # Words that YAML takes for something else.
-        ("study=on", "study: on is true or false to YAML, but a text is expected; quote it: 'on'"),
+        ("study=true", "study: true is true or false to YAML, but a text is expected; quote it"),
         ("data.name=null", "data.name: null is nothing to YAML, but a text is expected; quote it"),
         ("data.name=~", "data.name: ~ is nothing to YAML, but a text is expected; quote it: '~'"),
         ("model.name=1.50", "model: 1.50 is a number to YAML, but a text is expected; quote it"),
-        ("model.activation=no", "model.activation: no is true or false to YAML"),
-        ("variants.batch.layer=off", "variants.batch: off is true or false to YAML"),
-        ("modules=[no]", "modules[0]: no is true or false to YAML, but a text is expected; quote"),
+        ("model.activation=false", "model.activation: false is true or false to YAML"),
+        ("variants.batch.layer=False", "variants.batch: False is true or false to YAML"),
+        (
+            "modules=[true]",
+            "modules[0]: true is true or false to YAML, but a text is expected; quote",
+        ),
         ("tasks={~: {}}", "tasks.~: the name ~ is nothing to YAML; quote it: '~'"),
         ("variants={1: {layer: rms_norm}}", "variants.1: the name 1 is a number to YAML; quote it"),
         ("seeds=", "seeds=: expected key=value, as in train.epochs=5; for no value key=null"),
@@ -77,17 +83,17 @@ def test_names_that_yaml_takes_for_something_else_are_told_as_they_stood(tmp_pat
     """All at once, though YAML had the same key for some of them."""
     file = tmp_path / "names.yaml"
     file.write_text(
-        "study: names\nmodel: {name: mlp}\nbaseline: 'no'\n"
-        "variants: {no: {layer: identity}, off: {layer: rms_norm}, ~: {layer: layer_norm}}\n"
+        "study: names\nmodel: {name: mlp}\nbaseline: 'True'\n"
+        "variants: {True: {layer: identity}, TRUE: {layer: rms_norm}, ~: {layer: layer_norm}}\n"
     )
     assert problems(path=file) == [
-        "variants.no: the name no is a truth value to YAML; quote it: 'no'",
-        "variants.off: the name off is a truth value to YAML; quote it: 'off'",
+        "variants.True: the name True is a truth value to YAML; quote it: 'True'",
+        "variants.TRUE: the name TRUE is a truth value to YAML; quote it: 'TRUE'",
         "variants.~: the name ~ is nothing to YAML; quote it: '~'",
     ]
-    quoted = file.read_text().replace("no:", "'no':").replace("off:", "'off':")
+    quoted = file.read_text().replace("True:", "'True':").replace("TRUE:", "'TRUE':")
     file.write_text(quoted.replace("~:", "'~':"))
-    assert list(load_study(file).variants) == ["no", "off", "~"]
+    assert list(load_study(file).variants) == ["True", "TRUE", "~"]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +173,7 @@ def test_an_override_comes_after_what_the_file_says_however_both_are_written(tmp
         ("model.dropout=10", "10% as a share is 0.1"),
         ("train.label_smoothing=10", "10% as a share is 0.1"),
         ("optimizer.momentum=90", "90% as a share is 0.9"),
-        ("variants.batch.momentum=90", "between 0 and 1"),
+        ("variants.batch.momentum=90", "a number from 0 to 1"),
     ],
 )
 def test_implausible_units_are_told_with_what_was_probably_meant(override, told):
@@ -230,7 +236,7 @@ ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a: \x00", "cannot be read as YAML"),
         ("study: café\n".encode("latin-1"), "is no text in UTF-8: byte 0xe9 at 10; save the file"),
         ("", "expected keys and values, as in study: NAME"),
-        ("x" * (5 << 20), "is larger than 4 MiB; expected a YAML file"),
+        ("x" * (2 << 20), "is larger than 1 MiB; expected a YAML file"),
     ],
 )
 def test_files_that_are_no_configuration_are_told(tmp_path, content, told):
@@ -251,7 +257,7 @@ def test_a_pipe_is_read_and_what_is_no_file_is_told(tmp_path):
     ]
     assert problems(path=tmp_path / ("x" * 300)) == ["cannot be read: File name too long"]
     assert problems(path=QUICKSTART / "x.yaml")[0].startswith("no such file")
-    assert problems(path=Path("/dev/zero")) == ["is larger than 4 MiB; expected a YAML file"]
+    assert problems(path=Path("/dev/zero")) == ["is larger than 1 MiB; expected a YAML file"]
     marked = tmp_path / "marked.yaml"
     marked.write_bytes(b"\xef\xbb\xbf" + QUICKSTART.read_bytes())
     assert load_study(marked).study == "quickstart"
@@ -295,8 +301,7 @@ def test_pythons_values_that_no_file_could_have_are_told_at_once():
     (line,) = python_problems(own)
     assert line == "model: more than 50 levels in each other; does it contain itself?"
     (line,) = python_problems(SMALL, seeds=10**400)
-    assert line.endswith("... was given")
-    assert len(line) < 400
+    assert line == "seeds: a number of 1329 bits; expected a smaller one"
 
 
 def test_studies_can_be_read_any_number_of_times():
