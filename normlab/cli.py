@@ -1,6 +1,7 @@
 """The command line: compare, train, report, status, export, cost, list, data, settings."""
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from tyro.conf import Positional
 
-from .errors import UserError, nearest, refuse_stripped
+from .errors import UserError, nearest, refuse_stripped, refused
 from .modules import told
 from .process import every_character, importing, settings, settle
 from .progress import duration, progress_bar
@@ -502,8 +503,14 @@ def _run() -> None:
     try:
         refuse_stripped()
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
-    except (UserError, OSError) as error:
+    except UserError as error:
         _fail(error, str(error))
+    except BrokenPipeError:  # Who reads the output, as `head` does, has enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # What is written to a place that was given is told where it is.
+        place = Path(os.fsdecode(error.filename) if error.filename else "standard output")
+        _fail(error, refused("used", place, error, "give another place"))
     except SystemExit as error:
         why = explained(error)
         if why.place:  # A user's code called it, and nothing was done.

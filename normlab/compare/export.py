@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import UserError
-from .store import Failure, Result, Store, write_whole
+from .store import Failure, Result, Store, write_whole, writing
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -150,10 +150,11 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
                             "step": epoch * result.steps_per_epoch,
                         }
                         events.append(protocol.Event(**where, summary=scalar(name, value)))
-            records = RecordWriter(str(path))
-            for event in events:
-                records.write(event.SerializeToString())
-            records.close()
+            with writing(path):
+                records = RecordWriter(str(path))
+                for event in events:
+                    records.write(event.SerializeToString())
+                records.close()
             write_whole(to / result.id / "events.out.tfevents.normlab", path.read_bytes())
 
 

@@ -53,8 +53,8 @@ Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
 
 
 _ELSEWHERE = (
-    "give a place elsewhere, as with --out; what was saved before stays, and the same command, "
-    "given again, goes on from there"
+    "give a place elsewhere, as with --out or --to; what was saved before stays, and the same "
+    "command, given again, goes on from there"
 )
 _READABLE = "give another folder"
 _REPAIR = "Run the study again with the same folder: finished runs are kept."

@@ -81,7 +81,9 @@ def test_what_stands_in_the_place_of_the_folder_is_named_before_any_work(tmp_pat
             refuse()
         message = str(caught.value)
         assert message.startswith(f"{store.folder} ") or message.startswith(f"{store.folder}/")
-        assert f"{tmp_path / 'out'} {told}. Give a place elsewhere, as with --out;" in message
+        assert (
+            f"{tmp_path / 'out'} {told}. Give a place elsewhere, as with --out or --to;" in message
+        )
         assert "Errno" not in message
     assert [it.name for it in tmp_path.iterdir()] == ["out"]
 
@@ -189,6 +191,25 @@ told(lambda: Store(folder + "/locked").config())
 """
 
 
+def test_output_that_has_no_space_is_told_and_one_that_nobody_reads_is_not(study):
+    for command in (["report", "runs/small"], ["export", "runs/small"], ["list"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*NORMLAB, *command], cwd=study, env=ENVIRONMENT, stdout=full, stderr=-1, text=True
+            )
+        assert done.returncode == 2, done.stderr
+        assert "error: standard output cannot be used: No space left on device. Free sp" in (
+            done.stderr
+        )
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [*NORMLAB, *command], cwd=study, env=ENVIRONMENT, stdout=write, stderr=-1, text=True
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.skipif(PLAIN_USER and not shutil.which("setpriv"), reason="root may do everything")
 def test_a_folder_that_is_only_read_is_read_and_its_page_goes_elsewhere(study, tmp_path):
     folder = tmp_path / "study"
@@ -209,7 +230,9 @@ def test_a_folder_that_is_only_read_is_read_and_its_page_goes_elsewhere(study, t
     assert done.returncode == 0, done.stderr
     checked, status, page, joined, locked = done.stdout.splitlines()
     refused = "cannot be written: Permission denied. Ask its owner for the permission, or give a "
-    assert checked.startswith(f"WriteError {folder} {refused}place elsewhere, as with --out;")
+    assert checked.startswith(
+        f"WriteError {folder} {refused}place elsewhere, as with --out or --to;"
+    )
     assert status == "done"
     assert page.startswith(f"WriteError {folder / 'summary.json'} {refused}place")
     assert joined == "done"
