@@ -1,11 +1,12 @@
 """Mean, median and interquartile mean of runs, with intervals stratified by task."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtrit
 
@@ -14,6 +15,7 @@ from .scores import Floats, Tasks, checked
 
 CONFIDENCE = 0.95
 FEWEST_FOR_BOOTSTRAP = 5
+AT_A_TIME = 500  # resamples, for the sake of memory
 
 Interval = tuple[float, float]
 Statistic = Callable[..., Floats]
@@ -156,34 +158,42 @@ def bootstrap_interval(
     resampled_variance = sum(np.var(it) / len(it) for it in arrays) / len(arrays) ** 2
     expansion = error / math.sqrt(resampled_variance) if error > 0 else 1.0
     tail = expanded_tail(freedom, expansion, confidence)
-    if len(arrays) == 1:
-        weights = _weights_of_resamples(len(arrays[0]), statistic, resamples, seed)
-        low, high = np.quantile(weights @ np.sort(arrays[0]), [tail, 1 - tail])
-        return float(low), float(high)
-    low, high = stats.bootstrap(
-        arrays,
-        statistic,
-        n_resamples=resamples,
-        confidence_level=1 - 2 * tail,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    drawn = _resampled(arrays, statistic, resamples, seed)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
-@lru_cache(maxsize=8)
-def _weights_of_resamples(count: int, statistic: Statistic, resamples: int, seed: int) -> Floats:
-    """What each run, in rising order, adds to the statistic of each resample of one task.
+def _resampled(arrays: Sequence[Floats], statistic: Statistic, resamples: int, seed: int) -> Floats:
+    """The statistic of each resample.
 
-    All statistics here are sums over the runs in rising order, each with a weight of its place; and
-    the order of a resample is that of the places it drew. So the resamples of all arms with so many
-    runs are the same product of a matrix with their runs.
+    Sorting every resample is what would take time. How often each run is drawn is the same for all
+    arms with so many runs; with the runs in rising order, its cumulative sum is the place up to
+    which each run fills the resample, and cut off at the middle places it counts the run there.
     """
-    # The statistic rises by the weights of all places from one on when the runs there rise by 1.
-    steps = (np.arange(count)[:, None] <= np.arange(count)).astype(np.float64)
-    at_place = -np.diff(statistic(steps, axis=1), append=0.0)
-    drawn = np.sort(np.random.default_rng(seed).integers(0, count, (resamples, count)), axis=1)
-    cells = drawn + count * np.arange(resamples)[:, None]
-    weights = np.bincount(cells.ravel(), np.tile(at_place, resamples), resamples * count)
-    return weights.astype(np.float64).reshape(resamples, count)
+    counts = tuple(map(len, arrays))
+    times = _times(counts, resamples, seed)
+    if statistic is mean:
+        tasks = zip(arrays, np.split(times, np.cumsum(counts)[:-1]), strict=True)
+        return np.mean([it @ drawn / len(it) for it, drawn in tasks], axis=0)
+    runs = np.concatenate(arrays)
+    cut = (len(runs) - 1) // 2 if statistic is median else len(runs) // 4
+    order = np.argsort(runs, kind="stable")
+    drawn = np.empty(resamples)
+    for start in range(0, resamples, AT_A_TIME):
+        part = slice(start, start + AT_A_TIME)
+        places = np.cumsum(times[order, part], axis=0, dtype=np.int32)
+        inside = np.diff(np.clip(places, cut, len(runs) - cut), axis=0, prepend=np.int32(cut))
+        drawn[part] = runs[order] @ inside
+    return drawn / (len(runs) - 2 * cut)
+
+
+@lru_cache(maxsize=4)
+def _times(counts: tuple[int, ...], resamples: int, seed: int) -> NDArray[np.int32]:
+    """How often each run, task by task, is in each resample: a row a run, a column a resample."""
+    draw = np.random.default_rng(seed)
+    times: list[NDArray[np.int32]] = []
+    for count in counts:
+        cells = resamples * draw.integers(0, count, (resamples, count))
+        cells += np.arange(resamples)[:, None]
+        times.append(np.bincount(cells.ravel(), minlength=count * resamples).astype(np.int32))
+    return np.concatenate(times).reshape(-1, resamples)

@@ -8,12 +8,12 @@ from scipy import stats
 
 from normlab.inference.estimates import (
     Estimate,
-    _weights_of_resamples,
     bootstrap_interval,
     estimate,
     interquartile_mean,
     mean,
     median,
+    standard_error,
     student_interval,
 )
 from normlab.inference.resampling import expanded_tail
@@ -174,10 +174,22 @@ def test_intervals_over_tasks_of_unlike_spread_cover_the_truth():
 
 
 @pytest.mark.parametrize("statistic", [mean, median, interquartile_mean])
-@pytest.mark.parametrize("count", [5, 8, 21])
-def test_resamples_of_one_task_by_weights_are_resamples(statistic, count):
-    samples = np.random.default_rng(count).gamma(1.0, 1.0, count)
-    places = np.sort(np.random.default_rng(3).integers(0, count, (500, count)), axis=1)
-    expected = statistic(np.sort(samples)[places], axis=1)
-    weights = _weights_of_resamples(count, statistic, 500, 3)
-    np.testing.assert_allclose(weights @ np.sort(samples), expected, rtol=1e-12)
+@pytest.mark.parametrize("counts", [(5,), (8,), (21,), (5, 3), (4, 9, 6)])
+def test_bootstrap_intervals_are_those_of_scipy(statistic, counts):
+    # The same draws, so that no figure depends on how the resamples are summed up.
+    draw = np.random.default_rng(sum(counts))
+    tasks = [np.round(draw.gamma(1.0, 1.0, count), 1 + place) for place, count in enumerate(counts)]
+    error, freedom = standard_error(tasks)
+    of_resamples = np.sqrt(sum(np.var(it) / len(it) for it in tasks)) / len(tasks)
+    tail = expanded_tail(freedom, error / of_resamples, 0.95)
+    expected = stats.bootstrap(
+        tasks,
+        statistic,
+        n_resamples=999,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    found = bootstrap_interval(tasks, statistic, resamples=999, seed=3)
+    assert found == pytest.approx(tuple(expected), rel=1e-12)
