@@ -101,7 +101,7 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
     console.print(f"{study.study}: {len(arms)} arms, {runs} runs, in {store.folder}")
     few = too_few(study.seeds, study.significance, study.comparisons)
     if few:
-        console.print(f"Too few seeds: {few}", soft_wrap=True)
+        console.print(f"Too few seeds. {few}", soft_wrap=True)
 
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True)

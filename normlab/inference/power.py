@@ -93,16 +93,16 @@ def too_few(seeds: int, level: float, comparisons: int) -> str:
     enough = enough_pairs(level, comparisons)
     if seeds >= enough or not comparisons:
         return ""
-    if seeds < FEWEST_PAIRS:
-        can = f"{seeds} seed{'s' * (seeds != 1)} cannot show any difference"
-    else:
-        over = f" among {comparisons} pairs of arms" if comparisons > 1 else ""
-        size = smallest_shown(seeds, level, comparisons)
-        can = (
-            f"{seeds} seeds show a difference{over} only where its mean is {size:.1f} times its "
-            "standard deviation over seeds"
+    shown = f"With {seeds} seed{'s' * (seeds != 1)} no difference can be shown"
+    if seeds >= FEWEST_PAIRS:
+        # Once one pair is shown, the next take less.
+        which = f"the clearest of {comparisons} differences" if comparisons > 1 else "a difference"
+        shown = (
+            f"With {seeds} seeds {which} is shown only where its mean is at least "
+            f"{smallest_shown(seeds, level, comparisons):.1f} times its standard deviation over "
+            "the seeds"
         )
     return (
-        f"{can}. Take {enough}: in 4 of 5 studies they show a mean of {CLEAR:g} standard "
-        "deviations."
+        f"{shown}. Take {enough}: with these a true difference of {CLEAR:g} standard deviations "
+        "is shown in 4 of 5 studies."
     )

@@ -19,7 +19,7 @@ class Comparison:
     It is one of all pairs of arms that a study compares; see `normlab.inference.pairs` for the
     test, its correction and the interval. The verdict, at significance level a:
 
-    - "equivalent" (no different within the margin): the interval lies inside (-margin, margin).
+    - "equivalent": the interval lies inside (-margin, margin).
       That comes first: a difference that is significant but within the margin is one that the
       study has declared too small to matter.
     - "better", "worse": the corrected p-value is at most a, which is where the interval lies
@@ -79,11 +79,13 @@ class Comparison:
         """The corrected p-value, or why there is none: "p = 0.031", "too few pairs", "tied"."""
         if self.tied and self.difference.interval is not None:
             return "tied"
-        return "too few pairs" if self.difference.interval is None else _p(self.adjusted_p)
+        if self.difference.interval is None:
+            return "too few pairs"
+        return _p(self.adjusted_p, self.level)
 
     @property
     def sentence(self) -> str:
-        """The verdict in words: effect, interval, pairs, p-values, and how many pairs would do."""
+        """The verdict in words: effect, interval, pairs, p-value, and how many pairs would do."""
         sentences = [self._claim()]
         if self.difference.interval is None:
             sentences.append(
@@ -136,8 +138,7 @@ class Comparison:
             over = (
                 f" corrected for {self.comparisons} pairs of arms" if self.comparisons > 1 else ""
             )
-            exact = _p(self.sign_flip_p)
-            support += f"; {_p(self.adjusted_p)}{over}; exact test of this pair alone {exact}"
+            support += f"; {self.p_in_words}{over}"
         return f"({support})"
 
 
@@ -161,8 +162,14 @@ def _points(difference: float, sign: str = "") -> str:
     return f"{round(100 * difference, 2) + 0:{sign}.2f}"
 
 
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+def _p(p: float, level: float) -> str:
+    """Two digits, or as many as tell on which side of the level it lies."""
+    if p < 0.001 <= level:
+        return "p < 0.001"
+    digits = 2
+    while (float(f"{p:.{digits}g}") <= level) != (p <= level):
+        digits += 1
+    return f"p = {p:.{digits}g}"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -97,5 +97,4 @@ def _estimated(value: Estimate | None, end: Callable[[float], str]) -> str:
 def _p(arm: ArmSummary) -> str:
     if arm.comparison is None:
         return ""
-    p = arm.comparison.adjusted_p
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    return arm.comparison.p_in_words.removeprefix("p ").removeprefix("= ")

@@ -158,7 +158,10 @@ def _headline(summary: Summary, contest: Contest) -> str:
             f"{percent(best.accuracy.value)} mean test accuracy over {len(summary.tasks)} tasks"
         )
     if not contest.leads:
-        return f"{best.variant} reached {reached}; there is nothing to compare it with yet."
+        why = "there is nothing to compare it with yet"
+        if any(summary[name].accuracy for name in contest.arms if name != best.name):
+            why = "no other variant has seeds in common with it, so that nothing can be compared"
+        return f"{best.variant} reached {reached}; {why}."
     others = [name for name in contest.leads if name not in contest.first]
     lead = ""
     if others:
@@ -219,10 +222,12 @@ def _belief(summary: Summary, contest: Contest) -> str:
     tied = [summary[name].variant for name in contest.first[1:] if name in contest.leads]
     by_verdict: dict[str, list[str]] = {}
     for name, lead in contest.leads.items():
-        # Over the seeds of a pair alone the first may lie below, while runs lack.
-        below = lead.verdict == "undecided" and lead.difference.value < 0
+        # Over the seeds of a pair alone the first may lie below, while runs lack; and arms of equal
+        # mean are ahead of each other by nothing.
+        ahead = lead.difference.value >= 0 and name not in contest.first
+        no_lead = lead.verdict == "undecided" and not ahead
         if not (lead.tied and name in contest.first):
-            said_of = by_verdict.setdefault("below" if below else lead.verdict, [])
+            said_of = by_verdict.setdefault("no lead" if no_lead else lead.verdict, [])
             said_of.append(summary[name].variant)
     # One of those that tie is told as the first, and the others are compared with it.
     assert contest.best is not None
@@ -239,8 +244,8 @@ def _belief(summary: Summary, contest: Contest) -> str:
         said.append(f"{who} is equivalent to {_some(equal)} within {within} points.")
     if open_ := by_verdict.get("undecided"):
         said.append(f"{its} over {_some(open_)} may be chance.")
-    if below := by_verdict.get("below"):
-        said.append(f"{who} is not shown to differ from {_some(below)}.")
+    if level := by_verdict.get("no lead"):
+        said.append(f"{who} is not shown to differ from {_some(level)}.")
     return " ".join(said)
 
 
@@ -250,9 +255,9 @@ def _some(names: Sequence[str], noun: str = "arms") -> str:
 
 def _headline_over_levels(summary: Summary) -> tuple[str, str]:
     """Which variant is first at how many combinations of levels, and how often that is shown."""
-    decided = [it for it in summary.contests if it.best]
-    shown = [it for it in decided if it.leads and not _rivals(it)]
-    if not any(it.leads for it in decided):
+    decided = [it for it in summary.contests if it.leads]
+    shown = [it for it in decided if not _rivals(it)]
+    if not decided:
         return "There is nothing to compare yet: no two variants share a level and a seed.", ""
     first: dict[str, list[Contest]] = {}
     for contest in decided:
@@ -280,10 +285,12 @@ def _headline_over_levels(summary: Summary) -> tuple[str, str]:
         else:
             headline = f"No variant won everywhere: {placed}."
         return headline, "Each of them is shown to be better than every other variant there."
-    return (
-        f"A variant is shown best only at {_levels_named(shown)}: {placed}.",
-        "Elsewhere the lead of the first may be chance or too small to matter.",
-    )
+    beyond = []
+    if len(decided) > len(shown):
+        beyond.append("Elsewhere the lead of the first may be chance or too small to matter.")
+    if lacking := [it for it in summary.contests if not it.leads]:
+        beyond.append(f"At {_levels_named(lacking)} there is nothing to compare yet.")
+    return f"A variant is shown best only at {_levels_named(shown)}: {placed}.", " ".join(beyond)
 
 
 def _levels_named(contests: Sequence[Contest]) -> str:
@@ -316,8 +323,12 @@ def _remarks(summary: Summary) -> Iterable[str]:
     leads = [it for contest in summary.contests for it in contest.leads.values()]
     comparisons = summary.pairs.comparisons
     if leads and _few(summary, leads):
-        yield too_few(min(min(it.pairs) for it in leads), summary.significance, comparisons)
-    if any(it.difference.interval for it in leads):
+        pairs = [count for it in leads for count in it.pairs]
+        told = too_few(min(pairs), summary.significance, comparisons)
+        if min(pairs) < max(pairs):
+            told = f"Where arms share the fewest seeds: {told[0].lower()}{told[1:]}"
+        yield told
+    if any(it.difference.interval and not it.tied for it in leads):
         families = (
             "; each task's pairs, and those over all tasks, by themselves" if summary.tasks else ""
         )
@@ -329,11 +340,15 @@ def _remarks(summary: Summary) -> Iterable[str]:
         )
         yield (
             f"{corrected}. In simulations with near normal, skewed and discrete scores, unequal "
-            "spreads and a failed seed, at most 1 study in 20 came to any wrong “better” or "
-            "“worse” at p = 0.05."
+            "spreads and a failed seed, hardly more than 1 study in 20 came to any wrong “better” "
+            "or “worse” at a significance of 0.05; of scores that were skewed and of unequal "
+            "spread at once, up to 1 in 10."
         )
     if len({it.runs for it in summary.arms}) > 1:
-        counts = listed(f"{it.name} {it.runs}" for it in summary.arms)
+        by_runs: dict[int, list[str]] = {}
+        for arm in summary.arms:
+            by_runs.setdefault(arm.runs, []).append(arm.name)
+        counts = "; ".join(f"{runs} of {_some(by_runs[runs])}" for runs in sorted(by_runs))
         yield (
             f"The arms have unequal numbers of final runs: {counts}. The best is picked over the "
             "seeds that all have, where there are such."

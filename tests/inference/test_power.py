@@ -64,11 +64,11 @@ def test_the_smallest_difference_shown_is_where_the_test_begins_to_show_it(seeds
 def test_too_few_seeds_are_told_with_the_number_that_would_do():
     assert too_few(8, 0.05, 15) == too_few(1, 0.05, 0) == ""
     assert too_few(1, 0.05, 3) == (
-        "1 seed cannot show any difference. Take 6: in 4 of 5 studies they show a mean of 2 "
-        "standard deviations."
+        "With 1 seed no difference can be shown. Take 6: with these a true difference of 2 "
+        "standard deviations is shown in 4 of 5 studies."
     )
     assert too_few(3, 0.05, 15) == (
-        "3 seeds show a difference among 15 pairs of arms only where its mean is 10.0 times its "
-        "standard deviation over seeds. Take 8: in 4 of 5 studies they show a mean of 2 standard "
-        "deviations."
+        "With 3 seeds the clearest of 15 differences is shown only where its mean is at least 10.0 "
+        "times its standard deviation over the seeds. Take 8: with these a true difference of 2 "
+        "standard deviations is shown in 4 of 5 studies."
     )

@@ -1,6 +1,7 @@
 """Verdicts: the rule, the sentence, and how often they are wrong."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,14 +58,28 @@ def test_numbers_are_scipys_for_two_arms():
 
 def test_better_and_worse_say_effect_interval_pairs_and_p_in_this_order():
     low, high = (100 * it for it in stats.ttest_1samp(BETTER, 0).confidence_interval(0.95))
-    said = (
-        f"by 0.55 points [{low:.2f}, {high:.2f}] "
-        "(8 paired seeds; p < 0.001; exact test of this pair alone p = 0.0078)."
-    )
+    said = f"by 0.55 points [{low:.2f}, {high:.2f}] (8 paired seeds; p < 0.001)."
     assert one(BETTER).sentence == f"ghost16 is better than batch {said}"
     worse = one([-it for it in BETTER])
     assert worse.verdict == "worse"
     assert worse.sentence == f"ghost16 is worse than batch {said}"
+
+
+@pytest.mark.parametrize(
+    ("p", "level", "told"),
+    [
+        (0.0312, 0.05, "p = 0.031"),
+        (0.05, 0.05, "p = 0.05"),
+        (0.05004, 0.05, "p = 0.05004"),
+        (0.0004, 0.05, "p < 0.001"),
+        (0.0004, 0.0001, "p = 0.0004"),
+        (0.000996, 0.001, "p < 0.001"),
+        (1.0, 0.5, "p = 1"),
+    ],
+)
+def test_a_rounded_p_lies_on_the_side_of_the_level_that_the_verdict_says(p, level, told):
+    # "undecided, p = 0.05" at 0.05 would contradict itself.
+    assert replace(one(BETTER), adjusted_p=p, level=level).p_in_words == told
 
 
 def test_within_the_margin_it_is_no_different():
