@@ -4,6 +4,7 @@ Random studies of 2 to 6 arms and 2 to 12 seeds, with ties, diverged and missing
 factors, are told in every way there is; all of it must come from one comparison of each pair.
 """
 
+import csv
 import html
 import io
 import json
@@ -15,9 +16,11 @@ import vl_convert
 from report.studies import QUICKSTART, draw_study
 from rich.console import Console
 
+from normlab.cli import app
 from normlab.compare.store import Evaluation, Store
 from normlab.inference.power import enough_pairs
 from normlab.report import print_table, read_study, write_page, write_report
+from normlab.report.verdicts import verdict_words
 from normlab.report.view import views
 from normlab.report.words import conclude
 from normlab.results import read_results
@@ -138,7 +141,7 @@ def check_page(page, shown):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_pair_has_one_verdict_wherever_it_is_told(tmp_path, monkeypatch, number):
+def test_a_pair_has_one_verdict_wherever_it_is_told(tmp_path, monkeypatch, capsys, number):
     # The drawings say nothing, and take seconds.
     monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *_, **__: "<svg/>")
     folder = draw_random_study(tmp_path / "one", number)
@@ -159,6 +162,24 @@ def test_a_pair_has_one_verdict_wherever_it_is_told(tmp_path, monkeypatch, numbe
         # The headline below the table may begin with the name, too.
         row, *_ = re.findall(rf"^{re.escape(name)} .*$", console.file.getvalue(), re.MULTILINE)
         assert f" {arms[name].comparison.verdict} " in f"{row} "
+
+    app.cli(args=["export", str(folder), "--table", "csv"], prog="normlab")
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        if row.get("task"):
+            continue
+        it = arms[row["arm"]].comparison
+        assert row["verdict"] == (it.verdict if it else row["verdict"] and "baseline")
+        assert (row["p"] and float(row["p"])) == (it.adjusted_p if it else "")
+        if it:
+            ends = it.difference.interval or ("", "")
+            found = row["difference_low"], row["difference_high"]
+            assert tuple(end and float(end) for end in found) == ends
+    for row in verdict_words(study.summary).iter_rows(named=True):
+        if row.get("task", "all together") == "all together" and (
+            it := arms[row["arm"]].comparison
+        ):
+            assert it.p_in_words in (f"p {row['p']}", f"p = {row['p']}", row["p"])
+            assert row["verdict"] == it.verdict
 
     written = json.loads((folder / "summary.json").read_text("utf-8"))
     assert written["conclusion"]["headline"] == conclude(study.summary).headline
