@@ -170,8 +170,10 @@ def report(
             _show_report(folders[0])
         return
     from .report import print_table, read_study, write_page
+    from .report.page import refuse_folder
     from .report.view import joined, titles, why_apart
 
+    refuse_folder(out or Path("report.html"))
     studies = [read_study(folder) for folder in folders]
     page = write_page(studies, out or Path("report.html"))
     if together := joined(studies):

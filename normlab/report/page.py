@@ -98,8 +98,7 @@ def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
         UserError: The file to write is a folder.
     """
     page = Path(page)
-    if page.is_dir():
-        raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
+    refuse_folder(page)
     read = [it if isinstance(it, Study) else read_study(it) for it in studies]
     # A study that is given twice is one.
     apart = list({study.folder.resolve(): study for study in read}.values())
@@ -108,6 +107,16 @@ def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
     pictures = _pictures(shown, made, page.with_name(f"{page.stem}_charts"))
     _write(apart, shown, made, page, pictures)
     return page
+
+
+def refuse_folder(page: Path) -> None:
+    """Refuses a page that cannot be written, before studies are read that take long.
+
+    Raises:
+        UserError: It is a folder.
+    """
+    if page.is_dir():
+        raise UserError(f"{page} is a folder; expected a file, as {page / 'report.html'}")
 
 
 def _pictures(

@@ -154,7 +154,7 @@ def test_names_are_escaped_everywhere(hurtful):
         "<script>alert(1)</script>",
         "<script>alert(2)</script>",
         "a'\"&{{ 7 * 7 }}${b}",
-        "<img src=x onerror=alert(4)>=</script><b onclick=alert(5)>",
+        '<img src=x onerror=alert(4)>="</script><b onclick=alert(5)>"',
         "<svg onload=alert(6)>",
         "optimizer.<i>\"'[0]",
     ):
