@@ -91,7 +91,8 @@ class Conclusion:
     Attributes:
         headline: Which arm won, by how much; or that none is shown best, and who came first.
         belief: What is shown of the first, in a sentence or two; empty with nothing to compare.
-        facts: The first arm against the baseline and against the runner-up; none with factors.
+        facts: The first arm against the baseline, against the runner-up, and where both are shown
+            but not all others, against the one that is shown least; none with factors.
         levels: With factors, the combination of levels -> headline and belief at it.
         tasks: Of several tasks, the task -> headline and belief on it.
         comparisons: Arm -> how it compares with its baseline.
@@ -309,6 +310,11 @@ def _facts(summary: Summary, contest: Contest) -> Iterable[Fact]:
     if runner_up != baseline:
         role = "tied with it" if runner_up in contest.first else "the runner-up"
         yield _fact(f"{runner_up}, {role}", contest.leads[runner_up])
+    # Two differences that are shown would belie a headline that names no winner.
+    rivals = _rivals(contest)
+    if rivals and not {baseline, runner_up} & {*rivals}:
+        least = max(rivals, key=lambda name: contest.leads[name].adjusted_p)
+        yield _fact(least, contest.leads[least])
 
 
 def _fact(other: str, comparison: Comparison) -> Fact:

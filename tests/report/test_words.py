@@ -167,6 +167,17 @@ def test_a_lead_that_may_be_chance_is_no_win():
     assert found.facts[1].comparison.sentence.startswith("It is undecided whether a differs from b")
 
 
+def test_facts_have_what_keeps_the_first_from_winning():
+    # The runner-up lies closest, but what varies most, as by diverged runs, is what is not shown.
+    wide = [0.1, 0.93, 0.92, 0.9, 0.1, 0.92, 0.9, 0.92]
+    found = said({"base": BASE, "a": above(0.03), "b": wide})
+    assert found.headline.startswith("No variant is shown best: a came first")
+    assert [(fact.label, fact.belief) for fact in found.facts] == [
+        ("above base, the baseline", "yes"),
+        ("above b", "open"),
+    ]
+
+
 def test_a_lead_within_the_margin_is_no_difference():
     found = said({"base": BASE, "a": above(0)}, margin=0.005)
     assert found.belief == "It is equivalent to base within 0.50 points."
