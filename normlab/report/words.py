@@ -329,9 +329,10 @@ def _remarks(summary: Summary) -> Iterable[str]:
     leads = [it for contest in summary.contests for it in contest.leads.values()]
     comparisons = summary.pairs.comparisons
     if leads and _few(summary, leads):
-        pairs = [count for it in leads for count in it.pairs]
-        told = too_few(min(pairs), summary.significance, comparisons)
-        if min(pairs) < max(pairs):
+        fewest = min(min(it.pairs) for it in leads)
+        told = too_few(fewest, summary.significance, comparisons)
+        others = [it.comparison for it in summary.arms if it.comparison]
+        if any(max(it.pairs) > fewest for it in [*leads, *others]):
             told = f"Where arms share the fewest seeds: {told[0].lower()}{told[1:]}"
         yield told
     if any(it.difference.interval and not it.tied for it in leads):
