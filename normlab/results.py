@@ -12,6 +12,8 @@ from rich.text import Text
 
 from .compare.export import curve_table, run_table
 from .compare.fingerprint import of_config
+from .compare.status import failures_in_words
+from .compare.store import Failure, Store
 from .errors import UserError
 from .report import Study, print_table, read_study, write_report
 from .report.charts import overview_chart
@@ -45,6 +47,9 @@ class Results:
         """Which arm won, by how much."""
         self.verdicts: dict[str, str] = conclusion.comparisons
         """Arm -> how it compares with its baseline."""
+        self.failures: list[Failure] = Store(self.folder).failures()
+        """The runs that failed, with message, place and traceback; the next call tries them again.
+        """
 
     @property
     def hash(self) -> str:
@@ -96,7 +101,7 @@ class Results:
         return Text.from_ansi(self._printed().export_text(styles=True))
 
     def _repr_html_(self) -> str:
-        return notebook_html(self._study, self.folder)
+        return notebook_html(self._study, self.folder, failures_in_words(self.failures))
 
     def _printed(self) -> Console:
         # In a notebook Rich would show all that is printed there, whatever file it is printed to.
@@ -105,7 +110,7 @@ class Results:
         )
         console.print(f"{self._study.name}: {self._study.setting}", highlight=False)
         print_table(self.summary, console)
-        for sentence in self.unpaired:
+        for sentence in (*failures_in_words(self.failures), *self.unpaired):
             console.print(sentence, highlight=False)
         console.print(f"Folder: {self.folder}", highlight=False, soft_wrap=True)
         return console

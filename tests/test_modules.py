@@ -13,6 +13,7 @@ import pytest
 import normlab
 from normlab.compare.fingerprint import of_user_code
 from normlab.config import ConfigError, load_study
+from normlab.data import load
 from normlab.models import MODELS
 from normlab.modules import import_modules
 from normlab.variants import VARIANTS
@@ -83,6 +84,31 @@ def test_what_another_study_registered_is_not_known(tmp_path):
     other = a_study(tmp_path / "b", 1)
     with pytest.raises(ConfigError, match="unknown layer 'centred'"):
         load_study(other, ["modules=[]"])
+
+
+def test_each_study_gets_the_data_of_its_own_file_whenever_it_reads_them(tmp_path):
+    loader = """
+        import numpy as np
+
+        @normlab.register_data("mine")
+        def load():
+            images, labels = np.full((100, 2), {factor}, np.float32), np.arange(100) % 2
+            return images, labels, images, labels
+    """
+    read = [
+        load_study(
+            a_study(tmp_path / name, factor, layer=LAYER + textwrap.dedent(loader)),
+            ["data={name: mine, batch_size: 8, standardize: false}"],
+        )
+        for name, factor in (("one", 1), ("two", 2))
+    ]
+    import_modules([], tmp_path)
+    for study, value in zip(read, (1, 2), strict=True):
+        (arm,) = study.arms()
+        for as_seen in (study, study.for_arm(arm)):
+            assert (load(as_seen.data).images == value).all()
+    with pytest.raises(ConfigError, match="'mine' is not known"):
+        load_study(a_study(tmp_path / "three", 3), ["data.name=mine"])
 
 
 def test_an_edited_file_is_read_again_though_it_has_the_same_size_and_time(tmp_path):

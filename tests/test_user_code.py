@@ -1,5 +1,6 @@
 """Errors of a user's own code are told with their message and their place."""
 
+import html
 import json
 
 import pytest
@@ -104,6 +105,22 @@ def test_a_study_whose_runs_all_fail_raises_with_message_and_place(
         normlab_package.compare(file)
     assert BREAK[how][1] in str(told.value)
     assert f"(parts.py:{LINE} in broken)" in str(told.value)
+
+
+def test_results_tell_which_runs_failed(tmp_path, monkeypatch):
+    """Where some runs failed, the results of the others looked as if they were all."""
+    monkeypatch.chdir(tmp_path)
+    arms = {"variants": {"plain": {"layer": "identity"}, "own": {"layer": "inside"}}}
+    results = normlab_package.compare(written(tmp_path, arms, "error"))
+    (failure,) = results.failures
+    assert (failure.arm, failure.place) == ("own", f"parts.py:{LINE} in broken")
+    assert f'File "{tmp_path / "parts.py"}", line {LINE}' in failure.traceback
+    for shown in (repr(results), html.unescape(results._repr_html_())):
+        assert "1 run failed" in shown
+        assert BREAK["error"][1] in shown
+    changed = normlab_package.compare(tmp_path / "study.yaml", variants={"own.layer": "identity"})
+    assert changed.failures == []
+    assert "failed" not in changed._repr_html_()
 
 
 def test_an_error_in_a_function_that_a_program_calls_back_keeps_its_own_message(tmp_path):

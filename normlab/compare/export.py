@@ -163,12 +163,9 @@ def _runs(store: Store) -> tuple[list[Result], list[Failure]]:
     store.config()  # refuses what is no study
     plan = store.plan()
     results, failures = store.results(), store.failures()
-    if plan is None:
-        return results, failures
-    return (
-        [it.labelled(plan[it.id]) for it in results if it.id in plan],
-        [it for it in failures if it.id in plan],
-    )
+    if plan is not None:
+        results = [it.labelled(plan[it.id]) for it in results if it.id in plan]
+    return results, failures
 
 
 def _place(run: Result | Failure) -> dict[str, Any]:

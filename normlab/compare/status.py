@@ -94,9 +94,7 @@ def read_status(folder: str | Path) -> Status:
         each = {name: known if own is None else own for name, own in seconds.items()}
         at_a_time = max(1, sum(it.running for it in counts.values()))
         left = sum(it.left * each[name] for name, it in counts.items()) / at_a_time
-    return Status(
-        counts, left, [it for it in failures if it.id in plan], str(environment.get("command", ""))
-    )
+    return Status(counts, left, failures, str(environment.get("command", "")))
 
 
 def _key(where: Arm | Label) -> tuple[str, str]:
@@ -112,7 +110,8 @@ def failures_in_words(failures: Sequence[Failure]) -> list[str]:
     """Tells which runs failed and why, in a line each; nothing where none did."""
     if not failures:
         return []
-    told = [f"{len(failures)} runs failed; the study, started again, tries them again:"]
+    many = "1 run" if len(failures) == 1 else f"{len(failures)} runs"
+    told = [f"{many} failed; the study, started again, makes them anew:"]
     for it in failures:
         first = next(iter(it.message.splitlines()), "")
         where = f" ({it.place})" if it.place else ""

@@ -329,13 +329,15 @@ class Store:
         write_whole(self._failed / f"{failure.id}.json", failure.model_dump_json(indent=2))
 
     def failures(self) -> list[Failure]:
-        """The runs that failed and have no result since, in the order of their ids.
+        """The runs of the study that failed and have no result since, in the order of their ids.
 
         Raises:
             StoreError: A file is damaged.
         """
         paths = sorted(self._failed.glob("*.json"))
-        return [_read_failure(path) for path in paths if not self._path(path.stem).exists()]
+        plan = self.plan()
+        left = [it for it in paths if plan is None or it.stem in plan]
+        return [_read_failure(path) for path in left if not self._path(path.stem).exists()]
 
     def claim(self, runs: Iterable[str]) -> list[FileLock] | None:
         """Claims runs for this process until it releases them or ends, however it ends.

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data import DataSpec
+from ..data import LOADERS, DataSpec, data_spec_type
 from ..errors import UserError
 from ..inference.power import enough_pairs
 from ..models import MODELS, ModelSpec, RegisteredModelSpec, model_spec_type
@@ -575,19 +575,23 @@ def as_understood(study: Study) -> dict[str, Any]:
 
 
 def study_type() -> type[Study]:
-    """Returns the type that validates studies over the variants and models registered by now.
+    """Returns the type that validates studies over what is registered by now.
 
-    The same one as long as these are the same, so that equal studies are of one type.
+    The same one as long as this is the same, so that equal studies are of one type.
     """
-    return _study_type(tuple(VARIANTS.values()), tuple(MODELS.values()))
+    return _study_type(tuple(VARIANTS.values()), tuple(MODELS.values()), tuple(LOADERS.items()))
 
 
 @lru_cache(maxsize=8)
-def _study_type(variants: tuple[Any, ...], models: tuple[Any, ...]) -> type[Study]:
+def _study_type(
+    variants: tuple[Any, ...], models: tuple[Any, ...], loaders: tuple[Any, ...]
+) -> type[Study]:
+    data = data_spec_type()
     arms: Any = dict[Name, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
     return create_model(
         "Study",
         __base__=Study,
+        data=(data, data()),
         model=(model_spec_type(), ...),
         variants=(arms, Field(min_length=1, max_length=MOST_ARMS)),
     )

@@ -101,8 +101,8 @@ class _Examples:
 
 def _examples(spec: DataSpec, precision: str) -> _Examples:
     """What a program knows of a data set, without its images where that is possible."""
-    known = {listing.name: listing for listing in describe()}[spec.name]
-    if known.image_shape is None or known.examples is None:
+    known = {listing.name: listing for listing in describe()}.get(spec.name)
+    if known is None or known.image_shape is None or known.examples is None:
         dataset = load(spec)
         dtype = "int32" if dataset.images.dtype == "int32" else precision
         return _Examples(dataset.image_shape, dataset.classes, len(dataset.train), dtype)

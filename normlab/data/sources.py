@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
 
 from ..errors import nearest
 from ..modules import enter
@@ -92,12 +92,6 @@ def _way_to_standardize(given: Any) -> Any:
     return known[str(given).lower()]
 
 
-def _known(name: str) -> str:
-    if name not in (*_NAMES, *LOADERS):
-        raise ValueError(f"{name!r} is not known{nearest(name, (*_NAMES, *LOADERS))}")
-    return name
-
-
 class DataSpec(Spec):
     """Which data set a study uses.
 
@@ -120,9 +114,11 @@ class DataSpec(Spec):
         train_share: Train on only this share of them.
     """
 
+    # Bound where a study is checked: what another study registers by a name changes nothing.
+    loaders: ClassVar[Mapping[str, Callable[[], Any]]] = LOADERS
+
     name: Annotated[
         str,
-        AfterValidator(_known),
         Field(json_schema_extra=lambda schema: schema.update(enum=[*_NAMES, *LOADERS])),
     ] = "digits"
     folder: Annotated[str, Field(min_length=1)] | None = None
@@ -135,6 +131,13 @@ class DataSpec(Spec):
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in (*_NAMES, *cls.loaders):
+            raise ValueError(f"{name!r} is not known{nearest(name, (*_NAMES, *cls.loaders))}")
+        return name
 
     @model_validator(mode="after")
     def _one_number_of_examples(self) -> "DataSpec":
@@ -154,12 +157,19 @@ class DataSpec(Spec):
                 f"digits comes with scikit-learn and reads no folder, but folder={self.folder}; "
                 "leave it out or name another data set"
             )
-        if self.name in LOADERS and self.folder is not None:
+        if self.name in self.loaders and self.folder is not None:
             raise ValueError(
                 f"{self.name} comes from a function and reads no folder, but "
                 f"folder={self.folder}; leave it out"
             )
         return self
+
+
+def data_spec_type() -> type[DataSpec]:
+    """Returns the type that validates which data a study uses, among those registered by now."""
+    spec = create_model("DataSpec", __base__=DataSpec)
+    spec.loaders = dict(LOADERS)
+    return spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +269,7 @@ def load(spec: DataSpec) -> Dataset:
             "are; leave data.standardize out, or give the data as floating."
         )
     mean, deviation = _moments(images, train, spec.standardize)
+    own = spec.name == "npz" or spec.name in spec.loaders
     return Dataset(
         name=spec.name,
         images=images,
@@ -268,7 +279,7 @@ def load(spec: DataSpec) -> Dataset:
         test=test,
         mean=mean,
         deviation=deviation,
-        classes=int(labels[official].max()) + 1 if _is_own(spec.name) else formats.CLASSES,
+        classes=int(labels[official].max()) + 1 if own else formats.CLASSES,
     )
 
 
@@ -383,11 +394,6 @@ _NPZ_REMEDY = (
 )
 
 
-def _is_own(name: str) -> bool:
-    """Whether a set is one of the user's own."""
-    return name == "npz" or name in LOADERS
-
-
 def _remedy(name: str) -> str:
     return (
         f"{_PUBLISHED[name].source} Name their folder with data.folder=FOLDER, or put them into "
@@ -448,8 +454,8 @@ def _path(folder: str) -> Path:
 def _read(spec: DataSpec) -> Parts:
     if spec.name == "digits":
         return _read_digits()
-    if spec.name in LOADERS:
-        return _read_own(spec.name)
+    if spec.name in spec.loaders:
+        return _read_own(spec.name, spec.loaders[spec.name])
     try:
         if spec.name == "npz":
             assert spec.folder is not None  # DataSpec sees to it
@@ -470,10 +476,10 @@ def _read(spec: DataSpec) -> Parts:
 _NO_TUPLES = (Mapping, str, np.ndarray)
 
 
-def _read_own(name: str) -> Parts:
+def _read_own(name: str, loader: Callable[[], Any]) -> Parts:
     told = f"register_data({name!r})"
     try:
-        returned = LOADERS[name]()
+        returned = loader()
         plain = isinstance(returned, Iterable) and not isinstance(returned, _NO_TUPLES)
         arrays = tuple(returned) if plain else ()
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told as theirs

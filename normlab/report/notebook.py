@@ -1,5 +1,6 @@
 """A study as a notebook shows it: the verdict and the table in the style of the page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import words
@@ -11,8 +12,14 @@ from .verdicts import verdict
 MOST_ROWS = 50  # that a person reads in a notebook
 
 
-def notebook_html(study: Study, folder: Path) -> str:
-    """Returns the verdict and the table of a study as HTML, for pages by day and by night."""
+def notebook_html(study: Study, folder: Path, failures: Sequence[str]) -> str:
+    """Returns the verdict and the table of a study as HTML, for pages by day and by night.
+
+    Args:
+        study: The study.
+        folder: Where it lies.
+        failures: Which runs failed and why, a line each; none where none did.
+    """
     summary = study.summary
     ranked = sorted((arm for arm in summary.arms if arm.runs), key=words.rank)
     more = len(ranked) - MOST_ROWS
@@ -32,5 +39,6 @@ def notebook_html(study: Study, folder: Path) -> str:
             verdict=verdict,
             words=words,
             folder=folder,
+            failures=failures,
         )
     )
