@@ -59,7 +59,7 @@ def validation_accuracy(view: View) -> Figure | None:
     value = alt.Y("value:Q", title="validation accuracy, %", scale=scale, axis=alt.Axis(grid=True))
     charts = {
         axis: together(
-            datasets, line.encode(value), *_curves(view, "accuracies", axis, value)
+            datasets, line.encode(value), *_curves(view, "accuracies", rows, axis, value)
         ).add_params(alt.param(name="floor", value=floor))
         for axis in AXES
     }
@@ -87,7 +87,7 @@ def training_loss(view: View) -> Figure | None:
     value = alt.Y("value:Q", title="training loss", scale=scale, axis=axis)
     low, high = height(min(row["low"] for row in rows)), height(max(row["high"] for row in rows))
     datasets = {"losses": rows, "losses-ends": _ends(view, rows, low, high, height)}
-    charts = {it: together(datasets, *_curves(view, "losses", it, value)) for it in AXES}
+    charts = {it: together(datasets, *_curves(view, "losses", rows, it, value)) for it in AXES}
     intervals = f"{confidence(view.summary)} intervals"
     caption = f"{mean} over seeds with {intervals}. " + _of_diverged(view) + _of_seconds()
     return Figure("training-loss", "Training loss", caption, charts, datasets)
@@ -171,8 +171,10 @@ def _seconds_per_epoch(runs: Sequence[Result]) -> float:
     return seconds / (sum(len(run.curve.train_loss) for run in runs) or 1)
 
 
-def _curves(view: View, dataset: str, by: str, value: alt.Y) -> list[alt.Chart]:
+def _curves(view: View, dataset: str, rows: Rows, by: str, value: alt.Y) -> list[alt.Chart]:
     """A band, a line and what the pointer finds, for rows of `_curve_rows`."""
+    # Of a single epoch there is no line to be seen.
+    opacity = 1 if len({row["epoch"] for row in rows}) == 1 else 0
     x = alt.X(
         f"{by}:Q",
         scale=alt.Scale(nice=False, zero=False),
@@ -185,7 +187,7 @@ def _curves(view: View, dataset: str, by: str, value: alt.Y) -> list[alt.Chart]:
         lines(view, dataset, clip=True).encode(x, value),
         # A line has no tooltip of its own at each epoch.
         layer(view, dataset)
-        .mark_circle(size=90, opacity=0, clip=True)
+        .mark_circle(size=90, opacity=opacity, clip=True)
         .encode(
             x,
             value,

@@ -292,6 +292,18 @@ def test_intervals_of_charts_are_of_the_studys_significance(tmp_path):
     assert subtitle == "a setting. Mean over seeds with 90% intervals; small dots are seeds."
 
 
+@pytest.mark.parametrize(("epochs", "opacity"), [(1, 1), (2, 0)])
+def test_a_curve_of_a_single_epoch_is_seen_as_dots(tmp_path, epochs, opacity):
+    """A line through one point is none, and the chart was empty."""
+    two = {it: QUICKSTART[it] for it in ("none", "batch")}
+    read = read_study(draw_study(tmp_path, two, tune={}, epochs=epochs))
+    made = {it.name: it for it in figures(views([read])[0])}
+    for name in ("validation-accuracy", "training-loss"):
+        for chart in made[name].charts.values():
+            marks = [it["mark"] for it in chart.to_dict()["layer"]]
+            assert [it["opacity"] for it in marks if it["type"] == "circle"] == [opacity]
+
+
 def test_bands_of_profiles_are_of_the_studys_significance(tmp_path):
     store = Store(draw_study(tmp_path, **WITH_TASKS | {"tune": {}, "epochs": 4}))
     store.write_config(store.config() | {"significance": 0.2})
