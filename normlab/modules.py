@@ -93,11 +93,16 @@ def _file(name: str, folder: Path) -> tuple[Path, str, Path] | None:
     if name.endswith(".py"):
         file = (folder / Path(name).expanduser()).resolve()
         return file.parent, file.stem.replace(".", "_"), file
-    base = folder.joinpath(*name.split("."))
-    for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
-        if name and file.is_file():
+    *packages, module = name.split(".")
+    base = folder.joinpath(*packages)
+    for file in (base / module / "__init__.py", base / f"{module}.py"):
+        if _is_name(name) and file.is_file():
             return folder, name, file
     return None
+
+
+def _is_name(name: str) -> bool:
+    return all(part and part == Path(part).name for part in name.split("."))
 
 
 def _package(folder: Path) -> str:
@@ -106,6 +111,11 @@ def _package(folder: Path) -> str:
 
 def _import(name: str, place: tuple[Path, str, Path] | None, folder: Path) -> str:
     if place is None:
+        if not _is_name(name):
+            raise ImportError(
+                f"{name!r} is no name of a module; expected one as my_layers or package.layers, or "
+                "a file as my_layers.py"
+            )
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -195,6 +195,12 @@ def test_a_module_that_exits_is_told_as_one_that_fails(tmp_path, code):
         load_study(file)
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "a/b", "..x", "a..b"])
+def test_what_is_no_name_of_a_module_is_told(tmp_path, name):
+    with pytest.raises(ConfigError, match="is no name of a module; expected one as my_layers"):
+        load_study(a_study(tmp_path / "one", 1), [f"modules=['{name}']"])
+
+
 def test_all_modules_that_fail_are_told_with_their_places(tmp_path):
     file = a_study(tmp_path / "a", 1, layer="def f():\n    1 / 0\nf()\n")
     (tmp_path / "a" / "typo.py").write_text("x = 1\nclass:\n")

@@ -341,7 +341,9 @@ class Study(Spec):
         if given.get("tune") == {}:
             given["tune"] = None
         executor = given.get("executor")
-        if isinstance(variants, Mapping) and variants and not given.get("baseline"):
+        # `baseline: off` is false to YAML, and no baseline that is not given.
+        left_out = given.get("baseline") in (None, "")
+        if isinstance(variants, Mapping) and variants and left_out:
             given["baseline"] = str(next(iter(variants)))
         if given.get("seeds") is None:
             given["seeds"] = _enough_seeds(given)

@@ -118,7 +118,7 @@ def _sentence(finding: Any, known: Sequence[str]) -> str:
     if isinstance(given, bool) and kind.startswith(("less_than", "greater_than")):
         return f"expected a number, but {str(given).lower()} was given"
     message = _PLAIN.get(kind, finding["msg"].removeprefix("Input "))
-    return f"{message}, but {shortened(given)} was given{_as_share(kind, given, context)}"
+    return f"{message}, but {shortened(given)} was given{_as_share(finding)}"
 
 
 def shortened(given: Any) -> str:
@@ -127,9 +127,12 @@ def shortened(given: Any) -> str:
     return told if len(told) <= 200 else f"{told[:200]}..."
 
 
-def _as_share(kind: str, given: Any, context: Mapping[str, Any]) -> str:
+def _as_share(finding: Any) -> str:
     """What was probably meant where a percentage stands for a share."""
-    if kind == "float_parsing" and (percent := re.fullmatch(r"\s*([\d.]+)\s*%\s*", given)):
+    kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
+    if kind == "float_parsing" and (percent := re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*", given)):
+        if str(finding["loc"][-1]).endswith("_points"):
+            return f"; {given.strip()} is {float(percent[1]):g} points"
         return f"; {given.strip()} as a share is {float(percent[1]) / 100:g}"
     limit = context.get("lt", context.get("le"))
     number = isinstance(given, int | float)

@@ -57,6 +57,9 @@ def python_problems(given, **changes):
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: should be a finite number"),
         ("variants.batch.epsilon=.inf", "variants.batch.epsilon: should be a finite number"),
         ("seeds=" + "9" * 5000, "seeds: a number of 5000 signs; expected at most 100"),
+        # The first variant was taken instead.
+        ("baseline=false", "baseline: false is true or false to YAML, but a text is expected"),
+        ("baseline=0", "baseline: 0 is a number to YAML, but a text is expected; quote it: '0'"),
         # Words that YAML takes for something else.
         ("study=true", "study: true is true or false to YAML, but a text is expected; quote it"),
         ("data.name=null", "data.name: null is nothing to YAML, but a text is expected; quote it"),
@@ -159,6 +162,8 @@ def test_an_override_comes_after_what_the_file_says_however_both_are_written(tmp
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("margin_points=0.5%", "but '0.5%' was given; 0.5% is 0.5 points"),
+        ("target_accuracy=1.2.3%", "but '1.2.3%' was given"),
         # It was a share, which all prose gives in points.
         ("margin=0.005", "margin: was a share and is now margin_points, in points of a percentage"),
         ("margin=2", "margin_points=2"),
