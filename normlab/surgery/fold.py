@@ -174,6 +174,8 @@ def fold(
     Integer-Arithmetic-Only Inference", section 3.2; PyTorch's `fuse_conv_bn_eval`.
     """
     check_linen(model)
+    if isinstance(model, Folded):
+        raise UserError("fold: the model is folded already; give it as it was before.")
     check_batch(x)
     given = variables_of(variables)
     optimization = optimization_of(variables, optimizer, optimizer_state, "fold")

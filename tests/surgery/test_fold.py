@@ -275,3 +275,5 @@ def test_a_model_without_norms_and_a_folded_one_in_training_are_refused():
     folded, variables = surgery.fold(model, initial(model, train=True), X)
     with pytest.raises(ValueError, match="norm_0 is folded into the layer before it"):
         folded.apply(variables, X, train=True)
+    with pytest.raises(ValueError, match="the model is folded already"):
+        surgery.fold(folded, variables, X)
