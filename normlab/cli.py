@@ -278,6 +278,9 @@ def export(
         write = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form]
         content = write(run_table(folder))
     if to is None:
+        # What takes the output reads it as a file, where nothing is escaped.
+        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8")
         sys.stdout.write(str(content))
     else:
         write_whole(to, content)

@@ -231,6 +231,8 @@ def test_what_the_output_cannot_encode_is_escaped_and_ends_no_study(tmp_path, en
         printed = normlab(*arguments, folder=tmp_path, **asked).stdout
         assert r"\u221e" in printed
     assert "n ∞" in (tmp_path / "runs/my.v1/report.html").read_text("utf-8")
+    # What takes an export reads no escapes.
+    assert "n ∞" in normlab("export", "runs/my.v1", folder=tmp_path, **asked).stdout
     normlab("--help", folder=tmp_path, **asked)
     assert "holds no study" in normlab("status", "∞", folder=tmp_path, code=2, **asked).stderr
 
