@@ -118,7 +118,9 @@ def test_results_tell_which_runs_failed(tmp_path, monkeypatch):
     for shown in (repr(results), html.unescape(results._repr_html_())):
         assert "1 run failed" in shown
         assert BREAK["error"][1] in shown
-    changed = normlab_package.compare(tmp_path / "study.yaml", variants={"own.layer": "layer_norm"})
+    changed = normlab_package.compare(
+        tmp_path / "study.yaml", **{"variants.own.layer": "layer_norm"}
+    )
     assert changed.failures == []
     assert "failed" not in changed._repr_html_()
 
