@@ -75,9 +75,16 @@ def check_module(
 
     if not (isinstance(module, type) and issubclass(module, nn.Module)):
         raise ValueError(f"{told}: {module!r} is not a class of flax.linen.Module.")
-    if argument not in inspect.signature(module.__call__).parameters:
+    parameter = inspect.signature(module.__call__).parameters.get(argument)
+    if parameter is None:
         raise ValueError(
             f"{told}: the call of {module.__qualname__} must take {argument}, {meaning}."
+        )
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise ValueError(
+            f"{told}: the argument {argument} of the call of {module.__qualname__} is "
+            f"{parameter.kind.description}, but models give it by its name, as {argument}=...; "
+            "write it without / behind it and without * before it."
         )
     missing = [
         field.name

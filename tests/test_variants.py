@@ -73,6 +73,24 @@ def test_a_decorator_without_a_name_is_refused_at_once():
     ]
 
 
+def test_a_layer_whose_flag_cannot_be_given_by_name_is_refused():
+    """Models ended in a TypeError in the middle of a study."""
+
+    class ByPlace(nn.Module):
+        @nn.compact
+        def __call__(self, x, use_running_average=None, /):
+            return x
+
+    class Several(nn.Module):
+        @nn.compact
+        def __call__(self, x, **use_running_average):
+            return x
+
+    for layer in (ByPlace, Several):
+        with pytest.raises(ValueError, match=r"use_running_average of the call .* by its name"):
+            normlab.register("by_place")(layer)
+
+
 def test_a_layer_that_cannot_stand_in_a_model_is_refused():
     class WithoutDefault(Fitting):
         needed: float = nn.module.dataclasses.field(kw_only=True)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .arguments import REAL_NUMBERS, checked
+
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -18,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@checked(x=REAL_NUMBERS)
 def thresholded_linear(x: Float[Array, "..."], threshold: Array) -> Array:
     r"""Cuts `x` off below a learned threshold.
 
@@ -31,6 +34,7 @@ def thresholded_linear(x: Float[Array, "..."], threshold: Array) -> Array:
     return jnp.maximum(x, threshold).astype(x.dtype)
 
 
+@checked(x=REAL_NUMBERS)
 def swish(x: Float[Array, "..."], v: Array) -> Array:
     r"""Gates `x` by its own sigmoid, at a learned slope.
 

@@ -1,11 +1,12 @@
 """Ghost batches: cutting a batch into groups, and giving each example what its group has."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .arguments import ANY_NUMBERS, checked, plain
 from .spread import devices_along, join_axes, split_axis
 
 Grouping = Literal["contiguous", "strided"]
@@ -25,6 +26,18 @@ class Part(NamedTuple):
         return self.start + self.groups * self.group_size
 
 
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Part) and all(isinstance(n, int) and n >= 0 for n in value)
+
+
+_PART = plain("one of the parts that ghost_parts returns", _is_part)
+_PARTS = plain(
+    "the parts that ghost_parts returns",
+    lambda value: isinstance(value, tuple) and all(map(_is_part, value)),
+)
+
+
+@checked()
 def ghost_parts(examples: int, ghost_batch_size: int, remainder: Remainder) -> tuple[Part, ...]:
     """Plans the groups of a batch.
 
@@ -63,6 +76,7 @@ def ghost_parts(examples: int, ghost_batch_size: int, remainder: Remainder) -> t
     return (full, Part(full.stop, 1, rest))
 
 
+@checked(x=ANY_NUMBERS, parts=_PARTS)
 def lie_within_devices(x: Array, parts: tuple[Part, ...], axis: int, grouping: Grouping) -> bool:
     """Whether each group is on one device, as far as the type of `x` says what is on others."""
     devices = devices_along(x, axis)
@@ -71,6 +85,7 @@ def lie_within_devices(x: Array, parts: tuple[Part, ...], axis: int, grouping: G
     return len(parts) == 1 and grouping == "contiguous" and parts[0].groups % devices == 0
 
 
+@checked(x=ANY_NUMBERS, part=_PART)
 def split_groups(x: Array, part: Part, axis: int, grouping: Grouping) -> Array:
     """Takes a part of the examples along `axis` as `(groups, group_size)`, in its place.
 
@@ -83,6 +98,7 @@ def split_groups(x: Array, part: Part, axis: int, grouping: Grouping) -> Array:
     return jnp.swapaxes(split_axis(x, axis, part.group_size, part.groups), axis, axis + 1)
 
 
+@checked(statistic=ANY_NUMBERS, part=_PART)
 def spread_groups(statistic: Array, part: Part, axis: int, grouping: Grouping) -> Array:
     """Gives each example of a part the statistic of its group.
 

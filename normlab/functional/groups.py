@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from .arguments import checked
 from .moments import moments
-from .pooling import Moments, pool_moments
+from .pooling import MOMENTS, Moments, pool_moments
 from .spread import gathered, join_axes, small_beside, split_axis
 
 
+@checked()
 def group_moments(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],
@@ -71,6 +73,7 @@ def group_moments(
     return jax.tree.map(spread, pool_axes(jax.tree.map(members, of_channel), (axis + 1,)))
 
 
+@checked(statistics=MOMENTS)
 def pool_axes(statistics: Moments, axes: tuple[int, ...]) -> Moments:
     """Moments of the union over some axes of moments, which are kept with size 1."""
 

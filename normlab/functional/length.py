@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from .arguments import checked
 from .pooling import squared_magnitude
 
 
+@checked()
 def length(
     x: Inexact[Array, "..."], axes: tuple[int, ...], *, mask: Bool[Array, "..."] | None = None
 ) -> Array:

@@ -4,10 +4,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
+from .arguments import checked
 from .pooling import squared_magnitude
 from .spread import gathered, spec_of, spread_as
 
 
+@checked()
 def local_response(
     x: Inexact[Array, "..."],
     *,

@@ -10,11 +10,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 from .apart import apart
+from .arguments import checked
 from .blocks import blocks
 from .pooling import Moments, pool_devices, squared_magnitude
 from .terms import term
 
 
+@checked()
 def moments(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],

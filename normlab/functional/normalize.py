@@ -10,9 +10,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact
 
 from .apart import apart
+from .arguments import checked
 from .terms import term
 
 
+@checked()
 def normalize(
     x: Inexact[Array, "..."],
     mean: Array | None,

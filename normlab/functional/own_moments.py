@@ -13,6 +13,7 @@ from jax.interpreters import ad
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
+from .arguments import GROUPS, checked, or_none
 from .groups import group_moments
 from .kernels import Channels, Form, Values, kernels_run, normalize_backward, normalize_forward
 from .moments import moments
@@ -21,6 +22,7 @@ from .pooling import Moments
 from .with_kernel import with_kernel
 
 
+@checked(groups=or_none(GROUPS))
 def normalize_by_own_moments(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],

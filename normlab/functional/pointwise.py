@@ -5,7 +5,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .arguments import BROADCAST, REAL_NUMBERS, checked
 
+
+@checked(x=REAL_NUMBERS, alpha=BROADCAST)
 def dynamic_tanh(x: Float[Array, "..."], alpha: ArrayLike) -> Array:
     r"""Squashes `x` by a hyperbolic tangent of learned slope.
 
@@ -14,6 +17,7 @@ def dynamic_tanh(x: Float[Array, "..."], alpha: ArrayLike) -> Array:
     return jnp.tanh(alpha * x)
 
 
+@checked(x=REAL_NUMBERS, alpha=BROADCAST)
 def dynamic_erf(x: Float[Array, "..."], alpha: ArrayLike, shift: ArrayLike) -> Array:
     r"""Squashes `x` by an error function of learned slope and place.
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from .arguments import ANY_NUMBERS, AXIS_NAME, checked, number, plain
+
 
 class Moments(NamedTuple):
     """Count, mean and variance over some axes, which are kept with size 1.
@@ -34,6 +36,17 @@ class Moments(NamedTuple):
         return self.shift + self.residual
 
 
+MOMENTS = plain(
+    "moments, as functional.moments returns them",
+    lambda value: (
+        isinstance(value, Moments)
+        and all(isinstance(part, np.ndarray | jax.Array) for part in value)
+    ),
+)
+_SHARE = plain("a share, a number from 0 to 1", number(0.0, 1.0))
+
+
+@checked(first=MOMENTS, second=MOMENTS, weight=_SHARE)
 def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
     r"""Moments of the mixture of two distributions, `1 - weight` of the first.
 
@@ -50,11 +63,13 @@ def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
     return Moments(first.counted, first.shift, first.residual + share * distance, variance)
 
 
+@checked(moments=MOMENTS)
 def unbiased(moments: Moments) -> Array:
     """The unbiased variance, n / (n - 1) times the biased one, for more than one value."""
     return moments.variance * (moments.counted / jnp.maximum(moments.counted - 1, 1))
 
 
+@checked(x=ANY_NUMBERS)
 def squared_magnitude(x: Array) -> Array:
     """The square of the absolute value, real for complex numbers too."""
     # The product of a complex number with its conjugate would carry a zero imaginary part along,
@@ -64,6 +79,7 @@ def squared_magnitude(x: Array) -> Array:
     return lax.square(x)
 
 
+@checked(groups=MOMENTS)
 def pool_moments(
     groups: Moments,
     *,
@@ -94,6 +110,7 @@ def pool_moments(
     return Moments(count, shift, residual, jnp.where(count > 0, variance, 1))
 
 
+@checked(groups=MOMENTS)
 def average_moments(
     groups: Moments,
     *,
@@ -114,6 +131,7 @@ def average_moments(
     return Moments(pooled(groups.counted), shift, residual, variance)
 
 
+@checked(groups=MOMENTS, axis_name=AXIS_NAME)
 def gather_groups(
     groups: Moments, *, axis_name: str | tuple[str, ...], axis_index_groups: Any = None
 ) -> Moments:

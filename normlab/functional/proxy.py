@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import special
 
+from .arguments import checked
 from .moments import moments
 from .normalize import normalize
 
 
+@checked()
 def proxy_normalize(
     y: Float[Array, "..."],
     activation: Callable[[Array], Array],

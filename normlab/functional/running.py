@@ -5,9 +5,11 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Real
 
+from .arguments import RUNNING, checked
 from .spread import Spec, spec_of, spread_as
 
 
+@checked(**RUNNING)
 def update_running(
     mean: Inexact[Array, "*features"],
     variance: Float[Array, "*features"],

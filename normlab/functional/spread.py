@@ -12,19 +12,24 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+from .arguments import ANY_NUMBERS, checked
+
 Spec = tuple[Any, ...]
 
 
+@checked(x=ANY_NUMBERS)
 def spec_of(x: Any) -> Spec:
     """The names of the mesh axes that each axis of an array is spread over, None for none."""
     return tuple(jax.typeof(x).sharding.spec)
 
 
+@checked(x=ANY_NUMBERS)
 def spread_as(x: Array, spec: Spec) -> Array:
     """Spreads an array over devices; where it lies so already, returns it as it is."""
     return x if spec_of(x) == spec else jax.sharding.reshard(x, PartitionSpec(*spec))
 
 
+@checked(x=ANY_NUMBERS)
 def small_beside(x: Array, small: Array) -> Array:
     """Spreads what is to be broadcast to `x` as that is, but for axes of size 1."""
     spec = spec_of(x)
@@ -33,6 +38,7 @@ def small_beside(x: Array, small: Array) -> Array:
     )
 
 
+@checked(x=ANY_NUMBERS)
 def gathered(x: Array, axis: int) -> Array:
     """Puts an axis together that is spread."""
     return spread_as(x, tuple(s if a != axis else None for a, s in enumerate(spec_of(x))))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Inexact
 
+from .arguments import MATRIX, checked
 from .moments import moments
 from .normalize import normalize
 from .pooling import squared_magnitude
@@ -25,6 +26,7 @@ NONLINEARITY_GAINS = {
 }
 
 
+@checked()
 def standardize_weight(
     weight: Inexact[Array, "..."], axes: tuple[int, ...], *, epsilon: float
 ) -> Array:
@@ -53,6 +55,7 @@ def standardize_weight(
     )
 
 
+@checked()
 def scaled_standardize_weight(
     weight: Inexact[Array, "..."], axes: tuple[int, ...], gain: Array, *, epsilon: float
 ) -> Array:
@@ -81,6 +84,7 @@ def scaled_standardize_weight(
     return (weight - statistics.shift - statistics.residual) * multiplier
 
 
+@checked()
 def normalize_weight(
     weight: Inexact[Array, "..."],
     axes: tuple[int, ...],
@@ -107,6 +111,7 @@ def normalize_weight(
     return weight * (multiplier if scale is None else multiplier * scale)
 
 
+@checked(weight=MATRIX)
 def spectral_normalize(
     weight: Inexact[Array, "..."],
     u: Inexact[Array, "1 outputs"],
@@ -159,6 +164,7 @@ def spectral_normalize(
     )
 
 
+@checked(weight=MATRIX)
 def converged_direction(
     weight: Inexact[Array, "..."], u: Inexact[Array, "1 outputs"], *, epsilon: float
 ) -> Array:

@@ -177,7 +177,10 @@ class BatchNorm(CheckedModule):
         Args:
             x: Input of any rank.
             use_running_average: Whether to normalize by the running statistics.
-            mask: Broadcastable to the input; true where a value counts in the statistics.
+            mask: Booleans, broadcastable to the input; true where a value counts in the
+                statistics. Flax also takes numbers, and counts where they are not 0; here they are
+                refused, since a mask may mean the contrary (1 where padding is, or minus infinity),
+                and under `jit` nobody sees what is in it. Give `mask.astype(bool)` or `mask == 0`.
             scale: Used instead of the learned scale: of the shape of the features, or of the rank
                 of the input and broadcastable to it.
             bias: Used instead of the learned bias, likewise.

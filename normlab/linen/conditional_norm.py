@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from .fields import CheckedModule
 from .layer_norm import LayerNorm
-from .shared import as_array
+from .shared import as_array, resolve_axes
 
 
 class ConditionalNorm(CheckedModule):
@@ -105,6 +105,13 @@ class ConditionalNorm(CheckedModule):
                 f"ConditionalNorm: norm={self.norm} was given; expected a layer of normlab, which "
                 "takes scale= and bias= at the call, as a class or a partial one, for example "
                 "normlab.LayerNorm or functools.partial(normlab.GroupNorm, 8)."
+            )
+        named = getattr(layer, "axis", getattr(layer, "feature_axes", -1))
+        if x.ndim - 1 not in resolve_axes(named, x.ndim, "ConditionalNorm: axis of norm"):
+            raise ValueError(
+                f"ConditionalNorm: norm={self.norm} has its features on axis {named} of an input "
+                f"of shape {x.shape}; expected them on the last axis, for which scale and bias are "
+                "predicted. Move them there by jnp.moveaxis, and back."
             )
         if self.use_running_average is not None:
             use_running_average = nn.merge_param(

@@ -1,19 +1,25 @@
 """What the fields of the layers may hold: one table, by the name or the annotation of a field."""
 
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.core import Tracer
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from .shared import Axes, AxisName, can_be_computed_with, is_flag
+from ..functional.arguments import (
+    are_words,
+    is_axis_name,
+    is_dtype,
+    is_flag,
+    number,
+    shown,
+    whole_number,
+)
+from .shared import Axes, AxisName
 
 
 class Rule(NamedTuple):
@@ -42,7 +48,7 @@ class CheckedModule(nn.Module):
             if rule is None or _is_unused(self, field.name, value) or rule.holds(value):
                 continue
             raise ValueError(
-                f"{type(self).__name__}: {field.name}={_shown(value)} was given; expected "
+                f"{type(self).__name__}: {field.name}={shown(value)} was given; expected "
                 f"{rule.expected}."
             )
         if getattr(self, "axis_index_groups", None) is not None and self.axis_name is None:
@@ -70,82 +76,18 @@ def _is_unused(module: nn.Module, name: str, value: Any) -> bool:
     return value is None and learned != name and not getattr(module, f"use_{learned}", True)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, Tracer):
-        return f"a traced value of shape {value.shape} and dtype {value.dtype}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _number(
-    least: float = -np.inf,
-    most: float = np.inf,
-    *,
-    above: float | None = None,
-    infinite: bool = False,
-) -> Callable[[Any], bool]:
-    """Returns whether a value is a real number in a range, or a traced one."""
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, bool | np.bool_) or not isinstance(
-            value, int | float | np.number | np.ndarray | jax.Array
-        ):
-            return False
-        if isinstance(value, np.generic | np.ndarray | jax.Array):
-            real = jnp.issubdtype(value.dtype, jnp.floating)
-            if value.ndim or not (real or jnp.issubdtype(value.dtype, jnp.integer)):
-                return False
-        if isinstance(value, Tracer):
-            return True
-        try:
-            number = float(value)
-        except OverflowError:
-            return False
-        # Layers compute in float32, where larger numbers are infinite.
-        finite = abs(number) <= float(np.finfo(np.float32).max)
-        return (
-            least <= number <= most
-            and (above is None or number > above)
-            and (finite or (infinite and np.isinf(number)))
-        )
-
-    return holds
-
-
-def _whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int | np.integer)
-        and not isinstance(value, bool | np.bool_)
-        and least <= int(value) <= most
-    )
-
-
 def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or holds(value)
 
 
-def _is_dtype(value: Any) -> bool:
-    if isinstance(value, np.ndarray | jax.Array):  # which NumPy would take for their dtype
-        return False
-    try:
-        dtype = jnp.dtype(value)
-    except (TypeError, ValueError):
-        return False
-    return jnp.issubdtype(dtype, jnp.inexact) and can_be_computed_with(dtype)
-
-
 def _are_axes(value: Any) -> bool:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         value = (value,)
     return all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in value)
 
 
-def _are_words(value: Any) -> bool:
-    return isinstance(value, Iterable) and all(isinstance(part, str) for part in value)
-
-
-def _is_axis_name(value: Any) -> bool:
-    return isinstance(value, str | tuple | list) and len(value) > 0 and _are_words(value)
+def _is_initializer(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type | nn.Module)
 
 
 _FLAG = "True or False"
@@ -159,68 +101,66 @@ _STEPS = "a number of updates, at least 0"
 _BY_TYPE: list[tuple[Any, Rule]] = [
     (bool, Rule(_FLAG, is_flag)),
     (bool | None, Rule(f"{_FLAG}, or None", _or_none(is_flag))),
-    (DTypeLike, Rule(_DTYPE, _is_dtype)),
-    (DTypeLike | None, Rule(f"{_DTYPE}, or None", _or_none(_is_dtype))),
+    (DTypeLike, Rule(_DTYPE, is_dtype)),
+    (DTypeLike | None, Rule(f"{_DTYPE}, or None", _or_none(is_dtype))),
     (Axes, Rule(_AXES, _are_axes)),
     (Axes | None, Rule(f"{_AXES}, or None", _or_none(_are_axes))),
     (
         AxisName | None,
         Rule(
             "the name of an axis of vmap or shard_map, several in a tuple, or None",
-            _or_none(_is_axis_name),
+            _or_none(is_axis_name),
         ),
     ),
-    (Initializer, Rule(_INITIALIZER, callable)),
-    (Initializer | None, Rule(f"{_INITIALIZER}, or None", _or_none(callable))),
+    (Initializer, Rule(_INITIALIZER, _is_initializer)),
+    (Initializer | None, Rule(f"{_INITIALIZER}, or None", _or_none(_is_initializer))),
 ]
 
 _BY_NAME: dict[str, Rule] = {
-    "epsilon": Rule(f"{_NOT_NEGATIVE}, such as 1e-5", _number(0.0)),
-    "proxy_epsilon": Rule(f"{_NOT_NEGATIVE}, such as 0.03", _number(0.0)),
+    "epsilon": Rule(f"{_NOT_NEGATIVE}, such as 1e-5", number(0.0)),
+    "proxy_epsilon": Rule(f"{_NOT_NEGATIVE}, such as 0.03", number(0.0)),
     "momentum": Rule(
         "the share of the running statistics that an update keeps, a number from 0 to 1, or None "
         "to average all batches",
-        _or_none(_number(0.0, 1.0)),
+        _or_none(number(0.0, 1.0)),
     ),
     "example_weight": Rule(
         "a share, a number from 0 (running statistics alone) to 1 (those of the example alone)",
-        _number(0.0, 1.0),
+        number(0.0, 1.0),
     ),
     "fraction": Rule(
         "the share of the reduced axis that the mean square is taken of, a number above 0 and at "
         "most 1",
-        _number(most=1.0, above=0.0),
+        number(most=1.0, above=0.0),
     ),
-    "num_groups": Rule(_GROUPS, _or_none(_whole_number(1))),
-    "group_size": Rule(_GROUPS, _or_none(_whole_number(1))),
-    "ghost_batch_size": Rule(
-        "a number of examples, a whole number of at least 1", _whole_number(1)
-    ),
-    "size": Rule("a number of channels, a whole number of at least 1", _whole_number(1)),
+    "num_groups": Rule(_GROUPS, _or_none(whole_number(1))),
+    "group_size": Rule(_GROUPS, _or_none(whole_number(1))),
+    "ghost_batch_size": Rule("a number of examples, a whole number of at least 1", whole_number(1)),
+    "size": Rule("a number of channels, a whole number of at least 1", whole_number(1)),
     "samples": Rule(
-        "a number of quantiles, from 1 to 1,000,000, such as 256", _whole_number(1, 1_000_000)
+        "a number of quantiles, from 1 to 1,000,000, such as 256", whole_number(1, 1_000_000)
     ),
     "n_steps": Rule(
         "a number of power iterations, at least 1; to normalize nothing, call the layer itself",
-        _whole_number(1),
+        whole_number(1),
     ),
-    "r_max": Rule("a limit of at least 1; infinity for none", _number(1.0, infinite=True)),
-    "d_max": Rule("a limit of at least 0; infinity for none", _number(0.0, infinite=True)),
-    "start_steps": Rule(_STEPS, _number(0.0)),
-    "r_steps": Rule(_STEPS, _number(0.0)),
-    "d_steps": Rule(_STEPS, _number(0.0)),
-    "k": Rule(_NOT_NEGATIVE, _number(0.0)),
-    "alpha": Rule(_NOT_NEGATIVE, _number(0.0)),
-    "beta": Rule("a finite number", _number()),
-    "alpha_init": Rule("a finite number, such as 0.5", _number()),
-    "nonlinearity_gain": Rule("a finite number above 0", _number(above=0.0)),
+    "r_max": Rule("a limit of at least 1; infinity for none", number(1.0, infinite=True)),
+    "d_max": Rule("a limit of at least 0; infinity for none", number(0.0, infinite=True)),
+    "start_steps": Rule(_STEPS, number(0.0)),
+    "r_steps": Rule(_STEPS, number(0.0)),
+    "d_steps": Rule(_STEPS, number(0.0)),
+    "k": Rule(_NOT_NEGATIVE, number(0.0)),
+    "alpha": Rule(_NOT_NEGATIVE, number(0.0)),
+    "beta": Rule("a finite number", number()),
+    "alpha_init": Rule("a finite number, such as 0.5", number()),
+    "nonlinearity_gain": Rule("a finite number above 0", number(above=0.0)),
     "layer_instance": Rule(
         "a layer of Flax Linen, made and not only named, such as flax.linen.Dense(8)",
         lambda value: isinstance(value, nn.Module),
     ),
     "variable_filter": Rule(
         "parts of the paths of parameters, such as ('kernel',), or None for all",
-        _or_none(_are_words),
+        _or_none(are_words),
     ),
     "collection_name": Rule("the name of a collection", lambda value: isinstance(value, str)),
     "norm": Rule(

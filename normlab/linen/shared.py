@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
@@ -19,6 +18,7 @@ from ..functional import (
     small_beside,
     squared_magnitude,
 )
+from ..functional.arguments import can_be_computed_with, is_flag
 
 Axes = int | Sequence[int]
 AxisName = str | tuple[str, ...]
@@ -117,13 +117,6 @@ def other_axes(axes: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in axes)
 
 
-def can_be_computed_with(dtype: Any) -> bool:
-    """Whether values of a dtype can be converted to float32 or more by JAX's rules of promotion."""
-    if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        return False
-    return not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits >= 16
-
-
 def as_array(layer: Any, name: str, value: ArrayLike) -> Array:
     """Returns an argument of a call as an array.
 
@@ -201,15 +194,6 @@ def check_use_running_average(layer: Any, use_running_average: Any) -> None:
             "or None. It decides what is compiled, so under jit it must be static, for example by "
             "static_argnames."
         )
-
-
-def is_flag(value: Any) -> bool:
-    """Whether a value is true or false, or 1 or 0 in their place, and known before tracing."""
-    if isinstance(value, Tracer):
-        return False
-    if isinstance(value, np.ndarray | jax.Array):
-        return value.ndim == 0 and value.dtype == bool
-    return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
 
 
 def with_mask(

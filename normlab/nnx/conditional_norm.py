@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from .. import linen
+from ..functional.arguments import shown, whole_number
 from .layer import Layer
 from .layers import LayerNorm
 
@@ -56,6 +57,28 @@ class ConditionalNorm(nnx.Module):
             bias_init: Initializer of the prediction's bias.
             rngs: Gives each parameter its key.
         """
+        for name, size in (
+            ("num_features", num_features),
+            ("condition_features", condition_features),
+        ):
+            if not whole_number(1)(size):
+                raise ValueError(
+                    f"ConditionalNorm: {name}={shown(size)} was given; expected the size of an "
+                    "axis, a whole number of at least 1."
+                )
+        linen.ConditionalNorm(  # checks its fields
+            gate=gate,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            parent=None,
+        )
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream):
+            raise TypeError(
+                f"ConditionalNorm: rngs is {type(rngs).__name__}, but an nnx.Rngs was expected; "
+                "pass for example rngs=nnx.Rngs(0)."
+            )
         self.gate, self.dtype, self.param_dtype = gate, dtype, param_dtype
         made: Any = getattr(norm, "func", norm)
         if not (isinstance(made, type) and issubclass(made, Layer)):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flax import linen as nn
 from flax import nnx
 
+from ..functional.arguments import are_words, shown
+
 # Fields of Linen modules that say where they stand, or what NNX says otherwise.
 _NOT_TAKEN = ("parent", "name", "layer_instance", "collection_name")
 
@@ -45,6 +47,7 @@ class FromLinen(nnx.Module):
 
         Raises:
             TypeError: If they are not these.
+            ValueError: If one has a value that it cannot have.
         """
         name = type(self).__name__
         try:
@@ -52,6 +55,8 @@ class FromLinen(nnx.Module):
         except TypeError as error:
             raise TypeError(f"{name}: {error}.") from None
         given.apply_defaults()
+        for argument, value in given.arguments.items():
+            _check(name, argument, value)
         self._create(**given.arguments)
 
     if TYPE_CHECKING:  # Which attributes there are depends on the Linen module.
@@ -102,6 +107,21 @@ class FromLinen(nnx.Module):
         known = {field.name for field in fields(self.linen_module)}
         values |= {name: value for name, value in changes.items() if name in known}
         return self.linen_module(**values, parent=None)
+
+
+def _check(name: str, argument: str, value: Any) -> None:
+    """Refuses values of the arguments that are no fields of the Linen module."""
+    if argument.endswith("_metadata"):
+        expected = "metadata of a variable by names, such as {'sharding': (None, 'model')}"
+        words = isinstance(value, Mapping) and are_words(value) and "value" not in value
+        right = value is None or words
+    elif argument == "promote_dtype":
+        expected = "a function such as flax.nnx.nn.dtypes.promote_dtype, or None"
+        right = value is None or (callable(value) and not isinstance(value, type))
+    else:
+        return
+    if not right:
+        raise ValueError(f"{name}: {argument}={shown(value)} was given; expected {expected}.")
 
 
 def settings(module: type[nn.Module]) -> list[Field[Any]]:

@@ -216,7 +216,7 @@ Args:
 
     def _feature_axes(self, rank: int) -> tuple[int, ...]:
         name = "axis" if hasattr(self, "axis") else "feature_axes"
-        return resolve_axes(getattr(self, name, -1), rank, name)
+        return resolve_axes(getattr(self, name, -1), rank, f"{type(self).__name__}: {name}")
 
     def _check(self, shape: tuple[int, ...]) -> None:
         features = tuple(shape[axis] for axis in self._feature_axes(len(shape)))

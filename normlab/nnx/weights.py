@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 from flax import nnx
-from flax.nnx.filterlib import Filter
+from flax.nnx.filterlib import Filter, to_predicate
 
 from .. import linen
+from ..functional.arguments import shown
 from .from_linen import FromLinen, is_initializer, settings
 
 _Path = tuple[Any, ...]
@@ -87,6 +88,13 @@ Args:
                 f"{type(self).__name__}: layer_instance is {type(layer_instance).__name__}, but a "
                 "layer of Flax NNX was expected, such as nnx.Linear(4, 8, rngs=rngs)."
             )
+        try:
+            to_predicate(variable_filter)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{type(self).__name__}: variable_filter={shown(variable_filter)} was given; "
+                "expected a filter of Flax NNX, such as nnx.PathContains('kernel') or nnx.Param."
+            ) from None
         self.layer_instance = layer_instance
         self.promote_dtype = promote_dtype
         initializers = self._set_fields(given | {"variable_filter": variable_filter})

@@ -101,6 +101,34 @@ def test_fields_of_the_nnx_layers_are_checked_in_construction_and_when_set(layer
         refused(layer.__name__, "num_features", lambda size=size: ours(size, rngs=nnx.Rngs(0)))
 
 
+def test_what_only_nnx_is_given_is_checked():
+    """Of promote_dtype=3 the call said that an int is not callable."""
+    for promote in (3, "float16", jnp.float16):
+        refused(
+            "LayerNorm",
+            "promote_dtype",
+            lambda p=promote: nl.nnx.LayerNorm(32, promote_dtype=p, rngs=nnx.Rngs(0)),
+        )
+    for metadata in (3, ["sharding"], {1: 2}, {"value": 3}):
+        refused(
+            "LayerNorm",
+            "scale_metadata",
+            lambda m=metadata: nl.nnx.LayerNorm(32, scale_metadata=m, rngs=nnx.Rngs(0)),
+        )
+    for wrong in (
+        {"num_features": 0},
+        {"num_features": None},
+        {"num_features": (4, 4)},
+        {"condition_features": 2.5},
+        {"gate": "yes"},
+        {"dtype": int},
+        {"kernel_init": 3},
+        {"rngs": 0},
+    ):
+        given = {"num_features": 4, "condition_features": 3, "rngs": nnx.Rngs(0)} | wrong
+        refused("ConditionalNorm", next(iter(wrong)), lambda g=given: nl.nnx.ConditionalNorm(**g))
+
+
 @every_layer
 def test_arguments_that_cannot_be_are_refused(layer):
     """A mask of zeros and minus infinity, as attention has, would count what it masks."""
@@ -178,3 +206,103 @@ def test_a_named_axis_that_is_not_there_is_named():
     variables = made.init(KEY, X)
     refused("BatchNorm", "axis_name='i'", lambda: made.apply(variables, X))
     refused("BatchNorm", "axis_name", lambda: nl.BatchNorm(axis_index_groups=[[0], [1]]))
+
+
+# Calls drawn at random, right and wrong: of what is refused, the layer says so itself.
+
+DRAWN = {
+    "fields": [
+        *(None, True, False, 0, 1, -1, 2, 3, 1.5, -0.5, float("inf"), float("nan"), 10**400, 1j),
+        *("x", "", b"x", [], [1], (), (0,), (1, 2), (0, 0), (-9,), {}, {"a": 1}, object(), ...),
+        *(int, jnp.float32, jnp.int8, "float16", "bfloat16", np.float32(0.1), np.int64(2)),
+        *(np.ones(2), jnp.zeros(()), jnp.ones(3, bool), nn.Dense, nn.Dense(3), range(2), slice(1)),
+    ],
+    "x": [
+        *(X[0], X[:, 0], X[0, 0], X[0, 0, 0], X[:0], X[:, :, :0], X.astype(int), X > 0, X + 0j),
+        *(X.astype(np.float16), X.astype(np.float64), X * np.nan, X.tolist(), 1.0, None, "x"),
+        *(object(), [[1.0], [2.0, 3.0]], np.array(["a"]), {}, jax.ShapeDtypeStruct((4, 8), "int8")),
+        *(jnp.ones((4, 8), jnp.float8_e5m2), jnp.ones((4, 8), jnp.int4), jax.random.key(1)),
+    ],
+    "mask": [
+        *(
+            X > 0,
+            X[:, :, :1] > 0,
+            X[0] > 0,
+            True,
+            False,
+            1,
+            "x",
+            X,
+            np.zeros(X.shape, bool),
+            np.ones(5, bool),
+        ),
+        *(np.ones((1, 1, 1, 1), bool), [True], [[True], [False, True]], object(), {}, jnp.ones(32)),
+    ],
+    "scale": [
+        *(np.ones(32), np.ones(31), X, X[:1], X[:, :1, :1], 1.0, True, "x", [1.0] * 32, object()),
+        *(np.ones(32, int), np.ones(32) * 1j, np.ones((2, 32)), {}, np.array(["a"]), ()),
+    ],
+    "use_running_average": [True, False, None, 0, 1, 2, "x", 0.0, np.True_, X > 0, [], object()],
+}
+DRAWN["bias"] = DRAWN["scale"]
+ARGUMENTS = ("mask", "scale", "bias", "use_running_average")
+
+
+def drawn_call(layer, in_nnx, generator):
+    """A call with fields and arguments of which some are drawn, and their words.
+
+    Linear layers that a wrapper is around refuse their inputs by themselves.
+    """
+
+    def draw(kind):
+        return DRAWN[kind][generator.integers(len(DRAWN[kind]))]
+
+    wraps = layer in WRAPPERS
+    names = [*settable(layer), *(["num_features"] if in_nnx and not wraps else [])]
+    if in_nnx:
+        names = [name for name in names if name not in ("layer_instance", "collection_name")]
+    few = generator.choice(3, p=[0.3, 0.5, 0.2])
+    fields = {str(name): draw("fields") for name in generator.choice(names, few, replace=False)}
+    x = draw("x") if generator.random() < 0.3 and not wraps else X
+    given = {name: draw(name) for name in ARGUMENTS if generator.random() < 0.15}
+    arguments = {"use_running_average": False} | given
+    if wraps:
+        arguments = {"update_stats": True} if layer is nl.SpectralNorm else {}
+
+    def call():
+        if not in_nnx:
+            inner = {"layer_instance": nn.Dense(8)} if wraps else {}
+            made = layer(**inner | fields) if wraps else small(layer, **fields)
+            return made.init_with_output(KEY, x, **arguments)[0]
+        rngs = nnx.Rngs(0)
+        of = getattr(nl.nnx, layer.__name__)
+        if wraps:
+            return of(nnx.Linear(32, 8, rngs=rngs), **fields, rngs=rngs)(x, **arguments)
+        ghosts = {"ghost_batch_size": 2} if layer is nl.GhostBatchNorm else {}
+        return of(**{"num_features": 32} | ghosts | fields, rngs=rngs)(x, **arguments)
+
+    words = f"{layer.__name__} in {'NNX' if in_nnx else 'Linen'}, {fields}, {x!r:.60}, {arguments}"
+    return call, words
+
+
+def check_drawn_calls(layer, in_nnx, seed, calls):
+    """Makes calls; returns how many were refused. What fails otherwise fails here."""
+    generator, refusals = np.random.default_rng(seed), 0
+    for _ in range(calls):
+        call, words = drawn_call(layer, in_nnx, generator)
+        try:
+            jax.eval_shape(call)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            own = isinstance(error, ValueError | TypeError) and (
+                str(error).startswith(f"{layer.__name__}: ")
+            )
+            assert own, f"{words} ended in {told[:500]}"
+            refusals += 1
+    return refusals
+
+
+@pytest.mark.parametrize("in_nnx", [False, True], ids=["Linen", "NNX"])
+@pytest.mark.parametrize("layer", LAYERS + WRAPPERS, ids=lambda layer: layer.__name__)
+def test_what_is_refused_of_drawn_calls_is_refused_by_the_layer(layer, in_nnx):
+    assert check_drawn_calls(layer, in_nnx, seed=0, calls=12)

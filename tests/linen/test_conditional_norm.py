@@ -207,3 +207,14 @@ def test_what_is_no_layer_of_normlab_is_refused(norm):
     norm = partial(norm, 3) if norm is nn.Dense else norm
     with pytest.raises(ValueError, match=r"(?s)ConditionalNorm: norm=.*layer of normlab"):
         nl.ConditionalNorm(norm).init(jax.random.key(0), np.ones((2, 4)), np.ones((2, 3)))
+
+
+def test_features_on_another_axis_than_the_prediction_are_refused():
+    """The prediction for the last axis was broadcast over positions."""
+    x, condition = np.ones((2, 8, 8), np.float32), np.ones((2, 3), np.float32)
+    for norm in (
+        partial(nl.BatchNorm, False, axis=1),
+        partial(nl.GroupNorm, 2, feature_axes=1),
+    ):
+        with pytest.raises(ValueError, match=r"features on axis 1 .* expected them on the last"):
+            nl.ConditionalNorm(norm).init(jax.random.key(0), x, condition)
