@@ -1,7 +1,6 @@
 """The folder of a study: its configuration, its environment and the files of each run."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +26,7 @@ from yaml import YAMLError
 
 from ..errors import UserError, refused
 from .search import Range
+from .yaml_text import from_yaml, to_yaml
 
 
 class StoreError(UserError):
@@ -187,6 +185,16 @@ class Result(Label):
     def labelled(self, label: Label) -> "Result":
         """Returns the same result as that of the run that stands at this place of a study."""
         return self.model_copy(update=dict(label))
+
+    def without_identity(self) -> "Result":
+        """Returns the same result without `identity`, which takes more memory than all the rest."""
+        return self.model_copy(update={"identity": {}})
+
+    def in_brief(self) -> "Result":
+        """Returns the same result with the last epoch alone of its curve and without `identity`."""
+        last = {name: it[-1:] for name, it in self.curve}
+        changes = {"identity": {}, "initial_weights": None, "curve": Curve.model_construct(**last)}
+        return self.model_copy(update=changes)
 
     @property
     def diverged(self) -> bool:
@@ -370,7 +378,15 @@ class Store:
         Raises:
             StoreError: A result file is damaged.
         """
-        return [_read(path) for path in sorted(self._runs.glob("*.json"))]
+        return list(self.each())
+
+    def each(self) -> Iterator[Result]:
+        """The results one after the other, in the order of their ids, so that none need be kept.
+
+        Raises:
+            StoreError: A result file is damaged.
+        """
+        return map(_read, sorted(self._runs.glob("*.json")))
 
     def keep_former(self) -> Path:
         """Copies what the folder says of its study, but for the runs, before another takes over.
@@ -397,7 +413,7 @@ class Store:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes the resolved configuration of the study to `config.yaml`."""
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_whole(self.folder / "config.yaml", to_yaml(config))
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration of the study.
@@ -409,8 +425,8 @@ class Store:
         path = self._existing("config.yaml")
         content = _content(path)
         try:
-            config: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+            config = from_yaml(content.decode())
+        except (YAMLError, ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
         try:
             _Config.model_validate(config)

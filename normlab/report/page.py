@@ -10,12 +10,12 @@ from typing import Any
 import altair as alt
 import jinja2
 import vl_convert
-from omegaconf import OmegaConf
 
 from ..compare.arm import in_words, short_names
 from ..compare.export import results_table, to_csv
 from ..compare.store import write_whole
 from ..compare.summary import ArmSummary
+from ..compare.yaml_text import to_yaml
 from ..errors import UserError
 from ..inference.verdict import Comparison
 from ..process import cache_folder
@@ -190,7 +190,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             overridden=_overridden(studies),
             space_in_words=_space_in_words,
             points_in_words=_points_in_words,
-            to_yaml=lambda config: OmegaConf.to_yaml(OmegaConf.create(config)),
+            to_yaml=to_yaml,
             in_words=in_words,
             words=words,
             data=_data(parts, factors),

@@ -19,7 +19,7 @@ class Study:
         folder: Where it lies.
         config: The resolved configuration.
         environment: Versions, device, git revision and command.
-        results: The runs that belong to the configuration.
+        results: The runs that belong to the configuration, without their `identity`.
         left_out: How many other runs the folder holds, left behind by what was changed since.
         arms: Its arms, on each of its tasks.
         summary: What they mean.
@@ -90,7 +90,8 @@ def read_study(folder: str | Path) -> Study:
         StoreError: A file is damaged, or runs come from different configurations.
     """
     store = Store(folder)
-    config, environment, stored = store.config(), store.environment(), store.results()
+    config, environment = store.config(), store.environment()
+    stored = [it.without_identity() for it in store.each()]
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
     names = {arm.name for arm in planned_arms}
     tune = dict(config.get("tune") or {})
