@@ -23,6 +23,7 @@ from .user_code import explained
 if TYPE_CHECKING:
     from .catalog import FieldEntry
     from .compare.grid import Run
+    from .report import Study as StudyThere
     from .train import EpochMetrics
     from .variants import Variant
 
@@ -58,14 +59,14 @@ def compare(config: Config, overrides: Overrides = (), /, *, out: Folder = None)
     """
     settle()
     with importing():
-        from .comparison import run
+        from .comparison import run, write_outcome
         from .config import load_study
 
     study = load_study(config, overrides)
     folder = out or Path("runs") / study.study
     ending = run(study, folder, console, _command_line())
     if ending.done:
-        _show_report(folder)
+        _show(write_outcome(folder))
     if ending.failures:
         sys.exit(1)
 
@@ -161,15 +162,20 @@ def report(
     """
     if not folders:
         raise UserError("expected the folder of a study, or several")
+    from .report import read_study
+
     if len(folders) == 1 and out is None:
         from .compare.store import is_study, studies_in
+        from .report import write_report
 
         if not is_study(folders[0]) and (there := studies_in(folders[0])):
             _list_studies(there)
         else:
-            _show_report(folders[0])
+            study = read_study(folders[0])
+            write_report(study)
+            _show(study)
         return
-    from .report import print_table, read_study, write_page
+    from .report import print_table, write_page
     from .report.page import refuse_folder
     from .report.view import joined, titles, why_apart
 
@@ -538,15 +544,14 @@ def _fail(error: BaseException, told: str) -> NoReturn:
     sys.exit(2)
 
 
-def _show_report(folder: Path) -> None:
-    from .report import print_table, read_study, write_report
+def _show(study: "StudyThere") -> None:
+    """Prints the table of a study whose page is written."""
+    from .report import print_table
 
-    study = read_study(folder)
-    page = write_report(study)
     print_table(study.summary, console)
     for sentence in study.unpaired:
         console.print(sentence, soft_wrap=True)
-    console.print(f"Page: {page}")
+    console.print(f"Page: {study.folder / 'report.html'}")
 
 
 def _list_studies(folders: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from .compare.environment import environment
 from .compare.executors.processes import end_unguarded
 from .compare.export import write_curves
+from .compare.made import is_made, note_made, state
 from .compare.run import Ending, run_study
 from .compare.status import failures_in_words
 from .compare.store import Store
@@ -20,8 +21,12 @@ from .errors import refuse_stripped
 from .inference.power import too_few
 from .process import every_character
 from .progress import StudyProgress
-from .report import write_report
+from .report import Study as StudyThere
+from .report import read_study, write_report
 from .results import Results
+
+# What comes of a study, beside its runs.
+_OUTCOME = ("metrics.parquet", "summary.json", "report.html", "charts")
 
 
 def compare(
@@ -73,12 +78,27 @@ def compare(
             f"{len(ending.failures)} runs failed and none was made; the first:\n{first}\n"
             f"All of them, with tracebacks, are in {folder / 'failed'}."
         )
-    write_report(folder)
+    write_outcome(folder)
     return Results(folder)
 
 
+def write_outcome(folder: Path) -> StudyThere:
+    """Writes curves, page and charts of a study, unless they are of what its folder has now.
+
+    Returns:
+        The study, read from its folder.
+    """
+    now = state(folder)
+    study = read_study(folder)
+    if not is_made(folder, now, _OUTCOME):
+        write_curves(folder)
+        write_report(study)
+        note_made(folder, now, _OUTCOME)
+    return study
+
+
 def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
-    """Runs a study, tells how far it is, and writes its curves; its page is left to the caller.
+    """Runs a study and tells how far it is; `write_outcome` writes what came of it.
 
     Args:
         study: The study.
@@ -125,6 +145,4 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         )
     for line in failures_in_words(ending.failures):
         tell(line)
-    if ending.done:
-        write_curves(store.folder)
     return ending

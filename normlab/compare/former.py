@@ -1,7 +1,7 @@
 """What a folder held before a study is run in it, where that was another study: told, and kept."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from .fingerprint import telling
@@ -25,7 +25,7 @@ def keep_former(
     environment: Mapping[str, Any],
     bench: Workbench,
     runs: Sequence[Run],
-    finished: Mapping[str, Result],
+    finished: Set[str],
 ) -> list[str]:
     """Keeps what a folder says of its study, if the study to be run there now is another.
 
@@ -38,7 +38,7 @@ def keep_former(
         environment: Its versions and device.
         bench: Says what determines a run.
         runs: The runs of the study, as far as they are known.
-        finished: The results in the folder, by id.
+        finished: The ids of the results in the folder.
 
     Returns:
         Lines that tell what was changed, what no longer counts and where all is kept; none if the
@@ -50,13 +50,17 @@ def keep_former(
         return []
     except StoreError as error:
         return [f"{error} What the folder says so far is kept in {store.keep_former()}."]
-    results = [finished[run].labelled(plan[run]) for run in plan if run in finished]
-    identities = {_place(run, run.arm.name, run.arm.task): bench.identify(run) for run in runs}
+    done = plan.keys() & finished
+    counted = done & {bench.name(run) for run in runs}
     anew = []
-    for result in results:
-        name, identity = identities.get(_place(result, result.arm, result.task), (result.id, {}))
-        if name != result.id:
-            anew.append((result.identity, identity))
+    if counted < done:
+        places = {_place(run, run.arm.name, run.arm.task): run for run in runs}
+        for result in map(store.result, sorted(done - counted)):
+            if result is None:
+                continue
+            before_it = result.labelled(plan[result.id])
+            if run := places.get(_place(before_it, before_it.arm, before_it.task)):
+                anew.append((result.identity, bench.identify(run)[1]))
     changes = _changes(telling(config), telling(study.model_dump(mode="json")))
     if not changes and not anew:
         return []
@@ -67,12 +71,10 @@ def keep_former(
         for key, words in _UNSEEN.items()
         if any(its.get(key) != new[key] for its, new in anew)
     ]
-    planned = {name for name, _ in identities.values()}
-    count = sum(result.id in planned for result in results)
     return [
         f"{store.folder} held another study until now; what is different:",
         *(f"  {change}" for change in changes),
-        f"{count} of its {len(results)} finished runs count here so far; all of them are kept.",
+        f"{len(counted)} of its {len(done)} finished runs count here so far; all of them are kept.",
         f"Its page, figures and settings are kept in {store.keep_former()}. To have a folder for "
         "each of the two, give another one with --out.",
     ]

@@ -88,8 +88,8 @@ def run_study(
 
     def best(arm: Arm) -> dict[str, Any]:
         """The best values of an arm whose tuning is done."""
-        names = [(bench.identify(run)[0], label(run)) for run in tuning[arm.key]]
-        return best_values([work.finished[it].labelled(where) for it, where in names], arm.name)
+        names = [(bench.name(run), label(run)) for run in tuning[arm.key]]
+        return best_values([work.result(it).labelled(where) for it, where in names], arm.name)
 
     def chosen() -> list[Run]:
         """The reported runs of all arms whose tuning is done."""
@@ -104,7 +104,7 @@ def run_study(
     def plan_further(runs: Sequence[Run]) -> None:
         for run in runs:
             where = label(run)
-            if (other := plan.setdefault(bench.identify(run)[0], where)) != where:
+            if (other := plan.setdefault(bench.name(run), where)) != where:
                 raise StudyError(
                     f"{title(other.arm, other.task)} and {run.arm.title} are the same arm: they "
                     "read the same examples and differ in nothing else; leave out one of them"
@@ -123,7 +123,7 @@ def run_study(
         further = []
         for arm in arms:
             runs = tuning_runs(searched, arm)
-            added = [run for run in runs if bench.identify(run)[0] not in plan]
+            added = [run for run in runs if bench.name(run) not in plan]
             tuning[arm.key] += added
             further += added
         work.planned += len(further)
@@ -155,7 +155,7 @@ def run_study(
         plan_further(final)
         store.write_plan(plan)
         work.complete(final, where)
-    left_out = len(work.finished.keys() - plan.keys())
+    left_out = len(work.finished - plan.keys())
     return Ending(*work.counts(), work.here, tuple(work.failed.values()), left_out)
 
 
@@ -178,11 +178,13 @@ class _Work:
     def __init__(
         self, study: Study, store: Store, bench: Workbench, advance: Advance, planned: int
     ):
-        self.finished: dict[str, Result] = {result.id: result for result in store.results()}
+        # By their names, since thousands of results would fill the memory.
+        self.finished = store.finished()
         self.failed: dict[str, Failure] = {}
         self.here = 0
         self.planned = planned
         self._counted: set[str] = set()
+        self._read: dict[str, Result] = {}
         self._width = study.executor.width
         self._store = store
         self._bench = bench
@@ -192,13 +194,24 @@ class _Work:
         """How many runs of the study are done, as far as they were asked for, and of how many."""
         return len(self._counted), self.planned
 
+    def result(self, name: str) -> Result:
+        """Returns what a finished run came to, in brief."""
+        if name not in self._read:
+            result = self._store.result(name)
+            if result is None:
+                path = self._store.folder / "runs" / f"{name}.json"
+                raise StoreError(f"{path} was there and is not any more. Start the study again.")
+            self._read[name] = result.in_brief()
+        return self._read[name]
+
     def missing(self, runs: Sequence[Run]) -> list[Run]:
         """Returns the runs that have no result yet."""
         return [run for run in runs if self._name(run) not in self.finished]
 
     def groups(self, *phases: Sequence[Run]) -> list[Group]:
         """Returns the groups of some phases that lack a result."""
-        groups = [group for runs in phases for group in self._bench.groups(runs, self._width)]
+        lacking = filter(self.missing, phases)
+        groups = [group for runs in lacking for group in self._bench.groups(runs, self._width)]
         return [group for group in groups if self.missing(group.runs)]
 
     def complete(self, runs: Sequence[Run], where: Executor) -> None:
@@ -248,9 +261,8 @@ class _Work:
                 continue
             claimed = _Claimed(group, locks)
             waiting.remove(group)
-            for run in self.missing(group.runs):
-                if result := self._store.result(self._name(run)):
-                    self.finished[result.id] = result
+            names = (self._name(run) for run in self.missing(group.runs))
+            self.finished |= {name for name in names if self._store.result(name)}
             if self.missing(group.runs):
                 return claimed
             claimed.release()
@@ -265,8 +277,8 @@ class _Work:
                 self.failed[result.id] = result
                 self._store.write_failure(result)
             else:
-                self.finished[result.id] = result
                 self._store.write(result)
+                self.finished.add(result.id)
                 self.here += 1
 
     def _count(self, runs: Sequence[Run]) -> None:
@@ -276,7 +288,7 @@ class _Work:
             self._advance(_words(runs[0]), *self.counts())
 
     def _name(self, run: Run) -> str:
-        return self._bench.identify(run)[0]
+        return self._bench.name(run)
 
 
 def _words(run: Run) -> str:

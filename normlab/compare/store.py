@@ -372,6 +372,10 @@ class Store:
         locks = self._claims.glob("*.lock")
         return {it.stem for it in locks if not self._path(it.stem).exists() and _is_held(it)}
 
+    def finished(self) -> set[str]:
+        """The ids of the runs that have a result, by the names of the files alone."""
+        return {path.stem for path in self._runs.glob("*.json")}
+
     def results(self) -> list[Result]:
         """All results, in the order of their ids.
 

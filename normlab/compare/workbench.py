@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,20 +49,27 @@ class Workbench:
         self._git_revision = environment["git_revision"]
         self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
         self._trainers: dict[Any, Trainer] = {}
-        self._identified: dict[int, tuple[Run, tuple[str, dict[str, Any]]]] = {}
+        self._names: dict[int, str] = {}
         self._making = threading.RLock()
         self._stopping = threading.Event()
         self.seconds_of_step: float | None = None
         """What a step of the first run took, as soon as that is known."""
 
+    def name(self, run: Run) -> str:
+        """Returns the name of a run, which its result has as its id."""
+        # Asked often; kept as long as the run is, whose place in memory another has after it.
+        if id(run) not in self._names:
+            self._names[id(run)] = identifier(run, self._identity(run))
+            weakref.finalize(run, self._names.pop, id(run), None).atexit = False
+        return self._names[id(run)]
+
     def identify(self, run: Run) -> tuple[str, dict[str, Any]]:
         """Returns the name of a run and all that determines its result."""
-        # Asked often, and it takes a millisecond. A run that is kept keeps its place in memory.
-        if id(run) not in self._identified:
-            *_, fingerprint = self._dataset(run.study.data)
-            identity = run.identity({**self._versions, "data_fingerprint": fingerprint})
-            self._identified[id(run)] = run, (identifier(run, identity), identity)
-        return self._identified[id(run)][1]
+        return self.name(run), self._identity(run)
+
+    def _identity(self, run: Run) -> dict[str, Any]:
+        *_, fingerprint = self._dataset(run.study.data)
+        return run.identity({**self._versions, "data_fingerprint": fingerprint})
 
     def groups(self, runs: Sequence[Run], width: int | None) -> list[Group]:
         """Puts runs that share a program together, in their order.
@@ -118,7 +126,7 @@ class Workbench:
                 raise _StoppedError
             if store is not None:
                 steps = self.trainer(run, group.width).steps_per_epoch
-                store.write_epoch(self.identify(run)[0], epoch, steps, asdict(metrics))
+                store.write_epoch(self.name(run), epoch, steps, asdict(metrics))
 
         try:
             return [*self.execute(group, log)]
@@ -134,7 +142,7 @@ class Workbench:
         """Returns that all runs of a group failed."""
         return [
             Failure(
-                id=self.identify(run)[0],
+                id=self.name(run),
                 phase=run.phase,
                 **dict(label(run)),
                 seed=run.seed,

@@ -78,11 +78,11 @@ def check(group: Group, results: Sequence[Result | Failure], bench: Workbench) -
         StudyError: If it has other code or data than this process.
     """
     for run, result in zip(group.runs, results, strict=True):
-        if result.id != bench.identify(run)[0]:
+        if result.id != bench.name(run):
             mine, theirs = bench.identify(run)[1], getattr(result, "identity", {})
             other = [key for key in mine if mine[key] != theirs.get(key)]
             raise StudyError(
-                f"a worker made {result.id} instead of {bench.identify(run)[0]}: it differs in "
+                f"a worker made {result.id} instead of {bench.name(run)}: it differs in "
                 f"{', '.join(other) or 'code or data'}. Give all workers the same code and data."
             )
 
