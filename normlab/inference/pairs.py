@@ -103,10 +103,13 @@ class Pairs:
             row += second - first - 1
             if not math.isnan(self.difference[row]):
                 rows[arm, other] = row, 1 if one < two else -1
-        exact = sign_flip_ps([self._differences(arm, other) for arm, other in rows])
+        # Of a pair that is asked for both ways the p-value is the same.
+        once = {row: pair for pair, (row, _) in rows.items()}
+        found = sign_flip_ps([self._differences(arm, other) for arm, other in once.values()])
+        exact = dict(zip(once, found, strict=True))
         return {
-            pair: self._comparison(pair, row, sign, p)
-            for (pair, (row, sign)), p in zip(rows.items(), exact, strict=True)
+            pair: self._comparison(pair, row, sign, exact[row])
+            for pair, (row, sign) in rows.items()
         }
 
     def _differences(self, arm: str, other: str) -> list[Floats]:

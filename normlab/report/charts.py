@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from . import curves, final, tuning
 from .figure import Figure
@@ -17,21 +18,28 @@ def figures(view: View) -> list[Figure]:
     """All charts that the runs so far allow, the most telling first.
 
     Curves against steps and values are those of one task; over several there are ranks and
-    profiles instead.
+    profiles instead. Of more arms than a reader can look at they show some, and one all.
     """
+    # Altair would check each channel by a schema, for most of the time that a page takes.
+    with debug_mode(False):
+        return [figure for figure in _figures(view) if figure]
+
+
+def _figures(view: View) -> list[Figure | None]:
     made: list[Figure | None] = []
+    if view.left_out_of is not None:
+        made += [final.all_arms(view.left_out_of)]
     if view.finals:
         made += [final.accuracy_on_test(view), final.differences(view)]
         made += [final.by_level(view, path) for path in view.factors]
     if not view.is_one_task:
-        made += [final.profiles(view), final.ranks(view)]
-        return [figure for figure in made if figure]
+        return [*made, final.profiles(view), final.ranks(view)]
     if view.finals:
         made += [curves.validation_accuracy(view), curves.training_loss(view)]
         made += [curves.time_to_target(view)]
     if any(arm.trials for arm in view.arms):
         made += [*(tuning.tuning(view, path) for path in view.tuned), tuning.budget(view)]
-    return [figure for figure in made if figure]
+    return made
 
 
 def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dict[str, Any]:
@@ -52,7 +60,9 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
     ]
     title = f"{name}: {conclude(view.summary).headline}"
     intervals = f"{confidence(view.summary)} intervals"
-    subtitle = f"{setting}. Mean over seeds with {intervals}; small dots are seeds."
+    dots = any(it.datasets.get("accuracy-runs") for it in shown)
+    subtitle = f"{setting}. Mean over seeds with {intervals}"
+    subtitle += "; small dots are seeds." if dots else "."
     together = alt.hconcat(*charts, spacing=36).properties(
         title=alt.Title(title, subtitle=subtitle, fontSize=18, subtitleFontSize=13, offset=20)
     )

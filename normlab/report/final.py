@@ -26,11 +26,20 @@ from .figure import (
     shape,
     together,
 )
+from .verdicts import verdict
 from .view import View
 from .words import confidence, interval, percent, points, rank
 
 LABELS = 160  # pixels that the name of an arm may take
 BELOW = 10  # pixels from the bar of an arm to its dots, which it would hide
+MOST_DOTS = 1000  # that a reader can tell apart in one chart
+VERDICT_COLORS = {
+    "better": "#00694d",
+    "equivalent": "#0072b2",
+    "undecided": "#b58900",
+    "worse": "#a33c00",
+    "baseline": "#1c2330",
+}
 
 
 def accuracy_on_test(view: View) -> Figure:
@@ -39,11 +48,14 @@ def accuracy_on_test(view: View) -> Figure:
     samples = {it.name: _of_finished(it) for it in view.arms}
     datasets = _by_row_data(view, "accuracy", estimates, samples, percent)
     over = "" if view.is_one_task else ", the mean over the tasks"
+    below = (
+        f"one seed each{over}; a thin line joins the runs of a seed, which share data order and "
+        "initial weights"
+    )
     return Figure(
         "test-accuracy",
         "Test accuracy",
-        f"Small dots below the bars: one seed each{over}; a thin line joins the runs of a seed, "
-        "which share data order and initial weights. Large dots and bars: mean and its interval."
+        f"{_below_in_words(datasets, below)} Large dots and bars: mean and its interval."
         + _of_diverged(view),
         {"": _by_row(view, "accuracy", datasets, estimates, "test accuracy, %")},
         datasets,
@@ -84,11 +96,21 @@ def differences(view: View) -> Figure | None:
     return Figure(
         "differences",
         f"Difference to {summary.baseline}, the baseline{levels}",
-        "Small dots below the bars: one seed each, against the same seed of the baseline. Bars: "
-        f"mean and its interval. {caption}",
+        _below_in_words(datasets, "one seed each, against the same seed of the baseline")
+        + f" Large dots and bars: mean and its interval. {caption}",
         {"": _by_row(view, "difference", datasets, estimates, title, *behind)},
         datasets,
     )
+
+
+def _below_in_words(datasets: Mapping[str, Rows], dots: str) -> str:
+    """What stands below the bars: dots, or of too many dots how they spread."""
+    if any(name.endswith("-spread") and rows for name, rows in datasets.items()):
+        return (
+            "Below the bars, of more seeds than one can look at: half of them lie on the thick "
+            "line, 9 of 10 on the thin one."
+        )
+    return f"Small dots below the bars: {dots}."
 
 
 def _of_diverged(view: View) -> str:
@@ -122,8 +144,16 @@ def _by_row_data(
     if prefix == "difference":
         lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
     ranked = _by_levels(view, estimates)
+    too_many = sum(len(samples[name]) for name in estimates) > MOST_DOTS
     return {
-        f"{prefix}-runs": [
+        f"{prefix}-spread": [
+            {"arm": name} | _quantiles([100 * it for it in samples[name].values()])
+            for name in estimates
+            if too_many and samples[name]
+        ],
+        f"{prefix}-runs": []
+        if too_many
+        else [
             {
                 "arm": name,
                 "rank": ranked.index(name),
@@ -153,6 +183,13 @@ def _by_row_data(
             if lost[name]
         ],
     }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Where the middle half of some values and 9 of 10 of them lie."""
+    found = np.quantile(values, [0.05, 0.25, 0.75, 0.95]).tolist()
+    names = ("lowest", "lower", "upper", "highest")
+    return dict(zip(names, map(rounded, found), strict=True))
 
 
 def _by_levels(view: View, estimates: Mapping[str, Estimate]) -> list[str]:
@@ -187,7 +224,14 @@ def _by_row(
     row = alt.Y("arm:N", sort=ranked, title=None, axis=alt.Axis(labelLimit=LABELS))
     axis = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
     words = alt.Tooltip("words:N", title=title)
-    runs, means = f"{prefix}-runs", f"{prefix}-means"
+    runs, means, spread = f"{prefix}-runs", f"{prefix}-means", f"{prefix}-spread"
+    of_spread = [
+        alt.Tooltip("arm:N"),
+        *(
+            alt.Tooltip(f"{name}:Q", title=f"{share}% lie below", format=".2f")
+            for name, share in (("lowest", 5), ("lower", 25), ("upper", 75), ("highest", 95))
+        ),
+    ]
     pairs = (
         alt.Chart(alt.NamedData(runs))
         .transform_filter("indexof(hidden, datum.arm) < 0")
@@ -198,6 +242,12 @@ def _by_row(
         datasets,
         *behind,
         pairs,
+        *(
+            layer(view, spread)
+            .mark_rule(strokeWidth=width, opacity=0.5, yOffset=BELOW, y2Offset=BELOW)
+            .encode(alt.X(f"{low}:Q", title=title), row, alt.X2(f"{high}:Q"), tooltip=of_spread)
+            for width, low, high in ((1, "lowest", "highest"), (5, "lower", "upper"))
+        ),
         layer(view, runs)
         .mark_point(size=22, opacity=0.75, filled=True, yOffset=BELOW)
         .encode(axis, row, shape(view), tooltip=["arm:N", "seed:O", words]),
@@ -218,9 +268,59 @@ def _beside_zero(prefix: str, datasets: Mapping[str, Rows]) -> dict[str, Any]:
     """At which edge a note stands above its row: at the one further from the line at 0."""
     shown = [it["value"] for it in datasets[f"{prefix}-runs"]]
     shown += [it[end] for it in datasets[f"{prefix}-means"] for end in ("low", "high")]
+    shown += [it[end] for it in datasets[f"{prefix}-spread"] for end in ("lowest", "highest")]
     if prefix == "difference" and max(shown, default=0) > -min(shown, default=0):
         return {"align": "right", "x": "width", "dx": -4}
     return {"align": "left", "x": 0, "dx": 4}
+
+
+def all_arms(view: View) -> Figure | None:
+    """Every arm of a large study by its rank, with its interval and the colour of its verdict."""
+    summary = view.summary
+    ranked = sorted((arm for arm in view.arms if arm.accuracy), key=rank)
+    rows: list[dict[str, Any]] = []
+    for place, arm in enumerate(ranked, start=1):
+        assert arm.accuracy is not None
+        low, high = arm.accuracy.interval or (arm.accuracy.value, arm.accuracy.value)
+        rows.append(
+            {
+                "arm": arm.name,
+                "rank": place,
+                "value": rounded(100 * arm.accuracy.value),
+                "low": rounded(100 * low),
+                "high": rounded(100 * high),
+                "verdict": verdict(arm, summary) or "none",
+            }
+        )
+    if not rows:
+        return None
+    x = alt.X("rank:Q", title="rank by test accuracy", scale=alt.Scale(nice=False, zero=False))
+    color = alt.Color(
+        "verdict:N",
+        title=f"against {summary.baseline}",
+        scale=alt.Scale(domain=list(VERDICT_COLORS), range=list(VERDICT_COLORS.values())),
+    )
+    each = alt.Chart(alt.NamedData("all-arms"))
+    drawn = together(
+        {"all-arms": rows},
+        each.mark_rule(opacity=0.35).encode(
+            x, alt.Y("low:Q", title="test accuracy, %", scale=ACCURACY), alt.Y2("high:Q"), color
+        ),
+        each.mark_circle(size=16, opacity=1).encode(
+            x,
+            alt.Y("value:Q", title="test accuracy, %", scale=ACCURACY),
+            color,
+            tooltip=["rank:Q", "arm:N", "value:Q", "low:Q", "high:Q", "verdict:N"],
+        ),
+    )
+    return Figure(
+        "all-arms",
+        f"All {len(rows)} arms by rank",
+        f"Mean test accuracy of every arm with its {confidence(summary)} interval, in the colour "
+        f"of its verdict against {summary.baseline}. Diverged runs count as 0.",
+        {"": drawn},
+        {"all-arms": rows},
+    )
 
 
 def by_level(view: View, path: str) -> Figure | None:

@@ -269,7 +269,8 @@ def _for_page(figure: Figure, view: int) -> dict[str, Any]:
         del spec["config"]  # The page has its own style, by day and by night,
         for layer in spec["layer"]:  # and its buttons are the legend of all charts.
             for channel in {"color", "shape", "strokeDash"} & {*layer["encoding"]}:
-                layer["encoding"][channel]["legend"] = None
+                if layer["encoding"][channel].get("field") != "verdict":
+                    layer["encoding"][channel]["legend"] = None
     bands = 0
     if any(layer["mark"]["type"] == "area" for spec in specs.values() for layer in spec["layer"]):
         bands = len(
@@ -286,18 +287,21 @@ def _for_page(figure: Figure, view: int) -> dict[str, Any]:
 
 def _against(view: View) -> dict[str, dict[str, dict[str, Any]]]:
     """Variant -> arm -> how it compares with this variant at the same levels."""
-    summary = view.summary
     by_place = {(arm.variant, str(arm.levels)): arm.name for arm in view.arms}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for variant in dict.fromkeys(arm.variant for arm in view.arms):
-        baselines = {
-            arm.name: by_place[variant, str(arm.levels)]
+    asked = {
+        variant: [
+            (arm.name, by_place[variant, str(arm.levels)])
             for arm in view.arms
             if (variant, str(arm.levels)) in by_place
-        }
-        compared = summary.against(baselines)
-        found[variant] = {name: _comparison(it) for name, it in compared.items()}
-    return found
+        ]
+        for variant in dict.fromkeys(arm.variant for arm in view.arms)
+    }
+    # All at once, since the exact tests of many pairs share most of their work.
+    compared = view.summary.pairs.compare(pair for pairs in asked.values() for pair in pairs)
+    return {
+        variant: {pair[0]: _comparison(compared[pair]) for pair in pairs if pair in compared}
+        for variant, pairs in asked.items()
+    }
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class View:
         drawn: Which of these paths were drawn from a range.
         looks: Arm's name -> how it is drawn; the arms of all views of the page.
         left_out: What it does not show of a large study, in a sentence; empty if it shows all.
+        left_out_of: The view with all arms, if it does not show all.
     """
 
     title: str
@@ -41,6 +42,7 @@ class View:
     drawn: frozenset[str]
     looks: dict[str, Look]
     left_out: str = ""
+    left_out_of: "View | None" = None
 
     @property
     def arms(self) -> tuple[ArmSummary, ...]:
@@ -99,10 +101,13 @@ class View:
         )
         said = (
             f"Of {len(self.arms)} arms the table and the charts show the {BEST_SHOWN} best, the "
-            f"{WORST_SHOWN} worst and the baseline; the verdicts are over all of them, and the "
-            "table to download has all."
+            f"{WORST_SHOWN} worst and the baseline; the first chart has all of them. The verdicts "
+            "are over all arms, and so is the table to download."
         )
-        return dataclasses.replace(self, summary=summary, left_out=said)
+        looks = {name: look for name, look in self.looks.items() if name in kept}
+        return dataclasses.replace(
+            self, summary=summary, looks=looks, left_out=said, left_out_of=self
+        )
 
 
 def views(studies: Sequence[Study]) -> list[View]:
