@@ -45,6 +45,38 @@ def test_a_study_from_python_is_run_whole_and_its_results_are_those_of_its_folde
     assert results.headline in results.report.read_text().replace("&#39;", "'")
 
 
+def test_what_is_done_is_not_written_anew_until_something_differs(results, monkeypatch):
+    folder = results.folder
+    made = [folder / name for name in ("report.html", "summary.json", "metrics.parquet")]
+    made.append(folder / "charts" / "overview.svg")
+
+    def written_anew(**changes):
+        before = [path.stat().st_mtime_ns if path.exists() else 0 for path in made]
+        normlab.compare(STUDY | changes, out=folder)
+        after = [path.stat().st_mtime_ns for path in made]
+        assert len({one == other for one, other in zip(before, after, strict=True)}) == 1
+        return before != after
+
+    assert not written_anew()
+    for path in made:
+        path.unlink()
+        assert written_anew()
+        assert not written_anew()
+    made[0].write_text(made[0].read_text() + "<!-- edited -->")
+    assert written_anew()
+    result = min((folder / "runs").glob("final-*.json"))
+    result.write_text(result.read_text().replace('"seconds":', '"seconds" :'))
+    assert written_anew()
+    assert written_anew(margin_points=5.0)
+    assert "5 points" in made[0].read_text()
+    monkeypatch.setattr("normlab.compare.made._DRAWN_BY", ("altair",))  # as with another version
+    assert written_anew()
+    assert written_anew()  # The study is again the one that it was.
+    (folder / "made.json").write_text("{")
+    assert written_anew()
+    assert not written_anew()
+
+
 def test_frames_have_a_row_a_run_and_a_row_an_epoch(results):
     stored = {it.id: it for it in Store(results.folder).results()}
     assert set(results.runs["id"]) == set(stored)

@@ -9,6 +9,7 @@ import altair as alt
 from ..compare.store import Result
 from ..inference.estimates import estimate
 from .figure import (
+    MOST_BANDS,
     Figure,
     Rows,
     band,
@@ -44,8 +45,8 @@ def validation_accuracy(view: View) -> Figure | None:
     floors = {name: min(values[len(values) // 4 :]) for name, values in by_arm.items()}
     floor = min(floors.values())
     caption = (
-        f"Mean over seeds with {confidence(view.summary)} intervals. The first quarter may begin "
-        "below the frame. " + _of_diverged(view)
+        f"Mean over seeds{_with_intervals(view)}. The first quarter may begin below the frame. "
+        + _of_diverged(view)
     )
     highest = max(row["high"] for row in rows)
     datasets: dict[str, Any] = {"accuracies": rows, "target": []}
@@ -88,8 +89,7 @@ def training_loss(view: View) -> Figure | None:
     low, high = height(min(row["low"] for row in rows)), height(max(row["high"] for row in rows))
     datasets = {"losses": rows, "losses-ends": _ends(view, rows, low, high, height)}
     charts = {it: together(datasets, *_curves(view, "losses", rows, it, value)) for it in AXES}
-    intervals = f"{confidence(view.summary)} intervals"
-    caption = f"{mean} over seeds with {intervals}. " + _of_diverged(view) + _of_seconds()
+    caption = f"{mean} over seeds{_with_intervals(view)}. " + _of_diverged(view) + _of_seconds()
     return Figure("training-loss", "Training loss", caption, charts, datasets)
 
 
@@ -111,6 +111,14 @@ def _ends(
         },
         low,
         high,
+    )
+
+
+def _with_intervals(view: View) -> str:
+    if len(view.arms) <= MOST_BANDS:
+        return f" with {confidence(view.summary)} intervals"
+    return (
+        f"; the pointer shows the {confidence(view.summary)} intervals of the curve that it is at"
     )
 
 

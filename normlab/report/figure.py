@@ -16,6 +16,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 HEIGHT = 260
 MOST_LABELS = 12  # that fit beside each other's lines
+MOST_BANDS = 3  # that can be told apart where they overlap
 LINE = 14  # pixels between two labels
 # Round ends would move the lines apart from where their names were put.
 ACCURACY = alt.Scale(zero=False, nice=False, padding=6)
@@ -34,6 +35,7 @@ class Figure:
         datasets: Name in the charts -> its rows.
         floors: Arm -> where the vertical axis may begin as far as this arm goes. The charts'
             parameter `floor` is the smallest of these; empty when they have none.
+        wide: Whether it takes the width of the page.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Figure:
     charts: Mapping[str, Layers]
     datasets: Mapping[str, Rows]
     floors: Mapping[str, float] = field(default_factory=dict)
+    wide: bool = False
 
     def specifications(self, **properties: Any) -> dict[str, dict[str, Any]]:
         """The charts as Vega-Lite has them, with a width or whatever else is set from outside."""

@@ -26,6 +26,7 @@ from .figure import (
     shape,
     together,
 )
+from .style import BASELINE_COLOR
 from .verdicts import verdict
 from .view import View
 from .words import confidence, interval, percent, points, rank
@@ -38,7 +39,7 @@ VERDICT_COLORS = {
     "equivalent": "#0072b2",
     "undecided": "#b58900",
     "worse": "#a33c00",
-    "baseline": "#1c2330",
+    "baseline": BASELINE_COLOR,
 }
 
 
@@ -106,10 +107,7 @@ def differences(view: View) -> Figure | None:
 def _below_in_words(datasets: Mapping[str, Rows], dots: str) -> str:
     """What stands below the bars: dots, or of too many dots how they spread."""
     if any(name.endswith("-spread") and rows for name, rows in datasets.items()):
-        return (
-            "Below the bars, of more seeds than one can look at: half of them lie on the thick "
-            "line, 9 of 10 on the thin one."
-        )
+        return "Lines below the bars: half of the seeds lie on the thick, 9 of 10 on the thin one."
     return f"Small dots below the bars: {dots}."
 
 
@@ -320,6 +318,7 @@ def all_arms(view: View) -> Figure | None:
         f"of its verdict against {summary.baseline}. Diverged runs count as 0.",
         {"": drawn},
         {"all-arms": rows},
+        wide=True,
     )
 
 

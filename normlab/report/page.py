@@ -21,7 +21,7 @@ from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
 from .charts import figures, overview
-from .figure import Figure
+from .figure import MOST_BANDS, Figure
 from .numbers import numbers
 from .study import Study, read_study
 from .style import style
@@ -244,6 +244,7 @@ def _data(parts: Sequence[dict[str, Any]], factors: dict[str, list[Any]]) -> dic
     arms = {arm.name: arm for part in parts for arm in part["view"].arms}
     return {
         "style": style("var(--ink)", "var(--quiet)", "var(--line)", "transparent"),
+        "mostBands": MOST_BANDS,
         "variants": {name: arm.variant for name, arm in arms.items()},
         "arms": {
             name: {

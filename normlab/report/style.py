@@ -78,6 +78,7 @@ def style(ink: str, quiet: str, grid: str, background: str) -> dict[str, Any]:
         "legend": {
             **small,
             "labelColor": ink,
+            "titleColor": quiet,
             "symbolType": "circle",
             "symbolOpacity": 1,
             "columns": 4,

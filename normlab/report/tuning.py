@@ -62,21 +62,24 @@ def tuning(view: View, path: str) -> Figure:
             axis = alt.Axis(values=sorted(values), format="~g", grid=False)
         scale = number_scale(values)
     x = alt.X(f"tried:{kind}", title=path, scale=scale, axis=axis, sort=None)
-    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=ACCURACY)
+    floors = _floors(tried)
+    floor = min(floors.values(), default=0.0)
+    reached = alt.Scale(zero=False, nice=False, padding=12, domainMin=alt.ExprRef("floor"))
+    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=reached)
     tooltip = ["arm:N", alt.Tooltip("values:N", title="tried"), "seeds:Q"]
-    datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried)}
+    datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried, floor)}
     dots = layer(view, "tried").encode(x, y, shape(view))
     # Draws lie as they fall: a line between two of them would say what nobody tried.
-    between = [] if drawn else [lines(view, "tried", with_dots=True).encode(x, y)]
+    between = [] if drawn else [lines(view, "tried", with_dots=True, clip=True).encode(x, y)]
     chart = together(
         datasets,
         *between,
-        dots.mark_point(size=45, opacity=1, filled=True).encode(
+        dots.mark_point(size=45, opacity=1, filled=True, clip=True).encode(
             tooltip=[*tooltip, alt.Tooltip("accuracy:Q", title="accuracy, %")]
         ),
         layer(view, "tried")
         .transform_filter("datum.chosen")
-        .mark_point(size=230, strokeWidth=2.5)
+        .mark_point(size=230, strokeWidth=2.5, clip=True)
         .encode(x, y),
         named(view, "chosen").encode(x, y),
         layer(view, "failed")
@@ -84,21 +87,33 @@ def tuning(view: View, path: str) -> Figure:
             shape="cross", angle=45, filled=True, size=110, yOffset=alt.ExprRef("-12 * datum.stack")
         )
         .encode(x, y=alt.value(HEIGHT - 8), tooltip=[*tooltip, "diverged:Q"]),
-    )
+    ).add_params(alt.param(name="floor", value=floor))
     rest = ", everything else tuned at its best" if len(view.tuned) > 1 else ""
     return Figure(
         "tuning-" + re.sub(r"\W+", "-", path),
         f"Tuning: {short(path)}",
         f"Mean validation accuracy after the last epoch{rest}. Rings with names: the values chosen "
-        "for the final runs. Crosses: a run diverged.",
+        "for the final runs. The worse half of what an arm tried may lie below the frame. Crosses: "
+        "a run diverged.",
         {"": chart},
         datasets,
+        floors,
     )
 
 
-def _chosen(view: View, tried: Rows) -> Rows:
+def _floors(tried: Rows) -> dict[str, float]:
+    """Arm -> the least accuracy of the better half of what it tried.
+
+    Beside what is far from the best, as after a rate that is too high, the rest would be flat.
+    """
+    by_arm: dict[str, list[float]] = {}
+    for row in tried:
+        by_arm.setdefault(row["arm"], []).append(row["accuracy"])
+    return {arm: sorted(reached)[len(reached) // 2] for arm, reached in by_arm.items()}
+
+
+def _chosen(view: View, tried: Rows, low: float) -> Rows:
     """The names beside the values chosen, those at one value below each other."""
-    accuracies = [row["accuracy"] for row in tried] or [0.0]
     by_value: dict[Any, dict[str, tuple[dict[str, Any], float]]] = {}
     for row in tried:
         if row["chosen"]:
@@ -106,7 +121,7 @@ def _chosen(view: View, tried: Rows) -> Rows:
             by_value.setdefault(row["tried"], {})[row["arm"]] = fields, row["accuracy"]
     if sum(map(len, by_value.values())) > MOST_LABELS:
         return []
-    low, high = min(accuracies), max(accuracies)
+    high = max((row["accuracy"] for row in tried), default=low)
     return [row for arms in by_value.values() for row in labels(view, arms, low, high)]
 
 

@@ -87,6 +87,67 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, content):
         Store(tmp_path).results()
 
 
+def test_a_configuration_comes_back_as_it_was_written(tmp_path):
+    # Texts that YAML, or a reader of 1e-3 as a number, would take for something else.
+    texts = [
+        "1e-3",
+        "0.1",
+        "yes",
+        "null",
+        "2020-01-01",
+        "1:30",
+        "010",
+        "${a}",
+        "a: b",
+        "",
+        "~",
+        "ü",
+    ]
+    values = [1e-05, 0.1, 1e22, -0.5, 3, 2**70, True, None, math.inf, *texts, [1, [2.5]], {"a": []}]
+    variants = {name or "empty": {"layer": "identity", "values": values} for name in texts}
+    study = {
+        "study": "small",
+        **{part: {"name": "any"} for part in ("data", "model", "optimizer")},
+        "train": {"epochs": 1},
+        "variants": variants,
+        "baseline": "yes",
+        "seeds": 3,
+    }
+    store = Store(tmp_path)
+    store.write_config(study)
+    assert store.config() == study
+    # As one edits it: 1e-3 is a number.
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("seeds: 3", "seeds: 3\ntarget_accuracy: 1e-3"))
+    assert store.config()["target_accuracy"] == 0.001
+
+
+def test_a_configuration_of_thousands_of_variants_is_read(tmp_path):
+    """OmegaConf refuses more than 10,000 nodes of YAML."""
+    fields = {"layer": "batch_norm", "momentum": 0.9, **{f"field_{n}": n for n in range(10)}}
+    study = {
+        "study": "large",
+        **{part: {"name": "any"} for part in ("data", "model", "optimizer")},
+        "train": {"epochs": 1},
+        "variants": {f"v{place}": fields for place in range(2_000)},
+        "baseline": "v0",
+        "seeds": 3,
+    }
+    Store(tmp_path).write_config(study)
+    assert Store(tmp_path).config() == study
+
+
+@pytest.mark.parametrize(
+    "content", ["seeds: [", "a: !!python/object:os.system {}", "\ud800", "- 1"]
+)
+def test_a_damaged_configuration_is_named_with_the_remedy(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(
+        StoreError, match=r"config\.yaml (is damaged|does not describe a study) .*Run"
+    ):
+        Store(tmp_path).config()
+
+
 def test_leftovers_of_interrupted_writes_are_ignored(tmp_path):
     store = Store(tmp_path)
     store.write(result())

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from report.studies import (
     QUICKSTART,
@@ -181,6 +182,59 @@ def test_nothing_is_loaded_from_elsewhere(quickstart):
 
 def test_ten_variants_by_twenty_seeds_stay_under_three_megabytes(tmp_path):
     page = write_report(draw_study(tmp_path, **TEN_BY_TWENTY))
+    assert page.stat().st_size < 3_000_000
+
+
+def test_more_seeds_than_one_can_look_at_are_shown_by_quantiles(tmp_path, monkeypatch):
+    monkeypatch.setattr("normlab.report.final.MOST_DOTS", 39)
+    two = {name: QUICKSTART[name] for name in ("none", "batch")}
+    page = write_report(draw_study(tmp_path, two, tune={}, seeds=40, epochs=2))
+    whole = views([read_study(tmp_path)])[0]
+    drawn = {figure.name: figure for figure in figures(whole)}
+    scores = 100 * np.array([*whole.summary["batch"].by_seed.values()])
+    differences = scores - 100 * np.array([*whole.summary["none"].by_seed.values()])
+    for name, prefix, of_batch in (
+        ("test-accuracy", "accuracy", scores),
+        ("differences", "difference", differences),
+    ):
+        data = drawn[name].datasets
+        assert data[f"{prefix}-runs"] == []
+        (found,) = (row for row in data[f"{prefix}-spread"] if row["arm"] == "batch")
+        shown = [found[end] for end in ("lowest", "lower", "upper", "highest")]
+        np.testing.assert_allclose(shown, np.percentile(of_batch, [5, 25, 75, 95]), rtol=1e-4)
+    text = Parsed(page).text
+    assert "half of the seeds lie on the thick" in text
+    assert "Small dots" not in text
+
+
+def test_of_more_arms_than_one_can_look_at_one_chart_has_all(tmp_path):
+    variants = {
+        f"m{place:03}": QUICKSTART["batch"] | {"skill": 0.90 + 0.0005 * place}
+        for place in range(120)
+    }
+    page = write_report(draw_study(tmp_path, variants, tune={}, seeds=3, epochs=2))
+    summary = read_study(tmp_path).summary
+    whole = views([read_study(tmp_path)])[0]
+    (every,) = (figure for figure in figures(whole.shown) if figure.name == "all-arms")
+    rows = every.datasets["all-arms"]
+    ranked = sorted(summary.arms, key=words.rank)
+    assert [row["arm"] for row in rows] == [arm.name for arm in ranked]
+    assert [row["rank"] for row in rows] == list(range(1, 121))
+    for row, arm in zip(rows, ranked, strict=True):
+        ends = [arm.accuracy.value, *arm.accuracy.interval]
+        np.testing.assert_allclose(
+            [row["value"], row["low"], row["high"]], np.multiply(ends, 100), 1e-4
+        )
+        assert row["verdict"] == (arm.comparison.verdict if arm.comparison else "baseline")
+    text = Parsed(page).text
+    assert "Of 120 arms the table and the charts show the 40 best, the 10 worst" in text
+    parsed = [
+        row["data-arm"]
+        for tag, row in Parsed(page).elements
+        if tag == "button" and "data-arm" in row
+    ]
+    kept = {arm.name for arm in [*ranked[:40], *ranked[-10:]]} | {summary.baseline}
+    assert set(parsed) == kept
     assert page.stat().st_size < 3_000_000
 
 

@@ -4,7 +4,6 @@ const levels = {}; // factor -> the one level to show
 const drawn = {}; // chart -> its Vega view
 const chosen = {}; // chart -> the axis chosen
 let shown = 0; // the view shown
-const MOST_BANDS = 3; // that can be told apart where they overlap
 
 function leftOut() {
   const ofOtherLevels = (levelsOf) =>
@@ -35,8 +34,8 @@ async function draw(chart) {
   if (chart.bands) {
     // Of many bands at once one sees none: the one shows that the pointer is at.
     const hover = (arm) => view.signal("hovered", arm).runAsync();
-    hover(chart.bands > MOST_BANDS ? "" : null);
-    view.addEventListener("pointerover", (_, item) => hover(item?.datum?.arm ?? (chart.bands > MOST_BANDS ? "" : null)));
+    hover(chart.bands > page.mostBands ? "" : null);
+    view.addEventListener("pointerover", (_, item) => hover(item?.datum?.arm ?? (chart.bands > page.mostBands ? "" : null)));
   }
   update(chart, leftOut());
 }
