@@ -137,13 +137,11 @@ def test_a_configuration_of_thousands_of_variants_is_read(tmp_path):
     assert Store(tmp_path).config() == study
 
 
-@pytest.mark.parametrize(
-    "content", ["seeds: [", "a: !!python/object:os.system {}", "\ud800", "- 1"]
-)
+@pytest.mark.parametrize("content", [b"seeds: [", b"a: !!python/tuple [1]", b"\xff", b"- 1", b""])
 def test_a_damaged_configuration_is_named_with_the_remedy(tmp_path, content):
-    (tmp_path / "config.yaml").write_bytes(content.encode("utf-8", "surrogatepass"))
+    (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(
-        StoreError, match=r"config\.yaml (is damaged|does not describe a study) .*Run"
+        StoreError, match=r"(?s)(is damaged|does not describe a study) .*Run the st"
     ):
         Store(tmp_path).config()
 
