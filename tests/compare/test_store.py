@@ -140,9 +140,7 @@ def test_a_configuration_of_thousands_of_variants_is_read(tmp_path):
 @pytest.mark.parametrize("content", [b"seeds: [", b"a: !!python/tuple [1]", b"\xff", b"- 1", b""])
 def test_a_damaged_configuration_is_named_with_the_remedy(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(
-        StoreError, match=r"(?s)(is damaged|does not describe a study) .*Run the st"
-    ):
+    with pytest.raises(StoreError, match=r"(?s)(is damaged|does not describe a study) .*Run the"):
         Store(tmp_path).config()
 
 
