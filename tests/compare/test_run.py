@@ -1,10 +1,8 @@
 """Studies from configuration to results: fair tuning, pairing, going on, leaving things whole."""
 
-import gc
 import importlib
 import json
 import linecache
-import os
 import sys
 from collections import Counter
 
@@ -23,7 +21,7 @@ from normlab.compare.grid import (
 from normlab.compare.run import run_study
 from normlab.compare.selection import best_values
 from normlab.compare.status import read_status
-from normlab.compare.store import Result, Store
+from normlab.compare.store import Store
 from normlab.compare.study import StudyError, study_type
 from normlab.compare.workbench import Workbench
 from normlab.models import resnet
@@ -66,21 +64,6 @@ def run(folder, changed=None):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     return folder, run(folder)
-
-
-def test_results_are_not_kept_while_a_study_goes(tmp_path):
-    """Every result, with all that determined it, was held to the end."""
-
-    def held(*_):
-        gc.collect()
-        counts.append(sum(isinstance(value, Result) for value in gc.get_objects()))
-
-    counts = []
-    made = study(tune=None, seeds=30, train={"epochs": 1})
-    ending = run_study(made, Store(tmp_path), environment("test"), held)
-    assert ending.done == 60
-    # Those that are being written, of as many runs at a time as there are cores and one.
-    assert max(counts) <= 2 * ((os.cpu_count() or 1) + 1)
 
 
 def test_every_arm_gets_the_same_trials_and_then_fresh_seeds():
