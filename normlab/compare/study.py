@@ -138,6 +138,15 @@ Crossed = Annotated[
 
 MOST_SIGNS = 100
 
+# What every object of JavaScript has, so that the charts of a page do not compile with these.
+_OF_EVERY_OBJECT = frozenset(
+    (
+        *("constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "__proto__"),
+        *("toLocaleString", "toString", "valueOf", "__defineGetter__", "__defineSetter__"),
+        *("__lookupGetter__", "__lookupSetter__"),
+    )
+)
+
 
 def _can_be_shown(name: str) -> str:
     """Refuses a name that a reader of a table, a page or a file could not see or type."""
@@ -148,6 +157,8 @@ def _can_be_shown(name: str) -> str:
             f"the name {name!r} has spaces at an end, several together or of another kind; write "
             f"{' '.join(name.split())!r}"
         )
+    if name in _OF_EVERY_OBJECT:
+        raise ValueError(f"charts cannot have the name {name!r}; give another, as in {name}_1")
     if not 1 <= len(name) <= MOST_SIGNS:
         raise ValueError(f"a name of {len(name)} signs; expected 1 to {MOST_SIGNS}")
     return name
@@ -182,8 +193,11 @@ def _enough_seeds(given: Mapping[str, Any]) -> int:
     if isinstance(factors, Mapping):
         places = math.prod(len(it) for it in flatten(factors).values() if isinstance(it, list))
     pairs = math.comb(len(variants), 2) if isinstance(variants, Mapping) else 1
-    known = isinstance(significance, float) and 0 < significance < 1
-    return enough_pairs(significance if known else 0.05, pairs * places)
+    try:
+        level = float(significance)  # which may be given as text, as all numbers
+    except (TypeError, ValueError, OverflowError):
+        level = 0.05
+    return enough_pairs(level if 0 < level < 1 else 0.05, pairs * places)
 
 
 def _plausible_margin(given: float) -> float:

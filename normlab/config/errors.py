@@ -61,7 +61,10 @@ def problems(
     found: dict[str, str] = {}
     short: set[str] = set()
     for finding in error.errors(include_url=False):
-        path, known = _follow(finding["loc"], schema)
+        location = finding["loc"]
+        if location[-1:] == ("[key]",):  # a name, which is told where it stands
+            location = location[:-1]
+        path, known = _follow(location, schema)
         # Each type of a union that does not fit is a finding of its own; one is enough.
         found.setdefault(path, _unquoted(finding, path, texts) or _sentence(finding, known))
         if finding["type"] == "too_short":
