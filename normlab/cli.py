@@ -15,9 +15,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest, refuse_stripped, refused
+from .interrupts import end_at_signals
 from .modules import told
 from .process import every_character, importing, settings, settle
-from .progress import duration, progress_bar
+from .progress import PipedConsole, duration, progress_bar
 from .user_code import explained
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ Folder = Annotated[
 ]
 
 app = tyro.extras.SubcommandApp()
-console = Console(markup=False, highlight=False)
+console = PipedConsole(markup=False, highlight=False)
 
 
 @app.command
@@ -216,7 +217,7 @@ def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         console.print(f"time left: about {duration(now.seconds_left)}, with {at_a_time}")
     if now.total.left and not now.total.running:
         console.print(f"Nothing is running. To go on:\n  {now.command}", soft_wrap=True)
-    for line in failures_in_words(now.failures):
+    for line in [*failures_in_words(now.failures), *now.left_aside]:
         console.print(line, soft_wrap=True)
 
 
@@ -260,7 +261,7 @@ def export(
         assert to is not None
         if to.is_file():
             raise UserError(f"--to {to} is a file; expected a folder")
-        write_tensorboard(folder, to)
+        write_tensorboard(folder, to, _warn)
         console.print(f"Written: {to}", soft_wrap=True)
         return
     if to is not None and to.is_dir():
@@ -270,7 +271,10 @@ def export(
         from .report import read_study
         from .report.verdicts import LEFT, verdict_numbers, verdict_words
 
-        summary = read_study(folder).summary
+        study = read_study(folder)
+        summary = study.summary
+        for line in study.left_aside:
+            _warn(line)
         if form == "csv":
             content = to_csv(verdict_numbers(summary))
         else:
@@ -278,11 +282,11 @@ def export(
             content = write(verdict_words(summary), left=LEFT)
     elif form == "parquet":
         file = io.BytesIO()
-        run_table(folder).write_parquet(file)
+        run_table(folder, _warn).write_parquet(file)
         content = file.getvalue()
     else:
         write = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form]
-        content = write(run_table(folder))
+        content = write(run_table(folder, _warn))
     if to is None:
         # What takes the output reads it as a file, where nothing is escaped.
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
@@ -506,6 +510,7 @@ def print_settings() -> None:
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in a message and exit code 2."""
+    end_at_signals()
     with every_character():
         _run()
 
@@ -514,6 +519,7 @@ def _run() -> None:
     try:
         refuse_stripped()
         app.cli(prog="normlab", description="Compare normalization layers on real training runs.")
+        sys.stdout.flush()
     except UserError as error:
         _fail(error, str(error))
     except BrokenPipeError:  # Who reads the output, as `head` does, has enough of it.
@@ -527,8 +533,6 @@ def _run() -> None:
         if why.place:  # A user's code called it, and nothing was done.
             _fail(error, str(why))
         raise
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _fail(error: BaseException, told: str) -> NoReturn:
@@ -549,9 +553,14 @@ def _show(study: "StudyThere") -> None:
     from .report import print_table
 
     print_table(study.summary, console)
-    for sentence in study.unpaired:
+    for sentence in (*study.unpaired, *study.left_aside):
         console.print(sentence, soft_wrap=True)
     console.print(f"Page: {study.folder / 'report.html'}")
+
+
+def _warn(line: str) -> None:
+    """Tells a line beside what is printed for other programs."""
+    Console(stderr=True, markup=False, highlight=False).print(line, soft_wrap=True)
 
 
 def _list_studies(folders: Sequence[Path]) -> None:

@@ -19,8 +19,9 @@ from .compare.study import Study, StudyError
 from .config import make_study
 from .errors import refuse_stripped
 from .inference.power import too_few
+from .interrupts import Interrupts, StoppedError
 from .process import every_character
-from .progress import StudyProgress
+from .progress import PipedConsole, StudyProgress
 from .report import Study as StudyThere
 from .report import read_study, write_report
 from .results import Results
@@ -68,7 +69,7 @@ def compare(
     checked = make_study(study, changes)
     folder = Path(out or Path("runs") / checked.study)
     # In a notebook Rich would make an output of its own of each line.
-    console = Console(markup=False, highlight=False, force_jupyter=False)
+    console = PipedConsole(markup=False, highlight=False, force_jupyter=False)
     command = shlex.join(["normlab", "compare", f"{folder / 'config.yaml'}", "--out", str(folder)])
     with every_character():
         ending = run(checked, folder, console, command)
@@ -108,10 +109,14 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
 
     Raises:
         WriteError: Results cannot be written there.
-        KeyboardInterrupt: It was stopped, which is told with how to go on.
+        StoppedError: A signal says to stop, which is told with how to go on, and whoever handled
+            the signal before does nothing; as a rule that ends the process, or raises
+            KeyboardInterrupt.
+        BrokenPipeError: Nobody reads what is printed, which is told likewise.
     """
     store = Store(folder)
     store.refuse_unwritable()
+    store.sweep()
     if study.executor.name == "processes":
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -126,15 +131,24 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True)
 
-    with StudyProgress(console) as progress:
+    progress = StudyProgress(console)
+
+    def stopped() -> str:
+        done = f"{progress.done} of {progress.total} runs are done and kept"
+        return f"Stopped; {done}. To go on:\n  {command}"
+
+    with Interrupts(stopped) as interrupts, progress:
         try:
-            ending = run_study(study, store, environment(command), progress.advance, tell)
-        except KeyboardInterrupt:
+            described = environment(command)
+            ending = run_study(study, store, described, progress.advance, tell, interrupts.check)
+        except StoppedError:
             progress.stop()
-            console.print(
-                f"Stopped; {progress.done} of {progress.total} runs are done and kept. To go on:\n"
-                f"  {command}",
-                soft_wrap=True,
+            tell(stopped())
+            interrupts.told()
+            raise
+        except BrokenPipeError:
+            Console(stderr=True, markup=False, highlight=False).print(
+                f"Nobody reads what is printed. {stopped()}", soft_wrap=True
             )
             raise
     console.print(f"{ending.done} of {ending.planned} runs are done; {ending.here} made just now.")

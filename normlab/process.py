@@ -28,6 +28,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .interrupts import hold_back
+
 _ALLOCATOR = {
     "glibc.malloc.hugetlb": 1,
     "glibc.malloc.mmap_max": 0,
@@ -119,5 +121,6 @@ def settle(*, keep_programs: bool = True) -> None:
     os.environ |= missing
     repeatable = sys.argv[0] not in ("", "-")
     if repeatable and "GLIBC_TUNABLES" in missing and platform.libc_ver()[0] == "glibc":
+        hold_back()
         # This very command once more: its own arguments, no shell.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # nosec B606

@@ -26,6 +26,18 @@ LINE_EVERY = 5.0
 CHANGE_EVERY = 0.1
 
 
+class PipedConsole(Console):
+    """A console that raises where nobody reads it any more, instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the error that is being handled.
+
+        Raises:
+            BrokenPipeError: As `normlab compare ... | head -1` has it.
+        """
+        raise
+
+
 def progress_bar(console: Console) -> Progress:
     """Returns a bar with counts and times."""
     return Progress(

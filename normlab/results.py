@@ -34,7 +34,7 @@ class Results:
 
     Raises:
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
+        StoreError: A file that is not of a single run is damaged.
     """
 
     def __init__(self, folder: str | Path):
@@ -60,6 +60,11 @@ class Results:
     def unpaired(self) -> list[str]:
         """Which arms do not start from the weights of their baselines, in a sentence each."""
         return self._study.unpaired
+
+    @property
+    def left_aside(self) -> tuple[str, ...]:
+        """Which files of runs cannot be used and why, in a line each."""
+        return self._study.left_aside
 
     @cached_property
     def runs(self) -> pl.DataFrame:
@@ -110,7 +115,8 @@ class Results:
         )
         console.print(f"{self._study.name}: {self._study.setting}", highlight=False)
         print_table(self.summary, console)
-        for sentence in (*failures_in_words(self.failures), *self.unpaired):
+        failed = failures_in_words(self.failures)
+        for sentence in (*failed, *self.unpaired, *self.left_aside):
             console.print(sentence, highlight=False)
         console.print(f"Folder: {self.folder}", highlight=False, soft_wrap=True)
         return console
@@ -124,6 +130,6 @@ def read_results(folder: str | Path) -> Results:
 
     Raises:
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
+        StoreError: A file that is not of a single run is damaged.
     """
     return Results(folder)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-NORMLAB = [sys.executable, "-c", "from normlab.cli import main; main()"]
+NORMLAB = [sys.executable, "-c", "from normlab.start import main; main()"]
 # No data folder: what a command says of data sets must not depend on who runs the tests.
 ENVIRONMENT = {
     **os.environ,
@@ -56,5 +56,6 @@ def wait_for_results(process, folder, count):
 
 def table(folder):
     """What the study in a folder came to, whatever time it took and whoever commits meanwhile."""
+    changing = {"seconds": None, "git_revision": None, "checksum": None}
     contents = [json.loads(run.read_text()) for run in sorted(Path(folder).glob("runs/*.json"))]
-    return [{**content, "seconds": None, "git_revision": None} for content in contents]
+    return [{**content, **changing} for content in contents]

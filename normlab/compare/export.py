@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import UserError
-from .store import Failure, Result, Store, write_whole, writing
+from .store import Failure, Result, Store, left_aside_in_words, write_whole, writing
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -30,14 +31,21 @@ _MARKDOWN = {"&": "&amp;", "<": "&lt;", **{sign: f"\\{sign}" for sign in "\\`*_|
 _FORMULA = r"^([=+\-@\t\r\n])"
 
 
-def run_table(folder: str | Path) -> pl.DataFrame:
+Tell = Callable[[str], object]
+
+
+def run_table(folder: str | Path, tell: Tell = warnings.warn) -> pl.DataFrame:
     """Returns one row a run of a study: where it stands, its values, its last metrics, its status.
+
+    Args:
+        folder: The study's.
+        tell: Called with each line that says which files of runs cannot be used and why.
 
     Raises:
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
+        StoreError: A file that is not of a single run is damaged.
     """
-    results, failures = _runs(Store(folder))
+    results, failures = _runs(Store(folder), tell)
     return results_table([*results, *failures])
 
 
@@ -46,15 +54,10 @@ def results_table(runs: Iterable[Result | Failure]) -> pl.DataFrame:
     return frame(_row(it) for it in runs)
 
 
-def curve_table(folder: str | Path) -> pl.DataFrame:
-    """Returns one row an epoch of each run of a study.
-
-    Raises:
-        NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
-    """
+def curve_table(folder: str | Path, tell: Tell = warnings.warn) -> pl.DataFrame:
+    """Returns one row an epoch of each run of a study; see `run_table` for arguments and errors."""
     rows = []
-    for it in _runs(Store(folder))[0]:
+    for it in _runs(Store(folder), tell)[0]:
         curve = it.curve.model_dump()
         for epoch in range(len(it.curve.train_loss)):
             where = {"epoch": epoch + 1, "step": (epoch + 1) * it.steps_per_epoch}
@@ -66,7 +69,8 @@ def write_curves(folder: str | Path) -> None:
     """Writes the learning curves of all runs of a study to `metrics.parquet`."""
     path = Path(folder) / "metrics.parquet"
     content = io.BytesIO()
-    curve_table(folder).write_parquet(content)
+    # Who runs or reads the study has told which files cannot be used.
+    curve_table(folder, lambda _: None).write_parquet(content)
     write_whole(path, content.getvalue())
 
 
@@ -114,7 +118,7 @@ def _at_left(table: pl.DataFrame, left: Collection[str] | None) -> list[bool]:
     return [name in left for name in table.columns]
 
 
-def write_tensorboard(folder: str | Path, to: Path) -> None:
+def write_tensorboard(folder: str | Path, to: Path, tell: Tell = warnings.warn) -> None:
     """Writes the learning curves of each run as TensorBoard's events, in a folder of its own.
 
     A file that was written before is replaced, since TensorBoard shows all that a folder has. The
@@ -124,7 +128,7 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
         UserError: tensorboardX is not installed.
         WriteError: The system refused.
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
+        StoreError: A file that is not of a single run is damaged.
     """
     try:
         from tensorboardX.proto import event_pb2
@@ -139,7 +143,7 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
     with TemporaryDirectory() as scratch:
         # The library's own writer leaves the writing to a thread, whose errors nobody hears of.
         path = Path(scratch) / "events"
-        for result in _runs(Store(folder))[0]:
+        for result in _runs(Store(folder), tell)[0]:
             to_epoch = result.seconds / max(1, len(result.curve.train_loss))
             events = [protocol.Event(wall_time=0, file_version="brain.Event:2")]
             for name, curve in result.curve.model_dump().items():
@@ -158,11 +162,13 @@ def write_tensorboard(folder: str | Path, to: Path) -> None:
             write_whole(to / result.id / "events.out.tfevents.normlab", path.read_bytes())
 
 
-def _runs(store: Store) -> tuple[list[Result], list[Failure]]:
+def _runs(store: Store, tell: Tell) -> tuple[list[Result], list[Failure]]:
     """The runs that belong to the study, each where it stands in it now."""
     store.config()  # refuses what is no study
     plan = store.plan()
     results, failures = store.results(), store.failures()
+    for line in left_aside_in_words(store.left_aside):
+        tell(line)
     if plan is not None:
         results = [it.labelled(plan[it.id]) for it in results if it.id in plan]
     return results, failures

@@ -1,8 +1,5 @@
 """What to run: the runs of a study, each with all that determines it."""
 
-import hashlib
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +10,7 @@ from ..variants import OVERRIDABLE
 from . import fingerprint
 from .arm import Arm
 from .search import values_beyond
+from .store import run_id
 from .study import PARTS, Study, value_in, with_changes
 
 # Tuning must not see the seeds that are reported, however many those are.
@@ -53,9 +51,7 @@ class Run:
 
 def identifier(run: Run, identity: dict[str, Any]) -> str:
     """Names a run: readable, and different for whatever differs in its identity."""
-    canonical = json.dumps(identity, sort_keys=True).encode()
-    digest = hashlib.sha256(canonical).hexdigest()[:12]
-    return f"{run.phase}-{_word(run.arm.variant)}-{run.seed}-{digest}"
+    return run_id(run.phase, run.arm.variant, run.seed, identity)
 
 
 def single_run(study: Study, arm: Arm, seed: int) -> Run:
@@ -146,8 +142,3 @@ def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> d
         "values": values,
         "phase": phase,
     }
-
-
-def _word(name: str) -> str:
-    """Keeps of a name what may stand in a file name anywhere."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:40]

@@ -8,6 +8,8 @@ from .store import Result
 # Programs that train several runs at a time round differently.
 TOLERANCE = 1e-3
 
+Weights = Mapping[str, Sequence[float | None]]
+
 
 def unpaired(results: Iterable[Result], baselines: Mapping[str, str]) -> list[str]:
     """Tells in a sentence each which arms do not start from the weights of their baselines.
@@ -16,7 +18,7 @@ def unpaired(results: Iterable[Result], baselines: Mapping[str, str]) -> list[st
         results: The results of a study; final runs of the first seed tell their initial weights.
         baselines: Name of each arm -> that of the arm that it is compared with.
     """
-    starts: dict[tuple[str, str], Mapping[str, Sequence[float]]] = {
+    starts: dict[tuple[str, str], Weights] = {
         (it.arm, it.task): it.initial_weights for it in results if it.initial_weights is not None
     }
     said: dict[str, None] = {}
@@ -37,9 +39,7 @@ def unpaired(results: Iterable[Result], baselines: Mapping[str, str]) -> list[st
     return list(said)
 
 
-def _without_a_match(
-    weights: Mapping[str, Sequence[float]], others: Mapping[str, Sequence[float]]
-) -> list[str]:
+def _without_a_match(weights: Weights, others: Weights) -> list[str]:
     """The paths of weights that none of the others equals, whatever that one is called."""
     return [
         path
@@ -48,11 +48,14 @@ def _without_a_match(
     ]
 
 
-def _close(one: Sequence[float], other: Sequence[float]) -> bool:
+def _close(one: Sequence[float | None], other: Sequence[float | None]) -> bool:
     """Whether two lists of root mean square, first value, last value and shape are of one array."""
     if one[3:] != other[3:] or len(one) != len(other):
         return False
+    scale = abs(one[0] or 0.0)
     return all(
-        math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE * abs(one[0]))
+        a == b
+        if a is None or b is None
+        else math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE * scale)
         for a, b in zip(one[:3], other[:3], strict=True)
     )

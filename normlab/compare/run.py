@@ -16,7 +16,7 @@ from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
 from .selection import best_values
-from .store import Failure, Label, Result, Store, StoreError
+from .store import Failure, Label, Result, Store, StoreError, left_aside_in_words
 from .study import Study, StudyError
 from .workbench import Group, Workbench, label
 
@@ -51,6 +51,7 @@ def run_study(
     environment: dict[str, Any],
     advance: Advance,
     tell: Callable[[str], object] = print,
+    check: Callable[[], None] = lambda: None,
 ) -> Ending:
     """Runs what is not in the store yet: for each arm the tuning, then the reported runs.
 
@@ -65,7 +66,9 @@ def run_study(
             and goes on where it stood.
         environment: Versions and device; runs made under others are not taken over.
         advance: Called with what is going on, how many runs are done, and of how many.
-        tell: Called with each line that says that the study in the folder was another.
+        tell: Called with each line that says that the study in the folder was another, or that
+            some of its files cannot be used.
+        check: Called again and again where work can be left; it raises to have that done.
 
     Raises:
         StudyError: If the folder is another study's, or a layer does not fit model or batch.
@@ -73,12 +76,14 @@ def run_study(
     """
     end_unguarded()
     _refuse_another_study(store, study)
-    bench = Workbench(environment)
+    bench = Workbench(environment, check)
     arms = study.arms()
     advance("reading data", 0, 0)
     tuning = {arm.key: tuning_runs(study, arm) for arm in arms}
     every = [run for runs in tuning.values() for run in runs]
     work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
+    for line in left_aside_in_words(store.left_aside):
+        tell(line)
     plan: dict[str, Label] = {}
     searched, extensions = study, study.tune.extend if study.tune else 0
     repeated: dict[Any, tuple[dict[str, Any], list[Run]]] = {}  # arm's key -> values, runs
@@ -222,8 +227,9 @@ class _Work:
         try:
             self._submit(waiting, active, where)
             while waiting or active:
+                self._bench.check()
                 if active:
-                    done, _ = wait(active, PATIENCE if waiting else None, FIRST_COMPLETED)
+                    done, _ = wait(active, PATIENCE, FIRST_COMPLETED)
                 else:
                     done = set()
                     time.sleep(PATIENCE)

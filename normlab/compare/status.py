@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from .arm import Arm, arms, title
-from .store import Failure, Label, Result, Store
+from .store import Failure, Label, Result, Store, left_aside_in_words
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Status:
             many are running now; None before the first result.
         failures: The runs whose last attempt failed.
         command: The command that the study was started with.
+        left_aside: Tells which files cannot be used and why, in a line each.
     """
 
     arms: dict[str, Count]
     seconds_left: float | None
     failures: list[Failure] = field(default_factory=list)
     command: str = ""
+    left_aside: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> Count:
@@ -64,7 +66,7 @@ def read_status(folder: str | Path) -> Status:
 
     Raises:
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged.
+        StoreError: A file that is not of a single run is damaged.
     """
     store = Store(folder)
     config, environment = store.config(), store.environment()
@@ -94,7 +96,8 @@ def read_status(folder: str | Path) -> Status:
         each = {name: known if own is None else own for name, own in seconds.items()}
         at_a_time = max(1, sum(it.running for it in counts.values()))
         left = sum(it.left * each[name] for name, it in counts.items()) / at_a_time
-    return Status(counts, left, failures, str(environment.get("command", "")))
+    command = str(environment.get("command", ""))
+    return Status(counts, left, failures, command, left_aside_in_words(store.left_aside))
 
 
 def _key(where: Arm | Label) -> tuple[str, str]:

@@ -1,13 +1,16 @@
 """The folder of a study: its configuration, its environment and the files of each run."""
 
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,12 +22,14 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from yaml import YAMLError
 
 from ..errors import UserError, refused
+from .checksum import sealed, unsealed
 from .search import Range
 from .yaml_text import from_yaml, to_yaml
 
@@ -47,7 +52,22 @@ def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1 + _ROUNDING:
+        raise ValueError(f"an accuracy lies between 0 and 1, but is {value:g}")
+    return value
+
+
+def _not_negative(value: float | None) -> float | None:
+    if value is not None and value < -_ROUNDING:
+        raise ValueError(f"a loss is not negative, but is {value:g}")
+    return value
+
+
+_ROUNDING = 1e-5  # of sums in float32
 Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
+Accuracy = Annotated[Metric, AfterValidator(_share)]
+Loss = Annotated[Metric, AfterValidator(_not_negative)]
 
 
 _ELSEWHERE = (
@@ -55,6 +75,9 @@ _ELSEWHERE = (
     "command, given again, goes on from there"
 )
 _READABLE = "give another folder"
+MOST_TOLD = 5  # files that are left aside
+_TEMPORARY = re.compile(r"\.(.+\.)?[0-9a-f]{32}\.tmp")
+_SURELY_DEAD = 24 * 3600.0  # seconds since a temporary file was written, where there are no locks
 _REPAIR = "Run the study again with the same folder: finished runs are kept."
 
 # What a folder says of one study, beside the runs, which every study in the folder shares.
@@ -79,10 +102,10 @@ class Curve(_Record):
     `None` where a metric was not finite, and on validation where an epoch had no evaluation.
     """
 
-    train_loss: list[Metric]
-    train_accuracy: list[Metric]
-    validation_loss: list[Metric]
-    validation_accuracy: list[Metric]
+    train_loss: list[Loss]
+    train_accuracy: list[Accuracy]
+    validation_loss: list[Loss]
+    validation_accuracy: list[Accuracy]
 
     @model_validator(mode="after")
     def _all_of_one_length(self) -> "Curve":
@@ -95,8 +118,8 @@ class Curve(_Record):
 class Evaluation(_Record):
     """Metrics on the test split after the last epoch."""
 
-    loss: Metric
-    accuracy: Metric
+    loss: Loss
+    accuracy: Accuracy
 
 
 class Label(_Record):
@@ -129,7 +152,7 @@ class Failure(Label):
 
     id: str = Field(pattern=r"^\w[\w.-]*$")
     phase: Literal["tune", "final"]
-    seed: int
+    seed: int = Field(ge=0)
     values: dict[str, JsonValue]
     message: str
     place: str = ""
@@ -163,16 +186,16 @@ class Result(Label):
     id: str = Field(pattern=r"^\w[\w.-]*$")
     phase: Literal["tune", "final"]
     variant: str
-    seed: int
+    seed: int = Field(ge=0)
     values: dict[str, JsonValue]
     status: Literal["finished", "diverged"]
-    steps_per_epoch: int
+    steps_per_epoch: int = Field(ge=1)
     curve: Curve
     test: Evaluation | None
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     git_revision: str | None = None
     identity: dict[str, JsonValue]
-    initial_weights: dict[str, list[float]] | None = None
+    initial_weights: dict[str, list[Metric]] | None = None
 
     @model_validator(mode="after")
     def _has_what_its_status_promises(self) -> "Result":
@@ -180,6 +203,13 @@ class Result(Label):
             raise ValueError("`test` belongs to final runs that finished, to all and only to them")
         if self.status == "finished" and not self.curve.validation_accuracy:
             raise ValueError("a finished run needs at least one epoch in its curve")
+        trained = self.identity.get("train")
+        epochs = trained.get("epochs") if isinstance(trained, dict) else None
+        done = len(self.curve.train_loss)
+        if isinstance(epochs, int) and (
+            done > epochs or (self.status == "finished" and done < epochs)
+        ):
+            raise ValueError(f"a {self.status} run of {epochs} epochs has {done} in its curve")
         return self
 
     def labelled(self, label: Label) -> "Result":
@@ -250,6 +280,18 @@ class _Config(_Strict):
         return self
 
 
+class _Environment(_Strict):
+    """What a page reads of the environment, beside words."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | None]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    packages: dict[str, str]
+
+
+_PLAN = TypeAdapter(dict[str, Label])
+
+
 def margin_of(config: Mapping[str, Any]) -> float | None:
     """Returns the margin of a stored configuration as a share; None for no margin.
 
@@ -275,6 +317,8 @@ class Store:
         self._runs = self.folder / "runs"
         self._failed = self.folder / "failed"
         self._claims = self.folder / "claims"
+        self.left_aside: dict[Path, str] = {}
+        """Files of runs that were read and cannot be used -> why, in a sentence."""
 
     def refuse_unwritable(self) -> None:
         """Finds out before any work is done that its results could not be written.
@@ -290,6 +334,14 @@ class Store:
             if not os.access(there, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
+    def sweep(self) -> None:
+        """Removes what processes that were killed had begun to write."""
+        places = (".", "runs", "failed", "former", "charts", "charts/*")
+        for path in (it for place in places for it in self.folder.glob(f"{place}/.*.tmp")):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(FileNotFoundError), writing(path):
+                    _sweep(path)
+
     def write(self, result: Result) -> None:
         """Writes `runs/<id>.json`, after `runs/<id>.jsonl`; not finite numbers become null."""
         epochs = range(1, 1 + len(result.curve.train_loss))
@@ -299,7 +351,7 @@ class Store:
             for epoch in epochs
         ]
         write_whole(self._curve(result.id), "".join(lines))
-        write_whole(self._path(result.id), result.model_dump_json())
+        write_whole(self._path(result.id), sealed(result.model_dump(mode="json")))
         failed = self._failed / f"{result.id}.json"
         with writing(failed):
             failed.unlink(missing_ok=True)
@@ -324,28 +376,25 @@ class Store:
                 file.write(_line(epoch, steps_per_epoch, metrics))
 
     def result(self, run: str) -> Result | None:
-        """The result of one run; None if there is none yet.
-
-        Raises:
-            StoreError: Its file is damaged.
-        """
+        """The result of one run; None if there is none yet, or none that can be used."""
         path = self._path(run)
-        return _read(path) if path.exists() else None
+        return self._usable(path) if path.exists() else None
 
     def write_failure(self, failure: Failure) -> None:
         """Writes `failed/<id>.json`, which the result takes the place of once there is one."""
-        write_whole(self._failed / f"{failure.id}.json", failure.model_dump_json(indent=2))
+        path = self._failed / f"{failure.id}.json"
+        write_whole(path, sealed(failure.model_dump(mode="json"), indent=2))
 
     def failures(self) -> list[Failure]:
         """The runs of the study that failed and have no result since, in the order of their ids.
 
-        Raises:
-            StoreError: A file is damaged.
+        Files that cannot be used are put into `left_aside`.
         """
         paths = sorted(self._failed.glob("*.json"))
         plan = self.plan()
-        left = [it for it in paths if plan is None or it.stem in plan]
-        return [_read_failure(path) for path in left if not self._path(path.stem).exists()]
+        paths = [it for it in paths if plan is None or it.stem in plan]
+        left = [path for path in paths if not self._path(path.stem).exists()]
+        return [it for path in left if (it := self._usable_failure(path)) is not None]
 
     def claim(self, runs: Iterable[str]) -> list[FileLock] | None:
         """Claims runs for this process until it releases them or ends, however it ends.
@@ -369,28 +418,38 @@ class Store:
 
     def running(self) -> set[str]:
         """The ids of the runs that some process has claimed now."""
-        locks = self._claims.glob("*.lock")
-        return {it.stem for it in locks if not self._path(it.stem).exists() and _is_held(it)}
+        return {it.stem for it in self._claims.glob("*.lock") if _is_held(it)}
 
     def finished(self) -> set[str]:
-        """The ids of the runs that have a result, by the names of the files alone."""
-        return {path.stem for path in self._runs.glob("*.json")}
+        """The ids of the runs that have a result that can be used; for the others see `each`."""
+        paths = sorted(self._runs.glob("*.json"))
+        return {it.stem for it in paths if _is_whole(it) or self._usable(it) is not None}
 
     def results(self) -> list[Result]:
-        """All results, in the order of their ids.
-
-        Raises:
-            StoreError: A result file is damaged.
-        """
+        """All results that can be used, as `each` has them."""
         return list(self.each())
 
     def each(self) -> Iterator[Result]:
         """The results one after the other, in the order of their ids, so that none need be kept.
 
-        Raises:
-            StoreError: A result file is damaged.
+        Files that are damaged, or no results at all, are put into `left_aside`.
         """
-        return map(_read, sorted(self._runs.glob("*.json")))
+        paths = sorted(self._runs.glob("*.json"))
+        return (it for path in paths if (it := self._usable(path)) is not None)
+
+    def _usable(self, path: Path) -> Result | None:
+        try:
+            return _read(path)
+        except StoreError as error:
+            self.left_aside[path] = str(error)
+            return None
+
+    def _usable_failure(self, path: Path) -> Failure | None:
+        try:
+            return _read_failure(path)
+        except StoreError as error:
+            self.left_aside[path] = str(error)
+            return None
 
     def keep_former(self) -> Path:
         """Copies what the folder says of its study, but for the runs, before another takes over.
@@ -402,7 +461,10 @@ class Store:
         temporary = former / f".{uuid.uuid4().hex}.tmp"
         with writing(former):
             temporary.mkdir(parents=True)
+            opened = os.open(temporary, os.O_RDONLY) if os.name == "posix" else None
             try:
+                if opened is not None:
+                    _lock(opened)
                 for path in (self.folder / name for name in _OF_ONE_STUDY):
                     if path.is_dir():
                         shutil.copytree(path, temporary / path.name)
@@ -414,6 +476,8 @@ class Store:
                 return temporary.rename(kept)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+                if opened is not None:
+                    os.close(opened)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes the resolved configuration of the study to `config.yaml`."""
@@ -435,49 +499,55 @@ class Store:
         try:
             _Config.model_validate(config)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) or "all of it"
-            what = f"{where}: {error.errors()[0]['msg']}"
+            what = _first_of(error)
             raise StoreError(f"{path} does not describe a study ({what}). {_REPAIR}") from error
         return dict(config)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes versions, device, git revision and command to `environment.json`."""
-        write_whole(self.folder / "environment.json", json.dumps(dict(environment), indent=2))
+        write_whole(self.folder / "environment.json", sealed(environment, indent=2))
 
     def environment(self) -> dict[str, Any]:
         """Versions, device, git revision and command of the study.
 
         Raises:
             NoStudyError: The folder holds no study.
+            StoreError: The file is damaged.
         """
         path = self._existing("environment.json")
-        content = _content(path)
         try:
-            environment = json.loads(content)
+            environment = json.loads(unsealed(_content(path))[0])
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
-        if not isinstance(environment, dict) or "packages" not in environment:
-            raise StoreError(f"{path} does not describe an environment. {_REPAIR}")
+        try:
+            _Environment.model_validate(environment)
+        except ValidationError as error:
+            raise StoreError(
+                f"{path} does not describe an environment ({_first_of(error)}). {_REPAIR}"
+            ) from error
         return environment
 
     def write_plan(self, runs: Mapping[str, Label]) -> None:
         """Writes to `plan.json` the runs that make up the study now: id -> where it stands."""
         content = {run: label.model_dump(mode="json") for run, label in runs.items()}
-        write_whole(self.folder / "plan.json", json.dumps(content, indent=0))
+        write_whole(self.folder / "plan.json", sealed(content, indent=0))
 
     def plan(self) -> dict[str, Label] | None:
         """The runs that make up the study, by id; None where all results of the folder do.
 
         A study that is changed and run again leaves runs behind that no longer count.
+
+        Raises:
+            StoreError: The file is damaged.
         """
         path = self.folder / "plan.json"
         if not _is_there(path):
             return None
-        content = _content(path)
         try:
-            plan = json.loads(content)
-            return {str(run): Label.model_validate(label) for run, label in plan.items()}
-        except (ValueError, AttributeError) as error:
+            return _PLAN.validate_json(unsealed(_content(path))[0], strict=True)
+        except ValidationError as error:
+            raise StoreError(f"{path} is damaged ({_first_of(error)}). {_REPAIR}") from error
+        except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
     def _path(self, run: str) -> Path:
@@ -503,6 +573,20 @@ class Store:
         return path
 
 
+def left_aside_in_words(left_aside: Mapping[Path, str]) -> list[str]:
+    """Tells which files were left aside and why, in a line each."""
+    if not left_aside:
+        return []
+    told = list(left_aside.values())
+    more = len(told) - MOST_TOLD
+    return [
+        f"{len(told)} files of runs cannot be used and are left aside:",
+        *(f"  {line}" for line in told[:MOST_TOLD]),
+        *([f"  and {more} more"] if more > 0 else []),
+        "The study, started again, makes those anew that are results of its runs; delete others.",
+    ]
+
+
 def is_study(folder: str | Path) -> bool:
     """Whether a folder is that of a study."""
     return _is_there(Path(folder) / "config.yaml")
@@ -521,18 +605,27 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     # A reader looks for whole names only, and a rename within one folder is atomic. The name is
     # unique, so two writers on one folder never share a temporary file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = None
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            while True:
+                temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+                with temporary.open("wb") as file:
+                    if not _lock(file.fileno()):  # It was just swept.
+                        continue
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if os.name == "posix":  # Elsewhere a file that is open cannot be moved.
+                        os.replace(temporary, path)
+                if os.name != "posix":
+                    os.replace(temporary, path)
+                break
             _sync(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -568,6 +661,32 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
+def _lock(opened: int, *, wait: bool = True) -> bool:
+    """Locks a file or folder that is open until it is closed; whether it is still there."""
+    if os.name == "posix":
+        import fcntl
+
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:  # Another has it, or the file system has no locks.
+            return wait
+    return os.fstat(opened).st_nlink > 0
+
+
+def _sweep(path: Path) -> None:
+    """Removes a temporary file or folder unless somebody is writing it."""
+    if os.name != "posix":
+        if path.is_file() and time.time() - path.stat().st_mtime > _SURELY_DEAD:
+            path.unlink()
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        if _lock(opened, wait=False):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        os.close(opened)
+
+
 def _sync(folder: Path) -> None:
     """Makes the names in a folder last through a power failure, where folders can be opened."""
     if os.name == "posix":
@@ -601,23 +720,70 @@ def _content(path: Path) -> bytes:
         raise StoreError(refused("read", path, error, _READABLE)) from error
 
 
+def _first_of(error: ValidationError) -> str:
+    """The first of the problems, in a few words."""
+    first = error.errors()[0]
+    what = first["msg"].removeprefix("Value error, ")
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {what}" if where else what
+
+
 def _read_failure(path: Path) -> Failure:
-    content = _content(path)
     try:
-        return Failure.model_validate_json(content)
-    except ValidationError as error:
-        raise StoreError(f"{path} is damaged. Delete it and run again.") from error
+        failure = Failure.model_validate_json(unsealed(_content(path))[0], strict=True)
+        if failure.id != path.stem:
+            raise ValueError(f"it says that it is the run {failure.id}")
+    except ValueError as error:
+        what = _first_of(error) if isinstance(error, ValidationError) else error
+        raise StoreError(f"{path} is not the record of a failed run ({what}).") from error
+    return failure
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a result is as it was written, which takes no look at what it says."""
+    try:
+        rest, checked = unsealed(path.read_bytes())
+    except (OSError, ValueError):  # What is wrong is told where it is read.
+        return False
+    return checked and rest.startswith(f'{{"id":"{path.stem}",'.encode())
 
 
 def _read(path: Path) -> Result:
-    content = _content(path)
     try:
-        result = Result.model_validate_json(content)
+        content, checked = unsealed(_content(path))
+        result = Result.model_validate_json(content, strict=True)
         if result.id != path.stem:
             raise ValueError(f"it says that it is the run {result.id}")
+        if not checked:
+            _refuse_another_identity(result)
     except ValueError as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise StoreError(
-            f"{path} is not the result of a run ({what}). Delete it and run again."
-        ) from error
+        what = _first_of(error) if isinstance(error, ValidationError) else error
+        raise StoreError(f"{path} is not the result of a run ({what}).") from error
     return result
+
+
+def _refuse_another_identity(result: Result) -> None:
+    """Compares a result with its identity, where there is no checksum to tell all of it."""
+    told, variant = result.identity, result.identity.get("variant")
+    says = {
+        "phase": told.get("phase"),
+        "seed": told.get("seed"),
+        "values": told.get("values"),
+        "variant": variant.get("name") if isinstance(variant, dict) else None,
+    }
+    for key, value in says.items():
+        if getattr(result, key) != value:
+            raise ValueError(f"it has no checksum, and its {key} is not that of its identity")
+    if result.id != run_id(result.phase, result.variant, result.seed, told):
+        raise ValueError("it has no checksum, and its name is not that of its identity")
+
+
+def run_id(phase: str, variant: str, seed: int, identity: Mapping[str, Any]) -> str:
+    """Names a run: readable, and different for whatever differs in its identity."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{phase}-{_word(variant)}-{seed}-{digest}"
+
+
+def _word(name: str) -> str:
+    """Keeps of a name what may stand in a file name anywhere."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:40]

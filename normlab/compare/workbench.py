@@ -42,9 +42,11 @@ class Workbench:
 
     Args:
         environment: Versions and device, part of the identity of every run.
+        check: Called where work can be left; it raises to have that done.
     """
 
-    def __init__(self, environment: dict[str, Any]):
+    def __init__(self, environment: dict[str, Any], check: Callable[[], None] = lambda: None):
+        self.check = check
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
         self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
@@ -103,6 +105,7 @@ class Workbench:
         """
         trainers: dict[int, Trainer] = {}
         for group in groups:
+            self.check()
             try:
                 trainer = self.trainer(group.runs[0], group.width)
             except StudyError:

@@ -9,6 +9,7 @@ import yaml
 # The parser in C is ten times as fast, and part of the usual installations of PyYAML.
 _Loads: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumps: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_DEEPEST = 100
 
 
 class _Loader(_Loads):
@@ -44,5 +45,12 @@ def from_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: It is no YAML, or has tags of other kinds.
+        ValueError: It has more levels in each other than any configuration.
     """
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):  # Building them would overflow the stack of C.
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels in each other")
     return yaml.load(text, Loader=_Loader)

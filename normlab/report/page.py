@@ -330,7 +330,7 @@ def _unfinished(study: Study, named: bool) -> list[str]:
             f"{which} has {study.left_out} more runs in its folder, made with another "
             "configuration, device or version of a package. They are left out."
         )
-    return said + study.unpaired
+    return [*said, *study.left_aside, *study.unpaired]
 
 
 def _points_in_words(study: Study) -> str:

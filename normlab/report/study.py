@@ -7,7 +7,7 @@ from typing import Any
 from ..compare.arm import Arm, arms, paths_of
 from ..compare.pairing import unpaired
 from ..compare.search import Range, points
-from ..compare.store import Result, Store, margin_of
+from ..compare.store import Result, Store, left_aside_in_words, margin_of
 from ..compare.summary import Summary, summarize
 
 
@@ -20,6 +20,7 @@ class Study:
         config: The resolved configuration.
         environment: Versions, device, git revision and command.
         results: The runs that belong to the configuration, without their `identity`.
+        left_aside: Tells which files of runs cannot be used and why, in a line each.
         left_out: How many other runs the folder holds, left behind by what was changed since.
         arms: Its arms, on each of its tasks.
         summary: What they mean.
@@ -35,6 +36,7 @@ class Study:
     config: dict[str, Any]
     environment: dict[str, Any]
     results: tuple[Result, ...]
+    left_aside: tuple[str, ...]
     left_out: int
     arms: tuple[Arm, ...]
     summary: Summary
@@ -87,7 +89,8 @@ def read_study(folder: str | Path) -> Study:
 
     Raises:
         NoStudyError: The folder holds no study.
-        StoreError: A file is damaged, or runs come from different configurations.
+        StoreError: A file that is not of a single run is damaged, or runs come from different
+            configurations.
     """
     store = Store(folder)
     config, environment = store.config(), store.environment()
@@ -130,6 +133,7 @@ def read_study(folder: str | Path) -> Study:
         config=config,
         environment=environment,
         results=results,
+        left_aside=tuple(left_aside_in_words(store.left_aside)),
         left_out=len(stored) - len(results),
         arms=tuple(planned_arms),
         summary=summarize(

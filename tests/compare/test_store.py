@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from normlab.compare.store import (
     Result,
     Store,
     StoreError,
+    left_aside_in_words,
     write_whole,
 )
 from normlab.report import read_study
@@ -80,11 +82,15 @@ def test_numbers_keep_every_bit(tmp_path):
     ["", '{"id": "broken"', "null", '{"id": "broken"}', result("other").model_dump_json()],
     ids=["empty", "cut off", "null", "incomplete", "of another run"],
 )
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path, content):
+def test_a_damaged_file_is_named_and_left_aside(tmp_path, content):
     Store(tmp_path).write(result())
     (tmp_path / "runs" / "broken.json").write_text(content)
-    with pytest.raises(StoreError, match=r"broken\.json is not .* Delete it and run again\."):
-        Store(tmp_path).results()
+    store = Store(tmp_path)
+    assert store.results() == [result()]
+    assert store.finished() == {result().id}
+    (told,) = store.left_aside.values()
+    assert re.search(r"broken\.json is not the result of a run \(.+\)\.$", told)
+    assert any("makes those anew" in line for line in left_aside_in_words(store.left_aside))
 
 
 def test_a_configuration_comes_back_as_it_was_written(tmp_path):

@@ -184,8 +184,9 @@ def _end_with_parent() -> None:
 
 
 def _block_interrupts() -> None:
+    # They come as a terminal is closed, too; SIGTERM ends a worker that somebody means to end.
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
 
 
 def _cores() -> int:
