@@ -221,6 +221,9 @@ class Workbench:
     ) -> Result:
         name, identity = self.identify(run)
         epochs = [asdict(epoch) for epoch in outcome.epochs]
+        weights: dict[str, list[float | None]] | None = None
+        if initial_weights is not None:
+            weights = {path: [*told] for path, told in initial_weights.items()}
         test = None
         if outcome.test_loss is not None:
             test = Evaluation(loss=outcome.test_loss, accuracy=outcome.test_accuracy)
@@ -238,7 +241,7 @@ class Workbench:
             seconds=outcome.seconds,
             git_revision=self._git_revision,
             identity=identity,
-            initial_weights=initial_weights,
+            initial_weights=weights,
         )
 
     def _fitting(self, runs: Sequence[Run]) -> int:

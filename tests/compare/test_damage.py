@@ -272,5 +272,5 @@ def fuzz(folder, seeds):
 
 def test_damage_of_any_file_is_told_or_harmless(folder):
     """Of 584 damaged files 23 ended in a traceback."""
-    told = fuzz(folder, range(150))
-    assert told.total() > 75, told
+    told = fuzz(folder, range(100))
+    assert told.total() > 50, told
