@@ -68,6 +68,7 @@ class Interrupts:
         self._words = words
         self._before: dict[int, Any] = {}
         self._noted: int | None = None
+        self._passed_on = False
 
     def __enter__(self) -> "Interrupts":
         _Said.yet = False
@@ -86,10 +87,9 @@ class Interrupts:
         traceback: TracebackType | None,
     ) -> None:
         self._restore()
-        if self._noted is not None:
+        if self._noted is not None and not self._passed_on:
             _flush()
-            _tell(self._words)
-            signal.raise_signal(self._noted)
+            self._pass_on(self._noted)
 
     def told(self) -> None:
         """Says that whoever stopped it has been told."""
@@ -108,10 +108,15 @@ class Interrupts:
         # No lock is taken here, which the interrupted code may hold.
         if self._noted is None:
             self._noted = number
+            _write(2, "Stopping; a second signal ends it at once.")
             return
         self._restore()
+        self._pass_on(self._noted)
+
+    def _pass_on(self, number: int) -> None:
+        self._passed_on = True
         _tell(self._words)
-        signal.raise_signal(self._noted)
+        signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, before in self._before.items():
@@ -132,8 +137,12 @@ def _tell(words: Callable[[], str]) -> None:
     if _Said.yet:
         return
     _Said.yet = True
+    _write(1, words())
+
+
+def _write(descriptor: int, words: str) -> None:
     try:
-        cursor = _SHOW_CURSOR if os.isatty(1) else ""
-        os.write(1, f"{cursor}{words()}\n".encode(errors="backslashreplace"))
+        cursor = _SHOW_CURSOR if os.isatty(descriptor) else ""
+        os.write(descriptor, f"{cursor}{words}\n".encode(errors="backslashreplace"))
     except OSError:  # Nobody is there any more, as where a terminal was closed.
         return

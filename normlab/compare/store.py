@@ -339,7 +339,7 @@ class Store:
         places = (".", "runs", "failed", "former", "charts", "charts/*")
         for path in (it for place in places for it in self.folder.glob(f"{place}/.*.tmp")):
             if _TEMPORARY.fullmatch(path.name):
-                with suppress(FileNotFoundError), writing(path):
+                with suppress(OSError):  # It is in nobody's way, or another sweeps it as well.
                     _sweep(path)
 
     def write(self, result: Result) -> None:
