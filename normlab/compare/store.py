@@ -745,7 +745,7 @@ def _is_whole(path: Path) -> bool:
         rest, checked = unsealed(path.read_bytes())
     except (OSError, ValueError):  # What is wrong is told where it is read.
         return False
-    return checked and rest.startswith(f'{{"id":"{path.stem}",'.encode())
+    return checked and f',"id":"{path.stem}",'.encode() in rest
 
 
 def _read(path: Path) -> Result:

@@ -71,6 +71,13 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_none_in_memory(tmp
     assert Store(tmp_path).results()[0].curve.train_loss == [2.0, None]
 
 
+def test_results_that_are_whole_are_known_without_a_look_at_what_they_say(tmp_path, monkeypatch):
+    """Thousands of them are looked at each time a study is started."""
+    Store(tmp_path).write(result())
+    monkeypatch.setattr("normlab.compare.store._read", None)
+    assert Store(tmp_path).finished() == {result().id}
+
+
 def test_numbers_keep_every_bit(tmp_path):
     loss = 0.1 + 0.2 + 1e-17
     Store(tmp_path).write(result(loss=loss))
