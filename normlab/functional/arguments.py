@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -131,7 +132,7 @@ def number(
         return (
             least <= real_number <= most
             and (above is None or real_number > above)
-            and (finite or (infinite and np.isinf(real_number)))
+            and (finite or (infinite and math.isinf(real_number)))
         )
 
     return holds
