@@ -189,7 +189,7 @@ def test_failed_runs_give_exit_code_1_and_are_listed_and_tried_again(config):
     config.write_text(yaml.safe_dump(study, sort_keys=False))
     done = normlab("compare", config.name, folder=folder, code=1)
     assert "1 of 2 runs are done; 1 made just now." in done.stdout
-    assert "1 runs failed" in done.stdout
+    assert "1 run failed" in done.stdout
     where = "(layers.py:10 in __call__)"
     assert f"(faulty): RuntimeError: out of [/order] {where}" in done.stdout
     (failed,) = (folder / "runs/small/failed").glob("*.json")
