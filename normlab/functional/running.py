@@ -37,7 +37,8 @@ def update_running(
 
     A batch with a non-finite statistic, or of which nothing was counted, is passed over; a feature
     of which nothing was counted keeps its value. What is kept stays in the dtype and on the devices
-    that it came in and on, whatever those of the batches are.
+    that it came in and on, whatever those of the batches are; a complex mean alone makes a real one
+    complex.
 
     Args:
         mean: Running mean.
@@ -97,8 +98,14 @@ def update_running(
 
 
 def _like_running(batches: Array, running: Array) -> Array:
-    """Statistics of batches in the dtype and on the devices of the running ones."""
-    return spread_as(batches, _spec_of_batches(running)).astype(running.dtype)
+    """Statistics of batches in the dtype and on the devices of the running ones.
+
+    Complex ones stay complex, since a real state cannot hold their mean.
+    """
+    dtype = running.dtype
+    if jnp.iscomplexobj(batches):
+        dtype = jnp.promote_types(dtype, jnp.complex64)
+    return spread_as(batches, _spec_of_batches(running)).astype(dtype)
 
 
 def _spec_of_batches(running: Array) -> Spec:
