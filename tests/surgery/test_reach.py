@@ -372,11 +372,20 @@ def test_no_tracer_is_leaked(trained):
 
 
 BROADCAST = {
-    "a shape that broadcasts": ({"mean": np.zeros(1, np.float32)}, r"shape \(1,\).*needs \(4,\)"),
+    "a shape that broadcasts": (
+        {"mean": np.zeros(1, np.float32)},
+        r"shape \(1,\).*(needs|asks for) \(4,\)",
+    ),
     "not finite": ({"mean": np.full(4, np.nan, np.float32)}, "mean.*is not finite.*recalibrate"),
     "negative": ({"var": np.full(4, -1, np.float32)}, "var.*is negative.*-1.*recalibrate"),
-    "half precision": ({"var": np.ones(4, np.float16)}, "dtype float16.*float32 at least"),
-    "whole numbers": ({"var": np.ones(4, np.int32)}, "dtype int32.*float32 at least"),
+    "half precision": (
+        {"var": np.ones(4, np.float16)},
+        "dtype float16.*(float32 at least|at least float32)",
+    ),
+    "whole numbers": (
+        {"var": np.ones(4, np.int32)},
+        "dtype int32.*(float32 at least|at least float32)",
+    ),
 }
 
 
@@ -393,7 +402,8 @@ def test_running_statistics_that_are_none_of_the_layer_are_refused(trained, wron
         "fold": surgery.fold,
         "freeze": lambda model, given, x: surgery.freeze(model).apply(given, x, train=True),
     }
-    with pytest.raises(ValueError, match=f"norm: .*{message}"):
+    # The layer itself refuses some, by the name of its class.
+    with pytest.raises(ValueError, match=f"[nN]orm: .*{message}"):
         functions[function](model, given, X)
 
 
