@@ -1,6 +1,7 @@
 """The verdict on one arm against another, in a word and in a sentence made of its numbers."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from .power import FEWEST_PAIRS, enough_pairs, pairs_for_power
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 MOST_PAIRS_TOLD = 1000
+MOST_DIGITS = 6  # of points; what is closer is equal up to rounding
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ class Comparison:
         return max(pairs, self.difference.count + 1.0) if self.adjusted_p > self.level else pairs
 
     @property
+    def digits(self) -> int:
+        """Decimals of points at which difference and interval are told: 2, or as many as it takes.
+
+        That an end or the difference itself is not 0, and on which side of the margin an end lies,
+        can be read off what is told; but for what is equal up to rounding.
+        """
+        told = {self.difference.value: [0.0]}
+        for end in self.difference.interval or ():
+            told[end] = [0.0, -self.margin, self.margin]
+        return digits_beside(told)
+
+    @property
+    def sign_flip_in_words(self) -> str:
+        """The p-value of the exact sign-flip test, as "p = 0.031"."""
+        return _p(self.sign_flip_p, self.level)
+
+    @property
     def p_in_words(self) -> str:
         """The corrected p-value, or why there is none: "p = 0.031", "too few pairs", "tied"."""
         if self.tied and self.difference.interval is not None:
@@ -113,22 +132,25 @@ class Comparison:
         value = self.difference.value
         if self.verdict in ("better", "worse"):
             sign = 1 if self.verdict == "better" else -1
+            by = in_points(sign * value, self.digits)
             return (
-                f"{self.arm} is {self.verdict} than {self.baseline} by "
-                f"{_points(sign * value)} points{self._interval(sign)} {self._support()}."
+                f"{self.arm} is {self.verdict} than {self.baseline} by {by} points"
+                f"{self._interval(sign)} {self._support()}."
             )
         claim = f"It is undecided whether {self.arm} differs from {self.baseline}"
         if self.verdict == "equivalent":
             claim = (
-                f"{self.arm} is equivalent to {self.baseline} within {_points(self.margin)} points"
+                f"{self.arm} is equivalent to {self.baseline} within "
+                f"{margin_in_words(self.margin)} points"
             )
-        return f"{claim}: {_points(value, '+')} points{self._interval(1)} {self._support()}."
+        told = in_points(value, self.digits, "+")
+        return f"{claim}: {told} points{self._interval(1)} {self._support()}."
 
     def _interval(self, sign: int) -> str:
         if self.difference.interval is None:
             return ""
         low, high = sorted(sign * end for end in self.difference.interval)
-        return f" [{_points(low)}, {_points(high)}]"
+        return f" [{in_points(low, self.digits)}, {in_points(high, self.digits)}]"
 
     def _support(self) -> str:
         support = _counted(self.difference.count, "paired seed")
@@ -156,10 +178,39 @@ def decide(
     return "undecided"
 
 
-def _points(difference: float, sign: str = "") -> str:
+def in_points(difference: float, digits: int = 2, sign: str = "") -> str:
     """0.0123 -> "1.23", in percentage points."""
     # Adding 0 turns what rounds to -0.00 into 0.00.
-    return f"{round(100 * difference, 2) + 0:{sign}.2f}"
+    return f"{round(100 * difference, digits) + 0:{sign}.{digits}f}"
+
+
+def digits_beside(told: Mapping[float, Iterable[float]], least: int = 2) -> int:
+    """How many decimals of points tell on which side of others some numbers lie.
+
+    Args:
+        told: Number -> those that it must not be taken for.
+        least: Decimals that there are anyway.
+    """
+
+    def side(value: float, digits: int, other: float) -> int:
+        rounded, limit = round(100 * value, digits), round(100 * other, MOST_DIGITS)
+        return (rounded > limit) - (rounded < limit)
+
+    return next(
+        digits
+        for digits in range(least, MOST_DIGITS + 1)
+        if all(
+            side(value, digits, other) == side(value, MOST_DIGITS, other)
+            for value, others in told.items()
+            for other in others
+        )
+    )
+
+
+def margin_in_words(margin: float) -> str:
+    """0.005 -> "0.50", 0.00125 -> "0.125", in percentage points."""
+    rounded = in_points(margin)
+    return rounded if math.isclose(float(rounded), 100 * margin) else f"{100 * margin:g}"
 
 
 def _p(p: float, level: float) -> str:

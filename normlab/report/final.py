@@ -29,7 +29,7 @@ from .figure import (
 from .style import BASELINE_COLOR
 from .verdicts import verdict
 from .view import View
-from .words import confidence, interval, percent, points, rank
+from .words import confidence, difference_with_interval, interval, percent, points, rank
 
 LABELS = 160  # pixels that the name of an arm may take
 BELOW = 10  # pixels from the bar of an arm to its dots, which it would hide
@@ -47,7 +47,8 @@ def accuracy_on_test(view: View) -> Figure:
     """Each run's accuracy on the test split, with lines from arm to arm by seed."""
     estimates = {it.name: it.accuracy for it in view.arms if it.accuracy}
     samples = {it.name: _of_finished(it) for it in view.arms}
-    datasets = _by_row_data(view, "accuracy", estimates, samples, percent)
+    told = {name: f"{percent(it.value)} {interval(it, percent)}" for name, it in estimates.items()}
+    datasets = _by_row_data(view, "accuracy", estimates, samples, percent, told)
     over = "" if view.is_one_task else ", the mean over the tasks"
     below = (
         f"one seed each{over}; a thin line joins the runs of a seed, which share data order and "
@@ -73,7 +74,8 @@ def differences(view: View) -> Figure | None:
     for name in estimates:
         ours, theirs = _of_finished(summary[name]), _of_finished(summary[summary.baselines[name]])
         samples[name] = {seed: it - theirs[seed] for seed, it in ours.items() if seed in theirs}
-    datasets = _by_row_data(view, "difference", estimates, samples, points)
+    told = {it.name: difference_with_interval(it.comparison) for it in view.arms if it.comparison}
+    datasets = _by_row_data(view, "difference", estimates, samples, points, told)
     datasets["zero"] = [{}]
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0))
     title = "percentage points of test accuracy"
@@ -131,6 +133,7 @@ def _by_row_data(
     estimates: Mapping[str, Estimate],
     samples: Mapping[str, Mapping[int, float]],
     words: Callable[[float], str],
+    told: Mapping[str, str],
 ) -> dict[str, Rows]:
     """Rows for `_by_row`: samples by seed, means with intervals, and notes on divergence.
 
@@ -169,7 +172,7 @@ def _by_row_data(
                 "value": 100 * it.value,
                 "low": 100 * min(it.interval or (it.value,)),
                 "high": 100 * max(it.interval or (it.value,)),
-                "words": f"{words(it.value)} {interval(it, words)}",
+                "words": told[name],
                 "runs": it.count,
             }
             for name, it in estimates.items()

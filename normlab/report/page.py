@@ -308,12 +308,13 @@ def _against(view: View) -> dict[str, dict[str, dict[str, Any]]]:
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "value": comparison.difference.value,
-        "points": words.points(comparison.difference.value),
-        "interval": words.interval(comparison.difference),
+        "points": words.difference(comparison),
+        "interval": words.interval_of(comparison),
         "verdict": comparison.verdict,
         "word": VERDICTS[comparison.verdict],
         "rank": list(VERDICTS).index(comparison.verdict),
         "p": comparison.p_in_words,
+        "beside": words.beside(comparison),
         "sentence": comparison.sentence,
     }
 

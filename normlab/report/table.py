@@ -11,6 +11,7 @@ from rich.text import Text
 from ..compare.arm import short_names
 from ..compare.summary import ArmSummary, Summary
 from ..inference.estimates import Estimate
+from ..inference.verdict import Comparison, digits_beside
 from . import words
 
 UNLIMITED = 10_000
@@ -46,10 +47,9 @@ def _table(summary: Summary, *, intervals: bool) -> Table:
         sorted((summary[name] for name in it.arms), key=words.rank) for it in summary.contests
     ]
     ranked = [arm for arms in contests for arm in arms]
-    against = [it.comparison.difference if it.comparison else None for it in ranked]
     columns = {
         "accuracy %": [_estimate(it.accuracy, words.hundredfold, intervals) for it in ranked],
-        f"vs {summary.baseline}": [_estimate(it, words.points, intervals) for it in against],
+        f"vs {summary.baseline}": [_difference(it.comparison, intervals) for it in ranked],
         "verdict": [_verdict(it, summary) for it in ranked],
     }
     if any(it.time_to_target for it in ranked):
@@ -77,6 +77,19 @@ def _verdict(arm: ArmSummary, summary: Summary) -> str:
     if arm.comparison:
         return arm.comparison.verdict
     return "baseline" if arm.name == summary.baselines[arm.name] else ""
+
+
+def _difference(compared: Comparison | None, intervals: bool) -> str:
+    if compared is None:
+        return ""
+    if compared.difference.interval is None or intervals:
+        return words.difference_with_interval(compared)
+    # As many digits as tell both ends, which a reader computes from these two.
+    low, high = compared.difference.interval
+    value, half = compared.difference.value, (high - low) / 2
+    digits = digits_beside({value: [half, -half, compared.margin - half, half - compared.margin]})
+    digits = max(digits, compared.digits)
+    return f"{words.points(value, digits)} ±{100 * half:.{digits}f}"
 
 
 def _estimate(value: Estimate | None, end: Callable[[float], str], intervals: bool) -> str:

@@ -20,8 +20,9 @@ def verdict_numbers(summary: Summary) -> pl.DataFrame:
 
     Columns: `arm`, `variant`, one for each factor by its path, `runs`, `diverged`, `test_accuracy`
     with the ends of its interval, `baseline`, `difference` with the ends of its interval, `p`
-    (adjusted for all comparisons), `verdict`, and one for each tuned value by its path. With
-    several tasks `task` stands before them, empty for all of them together.
+    (adjusted for all comparisons), `verdict`, which that p decides,
+    `exact_sign_flip_p_not_corrected`, which decides nothing, and one for each tuned value by its
+    path. With several tasks `task` stands before them, empty for all of them together.
     """
     several = len(summary.tasks) > 0
     rows = [
@@ -48,7 +49,7 @@ def verdict_words(summary: Summary) -> pl.DataFrame:
         _estimated(arm.accuracy, words.hundredfold) for *_, arm in ranked
     ]
     columns[f"difference to {summary.baseline}, points"] = [
-        _estimated(arm.comparison.difference if arm.comparison else None, words.points)
+        words.difference_with_interval(arm.comparison) if arm.comparison else ""
         for *_, arm in ranked
     ]
     columns["p"] = [_p(arm) for *_, arm in ranked]
@@ -81,6 +82,7 @@ def _numbers(arm: ArmSummary, summary: Summary) -> dict[str, Any]:
         **_ends("difference", compared.difference if compared else None),
         "p": compared.adjusted_p if compared else None,
         "verdict": verdict(arm, summary),
+        "exact_sign_flip_p_not_corrected": compared.sign_flip_p if compared else None,
         **arm.values,
     }
 

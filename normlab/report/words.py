@@ -8,7 +8,14 @@ from typing import Any, Literal
 from ..compare.summary import ArmSummary, Contest, Summary
 from ..inference.estimates import Estimate
 from ..inference.power import enough_pairs, too_few
-from ..inference.verdict import Comparison
+from ..inference.verdict import Comparison, in_points, margin_in_words
+
+EXACT_TEST = "exact sign-flip test of this pair alone (not corrected)"
+WHICH_DECIDES = (
+    "The corrected p-value alone decides: in simulations its test holds its level, and finds clear "
+    f"differences with few seeds. The {EXACT_TEST} is there for who wants to suppose less; of n "
+    "seeds its p-value is 2/2ⁿ at least, so that of few it shows nothing once corrected."
+)
 
 
 def hundredfold(share: float) -> str:
@@ -21,10 +28,9 @@ def percent(share: float) -> str:
     return f"{hundredfold(share)}%"
 
 
-def points(difference: float) -> str:
+def points(difference: float, digits: int = 2) -> str:
     """0.0123 -> "+1.23", in percentage points."""
-    # Adding 0 turns what rounds to -0.00 into 0.00.
-    return _minus(f"{round(100 * difference, 2) + 0:+.2f}")
+    return _minus(in_points(difference, digits, "+"))
 
 
 def number(value: float) -> str:
@@ -40,6 +46,26 @@ def loss(value: float) -> str:
 def interval(estimate: Estimate, end: Callable[[float], str] = points) -> str:
     """The interval of an estimate, as "[+0.80, +1.66]"; empty when it has none."""
     return "[" + ", ".join(map(end, estimate.interval)) + "]" if estimate.interval else ""
+
+
+def difference(comparison: Comparison) -> str:
+    """The difference of a comparison, as "+1.23", with as many digits as its verdict needs."""
+    return points(comparison.difference.value, comparison.digits)
+
+
+def interval_of(comparison: Comparison) -> str:
+    """The interval of a comparison, as "[+0.80, +1.66]", likewise; empty when it has none."""
+    return interval(comparison.difference, lambda end: points(end, comparison.digits))
+
+
+def difference_with_interval(comparison: Comparison) -> str:
+    """Both, as "+1.23 [+0.80, +1.66]"."""
+    return f"{difference(comparison)} {interval_of(comparison)}".strip()
+
+
+def beside(comparison: Comparison) -> str:
+    """What stands beside the p-value that decides, for who asks: that of the exact test."""
+    return f"{EXACT_TEST}: {comparison.sign_flip_in_words}"
 
 
 def tuned_value(value: Any) -> str:
@@ -169,8 +195,9 @@ def _headline(summary: Summary, contest: Contest) -> str:
         other, role = summary.baselines[best.name], "the baseline"
         if other not in others:
             other, role = _runner_up(contest, others), "the runner-up"
-        difference = contest.leads[other].difference.value
-        lead = f", {hundredfold(abs(difference))} points {_side(difference)} "
+        compared = contest.leads[other]
+        value, digits = compared.difference.value, compared.digits
+        lead = f", {_minus(in_points(abs(value), digits))} points {_side(value)} "
         lead += f"{summary[other].variant}, {role}"
     if not _rivals(contest):
         return f"{best.variant} won with {reached}{lead}."
@@ -241,7 +268,7 @@ def _belief(summary: Summary, contest: Contest) -> str:
     if worse := by_verdict.get("worse"):
         said.append(f"{who} is shown to be worse than {_some(worse)}, over the seeds of both.")
     if equal := by_verdict.get("equivalent"):
-        within = hundredfold(summary.margin)
+        within = margin_in_words(summary.margin)
         said.append(f"{who} is equivalent to {_some(equal)} within {within} points.")
     if open_ := by_verdict.get("undecided"):
         said.append(f"{its} over {_some(open_)} may be chance.")

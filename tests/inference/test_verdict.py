@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from normlab.inference.estimates import Estimate
 from normlab.inference.pairs import all_pairs
 from normlab.inference.permutation import sign_flip_p
-from normlab.inference.verdict import decide
+from normlab.inference.verdict import decide, margin_in_words
 
 BETTER = [0.004, 0.006, 0.009, 0.002, 0.007, 0.005, 0.008, 0.003]
 
@@ -187,3 +188,45 @@ def test_claims_are_made_where_they_are_true():
     equivalent = [one(row, margin=0.005).verdict == "equivalent" for row in draws]
     better = [one(row + 0.01, margin=0.005).verdict == "better" for row in draws]
     assert min(np.mean(equivalent), np.mean(better)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict", "told"),
+    [
+        # Rounded to "[0.00, 1.10]", which leaves it open whether 0 lies inside.
+        (0.0055, 0.00003, 0.01097, "better", "by 0.550 points [0.003, 1.097]"),
+        (-0.0055, -0.01097, -0.00003, "worse", "by 0.550 points [0.003, 1.097]"),
+        (0.0055, -0.00003, 0.01103, "undecided", "+0.550 points [-0.003, 1.103]"),
+        # Rounded to 0.50, the margin, beside "equivalent" and beside "undecided".
+        (
+            0.001,
+            -0.0029,
+            0.00496,
+            "equivalent",
+            "0.50 points: +0.100 points [-0.290, 0.496]",
+        ),
+        (0.001, -0.003, 0.00504, "undecided", "+0.100 points [-0.300, 0.504]"),
+        (0.00002, -0.002, 0.00204, "equivalent", "+0.002 points [-0.200, 0.204]"),
+        (0.01, 0.002, 0.018, "better", "by 1.00 points [0.20, 1.80]"),
+        (0.0, 0.0, 0.0, "equivalent", "+0.00 points [0.00, 0.00]"),
+        (1e-12, -0.01, 0.01, "undecided", "+0.00 points [-1.00, 1.00]"),
+    ],
+)
+def test_what_is_told_of_a_difference_never_contradicts_its_verdict(
+    value, low, high, verdict, told
+):
+    """An end of 0.003 points stood as 0.00 beside "better"."""
+    p = 0.01 if low * high > 0 else 0.5
+    assert decide((low, high), p, 0.005, 0.05) == verdict
+    found = replace(
+        one(BETTER, margin=0.005),
+        difference=Estimate(value, (low, high), 8),
+        adjusted_p=p,
+        verdict=verdict,
+    )
+    assert told in found.sentence
+
+
+def test_a_margin_is_told_with_all_its_digits():
+    """0.125 points were told as 0.12."""
+    assert [margin_in_words(it) for it in (0.005, 0.02, 0.00125)] == ["0.50", "2.00", "0.125"]

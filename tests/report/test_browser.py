@@ -150,6 +150,8 @@ def test_another_baseline_changes_differences_and_verdicts(opened, quickstart):
         ]
         verdict = {"better": "better", "worse": "worse", "undecided": "undecided"}
         assert verdict[comparison.verdict] in row.locator("[data-key=verdict]").inner_text()
+        beside = row.locator("[data-key=verdict] span").get_attribute("title")
+        assert beside == words.beside(comparison)
     assert {it.verdict for it in expected.values()} == {"worse", "undecided"}
     assert (
         page.locator(".results tr[data-arm=batch] [data-key=difference]").inner_text() == "baseline"

@@ -19,7 +19,7 @@ from rich.console import Console
 from normlab.cli import app
 from normlab.compare.store import Evaluation, Store
 from normlab.inference.power import enough_pairs
-from normlab.report import print_table, read_study, write_page, write_report
+from normlab.report import print_table, read_study, words, write_page, write_report
 from normlab.report.verdicts import verdict_words
 from normlab.report.view import views
 from normlab.report.words import conclude
@@ -121,6 +121,8 @@ def check_page(page, shown):
                 it = pairs[name, other]
                 assert (found["verdict"], found["p"]) == (it.verdict, it.p_in_words)
                 assert found["sentence"] == it.sentence
+                # The exact test stands beside, by a name that is no verdict.
+                assert found["beside"] == f"{words.EXACT_TEST}: {it.sign_flip_in_words}"
                 seen.add((name, other))
         assert seen == set(pairs)
         if view.finals:
@@ -131,6 +133,8 @@ def check_page(page, shown):
                 if comparison:
                     p = html.unescape(cell[0][1])
                     assert (cell[0][0], p) == (comparison.verdict, comparison.p_in_words)
+                    title = re.findall(r'data-key="verdict"[^>]*><span title="([^"]*)"', row)
+                    assert html.unescape(*title) == words.beside(comparison)
         conclusion = conclude(view.summary)
         for sentence in (
             conclusion.headline,
@@ -174,6 +178,11 @@ def test_a_pair_has_one_verdict_wherever_it_is_told(tmp_path, monkeypatch, capsy
             ends = it.difference.interval or ("", "")
             found = row["difference_low"], row["difference_high"]
             assert tuple(end and float(end) for end in found) == ends
+            assert float(row["exact_sign_flip_p_not_corrected"]) == it.sign_flip_p
+    notebook = html.unescape(read_results(folder)._repr_html_())
+    for it in arms.values():
+        if it.comparison:
+            assert f'title="{words.beside(it.comparison)}"' in notebook
     for row in verdict_words(study.summary).iter_rows(named=True):
         if row.get("task", "all together") == "all together" and (
             it := arms[row["arm"]].comparison

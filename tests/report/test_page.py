@@ -1,11 +1,14 @@
 """The page: whole, escaped, written without JAX and read without a network."""
 
+import html
 import html.parser
+import io
 import json
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +21,16 @@ from report.studies import (
     WITH_TASKS,
     draw_study,
 )
+from rich.console import Console
 
 from normlab.compare.arm import arms
 from normlab.compare.store import Store
-from normlab.inference.estimates import estimate
-from normlab.report import read_study, words, write_page, write_report
+from normlab.inference.estimates import Estimate, estimate
+from normlab.inference.pairs import Pairs
+from normlab.report import print_table, read_study, words, write_page, write_report
 from normlab.report.charts import figures, overview
 from normlab.report.style import BASELINE_COLOR, COLORS, looks
+from normlab.report.verdicts import verdict_words
 from normlab.report.view import titles, views
 
 BATCH = QUICKSTART["batch"]
@@ -470,3 +476,35 @@ def test_tasks_whose_names_share_a_file_name_have_charts_of_their_own(tmp_path):
     write_report(draw_study(tmp_path, **WITH_TASKS | {"tasks": tasks, "seeds": 3}))
     folders = {it.name for it in (tmp_path / "charts").iterdir() if it.is_dir()}
     assert folders == {"all-tasks-together", "a-b", "a-b-2", "A-B-3"}
+
+
+def test_the_page_says_which_of_two_tests_decides(quickstart):
+    """The exact p-value stood in summary.json alone."""
+    content = html.unescape((quickstart / "report.html").read_text())
+    assert content.count(words.WHICH_DECIDES) == 1
+    summary = read_study(quickstart).summary
+    rows = re.findall(r'<td data-label="exact sign-flip[^>]*><span>(.*?)</span>', content)
+    told = [it.comparison.sign_flip_in_words for it in summary.arms if it.comparison]
+    assert sorted(it for it in rows if it.startswith("p")) == sorted(told)
+
+
+def test_an_interval_that_ends_close_to_0_is_told_with_more_digits(tmp_path, monkeypatch):
+    """The page, the terminal and the exports told "+0.00" beside "better"."""
+    folder = draw_study(tmp_path, {n: QUICKSTART[n] for n in ("none", "batch")}, tune={})
+    study = read_study(folder)
+    arm = study.summary["batch"]
+    close = Estimate(0.0055, (0.00003, 0.01097), 8)
+    compared = replace(arm.comparison, difference=close, adjusted_p=0.04, verdict="better")
+    monkeypatch.setattr(
+        Pairs, "compare", lambda self, pairs: {it: compared for it in pairs if it[0] == "batch"}
+    )
+    study = read_study(folder)
+    assert study.summary["batch"].comparison == compared
+    told = "+0.550 [+0.003, +1.097]"
+    assert told in verdict_words(study.summary).row(0)
+    content = re.sub(r"<[^>]*>", "", html.unescape(write_report(study).read_text()))
+    assert content.count(told) >= 2
+    for width, shown in ((200, told), (60, "+0.550 ±0.547")):
+        console = Console(file=io.StringIO(), width=width)
+        print_table(study.summary, console)
+        assert shown in console.file.getvalue()

@@ -93,6 +93,7 @@ function compareWith(select) {
       const cell = row.querySelector(`[data-key="${key}"]`);
       cell.dataset.value = found ? value : "";
       cell.firstElementChild.replaceChildren(...parts);
+      cell.firstElementChild.title = key === "verdict" && found ? found.beside : "";
     };
     const make = (tag, text, style = "") => Object.assign(document.createElement(tag), { textContent: text, className: style });
     if (found) {
