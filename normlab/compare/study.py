@@ -497,7 +497,7 @@ class Study(Spec):
         return self.model.build(norm, classes, self.train.precision)
 
     def for_arm(self, arm: Arm) -> "Study":
-        """Returns the study as an arm sees it: one task, no factors, its own values in place.
+        """Returns the study as an arm sees it: its variant and values, no factors, tasks or search.
 
         A task or level that names another model or optimizer starts from the defaults of that one.
 
@@ -508,13 +508,12 @@ class Study(Spec):
 
     def with_arm(self, arm: Arm) -> dict[str, Any]:
         """Returns what `for_arm` validates."""
-        changes = {
-            **self.tasks.get(arm.task, {}),
-            **arm.levels,
-            **self.variants[arm.variant].overrides(),
-        }
-        whole = with_changes(self.model_dump(), changes, arm.variant)
-        return whole | {"factors": {}, "tasks": {}}
+        variant = self.variants[arm.variant]
+        changes = {**self.tasks.get(arm.task, {}), **arm.levels, **variant.overrides()}
+        # Nothing that grows with the study: each arm is checked with each value that is tuned.
+        shared = self.model_dump(exclude={"variants", "baseline", "factors", "tasks", "tune"})
+        own = {"variants": {arm.variant: variant.model_dump()}, "baseline": arm.variant}
+        return with_changes(shared | own, changes, arm.variant)
 
 
 def with_changes(

@@ -35,6 +35,7 @@ from .read import Given, UnreadableError, joined, text_of
 
 # So many values of a path are tried each by itself; the others once the rest is right.
 _TRIED = 100
+_TRIED_IN_LAYERS = 1_000  # all variants together
 # Of a range, a share that lies at no whole number.
 _BETWEEN = 1 / math.pi
 
@@ -313,7 +314,7 @@ def _override_problems(
         given = variant if isinstance(variant, dict) else {}
         parts = {part: given[part] for part in OVERRIDABLE if isinstance(given.get(part), dict)}
         overrides = {path: it for path, it in flatten(parts).items() if is_tunable(path)}
-        told = check.problems(with_values(raw, overrides)) if overrides else {}
+        told = check.problems(with_values(_alone(raw, name), overrides)) if overrides else {}
         found |= {
             f"variants.{name}.{where}": what for where, what in told.items() if where not in known
         }
@@ -332,6 +333,7 @@ def _variable_problems(
     """
     layers = _layers(raw)
     found: dict[str, str] = {}
+    tried: Counter[str] = Counter()
     for section, changes in _variables(raw):
         if section == "tune" and not all(map(is_tunable, changes)):
             what = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
@@ -339,14 +341,17 @@ def _variable_problems(
             continue
         of_layers = {path: value for path, value in changes.items() if is_of_layer(path)}
         shared = {path: value for path, value in changes.items() if path not in of_layers}
-        told = check.problems(with_changes(raw, shared)) if shared else {}
+        told = check.problems(with_changes(_alone(raw), shared)) if shared else {}
         for path, value in of_layers.items():
             if what := _misplaced(section, path, layers, raw):
                 found[f"{section}.{path}"] = what
                 continue
             for variant, fields in layers.items():
-                if field := field_of_layer(path, variant, fields):
-                    wrong = check.problems(with_changes(raw, {path: value}, variant))
+                field = field_of_layer(path, variant, fields)
+                if field and tried[path] < _TRIED_IN_LAYERS:
+                    tried[path] += 1
+                    changed = with_changes(_alone(raw, variant), {path: value}, variant)
+                    wrong = check.problems(changed)
                     at = f"variants.{variant}"
                     for where in (f"{at}.{field}", at):
                         if where in wrong and where not in known:
@@ -357,6 +362,19 @@ def _variable_problems(
                 if (at == path or at.startswith((f"{path}.", f"{path}["))) and at not in known:
                     found[f"{section}.{path}"] = what
     return found
+
+
+def _alone(raw: Mapping[str, Any], variant: str | None = None) -> dict[str, Any]:
+    """A study of one of its variants, by default the first, without search, factors and tasks.
+
+    The whole is checked by itself; with what is tried in its parts it would be checked so often
+    that the cost grows with the square of its size.
+    """
+    variants = _section(raw, "variants")
+    name = next(iter(variants), None) if variant is None else variant
+    own = {name: variants[name]} if name is not None else raw.get("variants")
+    left_out = {"baseline": "", "tune": None, "factors": {}, "tasks": {}}
+    return {**raw, "variants": own, **left_out}
 
 
 def _layers(raw: Mapping[str, Any]) -> dict[str, set[str]]:
@@ -433,6 +451,7 @@ def _arm_problems(check: _Check, study: Study) -> dict[str, str]:
     """Tries all arms, each with each tuned value, in a study that has no other problems."""
     found: dict[str, str] = {}
     same: dict[str, str] = {}
+    known: dict[str, dict[str, str]] = {}
     for arm in study.arms():
         base, name = study.with_arm(arm), f"variants.{arm.title}"
         plain = arm.title == arm.variant and not study.variants[arm.variant].overrides()
@@ -453,10 +472,29 @@ def _arm_problems(check: _Check, study: Study) -> dict[str, str]:
             for value in (
                 (values.low, values.high, between) if isinstance(values, Range) else values
             ):
-                told = check.problems(with_changes(base, {path: value}, arm.variant))
+                changed = with_changes(base, {path: value}, arm.variant)
+                told = _tried(check, changed, path, known)
                 for where, what in told.items():
                     what = f"with {value!r}, {where}: {what}" if where != path else what
                     if value is between:
                         what = "a range draws fractions; give a list of whole numbers"
                     found.setdefault(f"tune.{path}", what + of_arm)
     return found
+
+
+def _tried(
+    check: _Check, changed: Mapping[str, Any], path: str, known: dict[str, dict[str, str]]
+) -> dict[str, str]:
+    """What is wrong with a study with a tuned value, of which the rest is known to be right.
+
+    Args:
+        check: Validates studies.
+        changed: The study with the value.
+        path: Where it is.
+        known: What was wrong with the same part of the study before; most arms share theirs.
+    """
+    section = "variants" if is_of_layer(path) else path.partition(".")[0]
+    key = json.dumps([section, changed[section]], sort_keys=True, default=repr)
+    if key not in known:
+        known[key] = check.problems(changed)
+    return known[key]

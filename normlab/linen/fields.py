@@ -3,6 +3,7 @@
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,13 +44,12 @@ class CheckedModule(nn.Module):
         Raises:
             ValueError: If a field has a value it cannot have.
         """
-        for field in fields(self):
-            rule, value = _rule(field), getattr(self, field.name)
-            if rule is None or _is_unused(self, field.name, value) or rule.holds(value):
+        for name, rule in _rules(type(self)):
+            value = getattr(self, name)
+            if rule.holds(value) or _is_unused(self, name, value):
                 continue
             raise ValueError(
-                f"{type(self).__name__}: {field.name}={shown(value)} was given; expected "
-                f"{rule.expected}."
+                f"{type(self).__name__}: {name}={shown(value)} was given; expected {rule.expected}."
             )
         if getattr(self, "axis_index_groups", None) is not None and self.axis_name is None:
             raise ValueError(
@@ -57,6 +57,13 @@ class CheckedModule(nn.Module):
                 "without axis_name, and would have no effect; name the axis too."
             )
         super().__post_init__()
+
+
+@lru_cache(maxsize=256)  # Of a class, since studies make thousands of layers of a few classes.
+def _rules(module: type[nn.Module]) -> tuple[tuple[str, Rule], ...]:
+    """The fields that have a rule, with it."""
+    found = ((field.name, _rule(field)) for field in fields(module))
+    return tuple((name, rule) for name, rule in found if rule is not None)
 
 
 def _rule(field: Field[Any]) -> Rule | None:

@@ -9,6 +9,7 @@ import yaml
 
 import normlab
 from normlab.config import ConfigError, load_study, make_study
+from normlab.config import load as loading
 from normlab.data import load
 from normlab.data.sources import LOADERS
 from normlab.inference.power import too_few
@@ -163,7 +164,8 @@ def overriding(tmp_path):
 def test_an_arm_can_have_other_fields_of_model_and_optimizer(overriding):
     study = load_study(overriding, ["model.depth=20", "variants.free.optimizer.momentum=0.5"])
     batch, free, _ = map(study.for_arm, study.arms())
-    assert batch.model_dump() == study.model_dump()
+    alone = {"batch": study.variants["batch"].model_dump()}
+    assert batch.model_dump() == study.model_dump() | {"variants": alone}
     assert (free.model.depth, free.model.residual) == (20, "skip_init")
     assert free.model.weights == "scaled_standardized"
     assert (free.optimizer.adaptive_gradient_clip, free.optimizer.momentum) == (0.01, 0.5)
@@ -673,3 +675,43 @@ def test_names_of_two_kinds_that_are_one_text_are_told():
     given = {"study": "s", "model": {"name": "mlp"}, "variants": {5: layer, "5": layer}}
     with pytest.raises(ConfigError, match=r"variants\.5: the name 5 is no text"):
         make_study(given, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "tried"),
+    [
+        # Each rate once for all arms, when it is given and as it is understood.
+        ({"tune.optimizer.learning_rate": [0.001 * it for it in range(1, 21)]}, 3 * 20),
+        # Of layers each value in each variant, in both.
+        ({"tune.layer.epsilon": [1e-6 * it for it in range(1, 21)]}, 2 * 40 * 20),
+        ({f"variants.v{it}.optimizer.momentum": 0.01 * it for it in range(40)}, 40),
+        ({"factors.train.epochs": [*range(1, 21)]}, 20 * 40 + 20),
+    ],
+    ids=["rates", "fields", "overrides", "factors"],
+)
+def test_checking_a_study_grows_with_its_size_and_not_with_the_square(monkeypatch, changes, tried):
+    """Every variant was checked anew for every value in every arm: 40 times 20 times 40."""
+    variants = {f"v{it}": {"layer": "batch_norm", "momentum": 0.02 * it} for it in range(40)}
+    given = {"study": "many", "model": {"name": "mlp"}, "variants": variants, "seeds": 3}
+    checked, problems = [], loading._Check.problems
+
+    def counted(self, raw):
+        checked.append(len(raw["variants"]))
+        return problems(self, raw)
+
+    monkeypatch.setattr(loading._Check, "problems", counted)
+    study = make_study(given, changes)
+    assert {len(study.for_arm(arm).variants) for arm in study.arms()} == {1}
+    whole, once_for_each_arm = 3 * 40, 40
+    assert sum(checked) <= whole + once_for_each_arm + tried
+
+
+def test_a_wrong_value_of_one_layer_is_found_in_a_study_of_any_size():
+    """So many are tried with the other problems; what is beyond is tried after these."""
+    variants = {f"v{it}": {"layer": "batch_norm", "momentum": 0.02 * it} for it in range(40)}
+    given = {"study": "many", "model": {"name": "mlp"}, "seeds": 3}
+    given["variants"] = variants | {"group": {"layer": "group_norm", "num_groups": 8}}
+    for count in (2, 60):
+        values = [1e-6 * it for it in range(1, count)] + [-1.0]
+        with pytest.raises(ConfigError, match=r"tune\.layer\.epsilon: .*epsilon=-1"):
+            make_study(given, {"tune.layer.epsilon": values})
