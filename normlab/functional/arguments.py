@@ -59,6 +59,8 @@ def checked(**arguments: Argument) -> Callable[[Callable[P, R]], Callable[P, R]]
                     )
                 if isinstance(given[name], np.ndarray) and name not in _NO_ARRAYS:
                     given[name] = jnp.asarray(given[name])
+                elif isinstance(given[name], np.generic):
+                    given[name] = without_dtype(given[name])
             return function(*bound.args, **bound.kwargs)
 
         return check
@@ -82,6 +84,12 @@ def shown(value: Any) -> str:
         return f"{traced}{value.dtype}[{','.join(map(str, value.shape))}]"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def without_dtype(value: Any) -> Any:
+    """A known number of NumPy or JAX without axes as one of Python; what is no such, as it is."""
+    is_number = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return value.item() if is_number and not isinstance(value, Tracer) else value
 
 
 # What a single value may be.
@@ -109,8 +117,9 @@ def number(
     *,
     above: float | None = None,
     infinite: bool = False,
+    traced: bool = True,
 ) -> Holds:
-    """Returns whether a value is a real number in a range, or a traced one."""
+    """Returns whether a value is a real number in a range, or a traced one if that may be."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, bool | np.bool_) or not isinstance(
@@ -122,7 +131,7 @@ def number(
             if value.ndim or not (real or jnp.issubdtype(value.dtype, jnp.integer)):
                 return False
         if isinstance(value, Tracer):
-            return True
+            return traced
         try:
             real_number = float(value)
         except OverflowError:
@@ -396,7 +405,7 @@ _BY_NAME: dict[str, Argument] = {
     "examples": plain("a whole number of at least 0", whole_number(0)),
     "k": _NOT_NEGATIVE,
     "alpha": _NOT_NEGATIVE,
-    "beta": plain("a finite number", number()),
+    "beta": plain("a finite number, not a traced one", number(traced=False)),
     "activation": plain("a function of an array, such as jax.nn.relu", callable),
     "grouping": one_of("contiguous", "strided"),
     "remainder": one_of("error", "smaller_group", "merge_last"),

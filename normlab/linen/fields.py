@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
@@ -19,6 +20,7 @@ from ..functional.arguments import (
     number,
     shown,
     whole_number,
+    without_dtype,
 )
 from .shared import Axes, AxisName
 
@@ -46,11 +48,16 @@ class CheckedModule(nn.Module):
         """
         for name, rule in _rules(type(self)):
             value = getattr(self, name)
-            if rule.holds(value) or _is_unused(self, name, value):
-                continue
-            raise ValueError(
-                f"{type(self).__name__}: {name}={shown(value)} was given; expected {rule.expected}."
-            )
+            if not (rule.holds(value) or _is_unused(self, name, value)):
+                traced = isinstance(value, Tracer)
+                known = ", known before anything is traced, as it decides what is compiled"
+                raise ValueError(
+                    f"{type(self).__name__}: {name}={shown(value)} was given; expected "
+                    f"{rule.expected}{known if traced else ''}."
+                )
+            # By its dtype a number of NumPy or JAX would decide that of what it is computed with.
+            if (number_of_python := without_dtype(value)) is not value:
+                object.__setattr__(self, name, number_of_python)
         if getattr(self, "axis_index_groups", None) is not None and self.axis_name is None:
             raise ValueError(
                 f"{type(self).__name__}: axis_index_groups={self.axis_index_groups} was given "
@@ -138,7 +145,7 @@ _BY_NAME: dict[str, Rule] = {
     "fraction": Rule(
         "the share of the reduced axis that the mean square is taken of, a number above 0 and at "
         "most 1",
-        number(most=1.0, above=0.0),
+        number(most=1.0, above=0.0, traced=False),
     ),
     "num_groups": Rule(_GROUPS, _or_none(whole_number(1))),
     "group_size": Rule(_GROUPS, _or_none(whole_number(1))),
@@ -151,14 +158,18 @@ _BY_NAME: dict[str, Rule] = {
         "a number of power iterations, at least 1; to normalize nothing, call the layer itself",
         whole_number(1),
     ),
-    "r_max": Rule("a limit of at least 1; infinity for none", number(1.0, infinite=True)),
-    "d_max": Rule("a limit of at least 0; infinity for none", number(0.0, infinite=True)),
-    "start_steps": Rule(_STEPS, number(0.0)),
-    "r_steps": Rule(_STEPS, number(0.0)),
-    "d_steps": Rule(_STEPS, number(0.0)),
+    "r_max": Rule(
+        "a limit of at least 1; infinity for none", number(1.0, infinite=True, traced=False)
+    ),
+    "d_max": Rule(
+        "a limit of at least 0; infinity for none", number(0.0, infinite=True, traced=False)
+    ),
+    "start_steps": Rule(_STEPS, number(0.0, traced=False)),
+    "r_steps": Rule(_STEPS, number(0.0, traced=False)),
+    "d_steps": Rule(_STEPS, number(0.0, traced=False)),
     "k": Rule(_NOT_NEGATIVE, number(0.0)),
     "alpha": Rule(_NOT_NEGATIVE, number(0.0)),
-    "beta": Rule("a finite number", number()),
+    "beta": Rule("a finite number", number(traced=False)),
     "alpha_init": Rule("a finite number, such as 0.5", number()),
     "nonlinearity_gain": Rule("a finite number above 0", number(above=0.0)),
     "layer_instance": Rule(

@@ -11,7 +11,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from ..functional import converged_direction, spectral_normalize
+from ..functional import converged_direction, spec_of, spectral_normalize, spread_as
 from .fields import CheckedModule
 from .shared import Axes, check_statistics, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
@@ -114,7 +114,8 @@ class SpectralNorm(CheckedModule):
                 f"shape {weight.shape} is no matrix. Without error_on_non_matrix it is taken as "
                 "one, its feature axes against all others."
             )
-        x = in_statistics_dtype(weight, None, force_float32=True)
+        # A whole matrix is iterated on, wherever its parts lie on an explicit mesh.
+        x = spread_as(in_statistics_dtype(weight, None, force_float32=True), (None,) * weight.ndim)
         last = tuple(range(-len(outputs), 0))
         turned = jnp.moveaxis(x, outputs, last)
         x = turned.reshape(*turned.shape[: len(inputs)], -1)
@@ -129,15 +130,16 @@ class SpectralNorm(CheckedModule):
         sigma = self.variable(self.collection_name, f"{path}/sigma", jnp.ones, (), real)
         check_statistics(self, f"{path}/u", u.value, (1, x.shape[-1]))
         check_statistics(self, f"{path}/sigma", sigma.value, (), negative=False)
+        direction = jnp.asarray(u.value)
         y, new_u, new_sigma = spectral_normalize(
             x,
-            jnp.asarray(u.value),
+            spread_as(direction, (None, None)),
             jnp.asarray(sigma.value),
             steps=self.n_steps,
             epsilon=self.epsilon,
         )
         if update:
-            u.value = new_u.astype(u.value.dtype)
+            u.value = spread_as(new_u.astype(direction.dtype), spec_of(direction))
             sigma.value = new_sigma.astype(sigma.value.dtype)
-        y = jnp.moveaxis(y.reshape(turned.shape), last, outputs)
+        y = spread_as(jnp.moveaxis(y.reshape(turned.shape), last, outputs), spec_of(weight))
         return y.astype(canonicalize_dtype(weight, u.value, sigma.value, dtype=self.dtype))

@@ -117,7 +117,7 @@ def _check(name: str, argument: str, value: Any) -> None:
         right = value is None or words
     elif argument == "promote_dtype":
         expected = "a function such as flax.nnx.nn.dtypes.promote_dtype, or None"
-        right = value is None or (callable(value) and not isinstance(value, type))
+        right = value is None or (callable(value) and not isinstance(value, type | nn.Module))
     else:
         return
     if not right:

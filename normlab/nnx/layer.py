@@ -1,17 +1,18 @@
 """The NNX form of a Linen normalization layer."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from ..functional.arguments import shown, whole_number
 from ..linen.shared import as_array, check_use_running_average, resolve_axes
 from .from_linen import FromLinen, is_initializer, settings
 
@@ -162,13 +163,11 @@ Args:
         **given: Any,
     ) -> None:
         sizes = _as_tuple(num_features)
-        if not sizes or not all(
-            isinstance(size, int | np.integer) and not isinstance(size, bool) and size > 0
-            for size in sizes
-        ):
+        is_size = whole_number(1)
+        if not sizes or not all(map(is_size, sizes)) or not is_size(math.prod(sizes)):
             raise ValueError(
-                f"{type(self).__name__}: num_features={num_features!r} was given; expected a "
-                "positive whole number, or several of them for several feature axes."
+                f"{type(self).__name__}: num_features={shown(num_features)} was given; expected a "
+                "positive whole number below 2^31, or several of them for several feature axes."
             )
         if rngs is not None and not isinstance(rngs, nnx.Rngs | nnx.RngStream):
             raise TypeError(

@@ -88,13 +88,11 @@ Args:
                 f"{type(self).__name__}: layer_instance is {type(layer_instance).__name__}, but a "
                 "layer of Flax NNX was expected, such as nnx.Linear(4, 8, rngs=rngs)."
             )
-        try:
-            to_predicate(variable_filter)
-        except (TypeError, ValueError):
+        if not _is_filter(variable_filter):
             raise ValueError(
                 f"{type(self).__name__}: variable_filter={shown(variable_filter)} was given; "
                 "expected a filter of Flax NNX, such as nnx.PathContains('kernel') or nnx.Param."
-            ) from None
+            )
         self.layer_instance = layer_instance
         self.promote_dtype = promote_dtype
         initializers = self._set_fields(given | {"variable_filter": variable_filter})
@@ -270,6 +268,16 @@ class WeightNorm(WeightWrapper, of=linen.WeightNorm):
 
 
 class WeightStandardization(WeightWrapper, of=linen.WeightStandardization): ...
+
+
+def _is_filter(value: Any) -> bool:
+    if isinstance(value, nn.Module | nnx.Module):  # which can be called, as filters can
+        return False
+    try:
+        to_predicate(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _linen_name(path: _Path) -> str:

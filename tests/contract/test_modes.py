@@ -25,6 +25,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import normlab.functional
 import normlab.nnx
 
 keeping_state = pytest.mark.parametrize(
@@ -125,6 +126,29 @@ def test_in_64_bit_states_are_carried_through_loops_of_linen_and_nnx(case):
         _, new, *_ = train(case, x, given=given)
         given = {**given, "batch_stats": new}
     jax.tree.map(assert_close, statistics, given["batch_stats"])
+
+
+@keeping_state
+@pytest.mark.parametrize("field", ["momentum", "epsilon"])
+def test_in_64_bit_a_field_from_numpy_decides_no_dtype(case, field):
+    """A momentum of np.float64, which is a float to Python, made the statistics float64."""
+    x = jax.ShapeDtypeStruct((8, 3, 4), "float32")
+    with jax.enable_x64(True):
+        layer = case.layer(use_running_average=False, **{field: np.float64(0.5)})
+        given = jax.eval_shape(layer.init, jax.random.key(0), x)
+        y, statistics = jax.eval_shape(partial(apply, layer), given, x)
+    assert types((y, statistics)) == types((x, given["batch_stats"]))
+
+
+def test_in_64_bit_an_update_by_a_momentum_from_numpy_stays_in_float32():
+    zeros = jnp.zeros(4)
+    with jax.enable_x64(True):
+        mean, var, _ = normlab.functional.update_running(
+            *(zeros, zeros, jnp.zeros(()), zeros[None], zeros[None], zeros[None] + 1),
+            momentum=np.float64(0.5),
+            debias=True,
+        )
+    assert mean.dtype == var.dtype == jnp.float32
 
 
 # Strict promotion.

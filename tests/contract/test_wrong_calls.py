@@ -97,8 +97,31 @@ def test_fields_of_the_nnx_layers_are_checked_in_construction_and_when_set(layer
     made = ours(32, rngs=nnx.Rngs(0))
     made.epsilon = -1.0
     refused(layer.__name__, "epsilon", lambda: made(X))
-    for size in (None, 0, -3, True, 2.5, "x"):
+    for size in (None, 0, -3, True, 2.5, "x", 10**400, (2**31 - 1, 2**31 - 1)):
         refused(layer.__name__, "num_features", lambda size=size: ours(size, rngs=nnx.Rngs(0)))
+
+
+NUMBERS = [
+    (layer, field.name)
+    for layer in LAYERS
+    for field in fields(layer)
+    if isinstance(field.default, float) or field.name == "momentum"
+]
+
+
+@pytest.mark.parametrize(("layer", "field"), NUMBERS, ids=lambda it: getattr(it, "__name__", it))
+def test_a_traced_number_is_computed_with_or_refused_by_the_layer(layer, field):
+    """What decides on a shape or a branch ended in a TracerBoolConversionError."""
+
+    def traced(value):
+        return small(layer, **{field: value}).init_with_output(KEY, X, use_running_average=False)
+
+    value = layer.__dataclass_fields__[field].default or 0.9
+    if field in ("fraction", "beta", "r_max", "d_max", "start_steps", "r_steps", "d_steps"):
+        refused(layer.__name__, field, lambda: jax.eval_shape(traced, value))
+    else:
+        jax.eval_shape(traced, value)
+    small(layer, **{field: jnp.asarray(value)}).init(KEY, X, use_running_average=False)
 
 
 def test_what_only_nnx_is_given_is_checked():
@@ -196,6 +219,22 @@ def test_what_is_no_layer_cannot_be_wrapped(wrapper):
         refused(
             wrapper.__name__, "layer_instance", lambda layer=layer: ours(layer, rngs=nnx.Rngs(0))
         )
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__)
+def test_a_layer_is_no_filter_and_no_function_for_promotion(wrapper):
+    """Both can be called, and Flax said that compact methods cannot be, on unbound modules."""
+    rngs = nnx.Rngs(0)
+    for field in ("variable_filter", "promote_dtype"):
+        layers = [nn.Dense(3), nnx.Linear(2, 3, rngs=rngs)]
+        for layer in layers if field == "variable_filter" else layers[:1]:
+            refused(
+                wrapper.__name__,
+                field,
+                lambda field=field, layer=layer: getattr(nl.nnx, wrapper.__name__)(
+                    nnx.Linear(32, 8, rngs=rngs), **{field: layer}, rngs=rngs
+                ),
+            )
 
 
 def test_a_named_axis_that_is_not_there_is_named():
@@ -306,3 +345,12 @@ def check_drawn_calls(layer, in_nnx, seed, calls):
 @pytest.mark.parametrize("layer", LAYERS + WRAPPERS, ids=lambda layer: layer.__name__)
 def test_what_is_refused_of_drawn_calls_is_refused_by_the_layer(layer, in_nnx):
     assert check_drawn_calls(layer, in_nnx, seed=0, calls=12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "seed"),
+    [(nl.LayerNorm, 1037), (nl.RMSNorm, 1037), (nl.WeightNorm, 1031)],
+    ids=["features beyond any number", "the same, overflowing in JAX", "a layer as a filter"],
+)
+def test_what_drawn_calls_have_found(layer, seed):
+    assert check_drawn_calls(layer, True, seed, calls=1) == 1
