@@ -52,7 +52,7 @@ class Converted(Printed):
         changes: What became of every variable, in the order of the paths, and of all that the
             optimizer keeps, under `optimizer_state`.
         optimizer_state: State of the optimizer that was given; None without one. Of a state of
-            training it is the `opt_state`.
+            training it is the `opt_state`; for a model of Flax NNX it is an `nnx.Optimizer`.
     """
 
     variables: Any
@@ -147,10 +147,7 @@ def convert(
             held.params if is_state(held) else held["params"] for held in (variables, converted)
         )
         state, fates = carry(optimization, before, after, origins)
-        for path, shape, carried in fates:
-            why = "" if carried else "the source's optimizer has none of this shape"
-            path = ("optimizer_state", *path)
-            changes.append(Change(path, "carried" if carried else "new", shape, (), why))
+        changes += of_optimizer(fates)
         if is_state(converted):
             converted = with_training(converted, target, state)
     ordered = tuple(sorted(changes, key=lambda change: change.path))
@@ -190,6 +187,20 @@ def carry_over(
     for path, value in left.items():
         changes.append(_change(path, "dropped", value, _owner(path, by_source), ""))
     return changes, origins
+
+
+def of_optimizer(fates: list[tuple[Path, tuple[int, ...], bool]]) -> list[Change]:
+    """Returns what became of the arrays that an optimizer keeps, as `carry` tells it."""
+    return [
+        Change(
+            ("optimizer_state", *path),
+            "carried" if carried else "new",
+            shape,
+            (),
+            "" if carried else "the source's optimizer has none of this shape",
+        )
+        for path, shape, carried in fates
+    ]
 
 
 def _initial(init: Any, paths: list[Path], keys: Any, x: Any) -> dict[Path, Any]:

@@ -389,7 +389,10 @@ def _not_alone(it: FoldCall, name: str, calls: dict[str, FoldCall]) -> str | Non
     if not it.owns_variables:
         return (
             f"{name} does not compute with the variables of the model as they are, but inside a "
-            "transformation (nn.scan, nn.vmap, nn.remat, nn.jit) or a wrapper of its weights"
+            "transformation (scan, vmap, remat, jit) or a wrapper of its weights. Give a model "
+            "that calls it as it is: without jit and remat, which change no variable; for scan and "
+            "vmap one that calls layer after layer, with the variables taken apart along the axis "
+            "that these add; with the weights as a wrapper has made them"
         )
     if sum(other.path == it.path for other in calls.values()) > 1:
         return f"{name} is called more than once"

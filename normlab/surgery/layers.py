@@ -84,7 +84,10 @@ class Calling(NamedTuple):
             ValueError: If they contradict each other.
         """
         for name in how.keys() - How.__annotations__.keys():
-            raise TypeError(f"unexpected keyword {name!r}{nearest(name, How.__annotations__)}")
+            raise TypeError(
+                f"unexpected keyword {name!r}{nearest(name, How.__annotations__)}; how a model is "
+                f"called is said by {', '.join(How.__annotations__)}."
+            )
         call, method = how.get("call"), how.get("method")
         if call is not None and method is not None:
             raise UserError(

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..errors import UserError
-from .convert import Converted, carry_over
+from .convert import Converted, carry_over, of_optimizer
 from .fold import FoldCall, fold_into, folds_of, follow
 from .given import Path, check_batch, name_of
 from .layers import How
@@ -27,6 +27,7 @@ from .nnx_calls import (
     find_layers,
     intercepted,
 )
+from .optimizers import Carried, Optimization, Origin, carry
 
 # Subclasses may use their kernel in another way.
 _LINEAR = (nnx.Linear, nnx.LinearGeneral, nnx.Conv, nnx.ConvTranspose)
@@ -69,7 +70,14 @@ class FoldedNorm(nnx.Module):
         return jnp.asarray(x, self.dtype)
 
 
-def fold(model: nnx.Module, x: Any, *, strict: bool = True, **how: Unpack[How]) -> tuple[str, ...]:
+def fold(
+    model: nnx.Module,
+    x: Any,
+    *,
+    strict: bool = True,
+    optimizer: nnx.Optimizer[Any] | None = None,
+    **how: Unpack[How],
+) -> tuple[str, ...]:
     """Folds batch normalization into the linear layer whose output it normalizes, in place.
 
     As `normlab.surgery.fold`, which says what is folded and why something is not. The linear layers
@@ -80,20 +88,36 @@ def fold(model: nnx.Module, x: Any, *, strict: bool = True, **how: Unpack[How]) 
         model: The model.
         x: A batch.
         strict: Whether to refuse a model of which a normalization layer would be left over.
+        optimizer: The optimizer of the model, whose state is changed along, in place.
         how: How the model is called: `call` or `method`; see `normlab.surgery.How`.
 
     Returns:
         Paths of the layers that were folded, as in `"blocks/0/norm"`.
 
     Raises:
-        ValueError: If a layer cannot be folded, with the path and the reason of each; then the
-            model is as it was.
+        ValueError: If a layer cannot be folded, with the path and the reason of each, or the state
+            of the optimizer cannot follow; then model and optimizer are as they were.
     """
     check_model(model)
     check_batch(x)
+    _check_optimizer(optimizer, "fold")
     flat = _variables(model)
     folds = folds_of(_calls(model, x, calling_of(how)), strict=strict)
-    fold_into(flat, folds)
+    origins = fold_into(flat, folds)
+    if optimizer is not None:
+        folded = nnx.clone(model)
+        _put(folded, folds, flat)
+        carried = _carry(optimizer, model, folded, origins)
+        going_on = _with_state(nnx.Optimizer(folded, optimizer.tx, wrt=optimizer.wrt), carried)
+        optimizer.opt_state = nnx.data(going_on.opt_state)
+    _put(model, folds, flat)
+    return tuple(name_of(norm.path) for _, norm in folds)
+
+
+def _put(
+    model: nnx.Module, folds: list[tuple[FoldCall, FoldCall]], flat: dict[Path, Array]
+) -> None:
+    """Gives a model its folded weights, and layers that do nothing in the places of the norms."""
     modules = {tuple(map(str, path)): it for path, it in nnx.iter_modules(model)}
     paths = {tuple(map(str, path)): path for path, _ in nnx.iter_modules(model)}
     for linear, norm in folds:
@@ -113,7 +137,33 @@ def fold(model: nnx.Module, x: Any, *, strict: bool = True, **how: Unpack[How]) 
         else:
             holder[last] = FoldedNorm(norm.dtype)
     model.eval()
-    return tuple(name_of(norm.path) for _, norm in folds)
+
+
+def _check_optimizer(optimizer: Any, function: str) -> None:
+    if optimizer is not None and not isinstance(optimizer, nnx.Optimizer):
+        raise UserError(
+            f"{function}: optimizer is {type(optimizer).__name__}, but for a model of Flax NNX an "
+            "nnx.Optimizer was expected, which holds its state, as in "
+            "nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)."
+        )
+
+
+def _carry(
+    optimizer: nnx.Optimizer[Any],
+    before: nnx.Module,
+    after: nnx.Module,
+    origins: dict[Path, Origin],
+) -> Carried:
+    """Carries the state of an optimizer over from one model to another."""
+    old, new = (nnx.as_pure(nnx.state(model, optimizer.wrt)) for model in (before, after))
+    optimization = Optimization(optimizer.tx, nnx.as_pure(optimizer.opt_state))
+    return carry(optimization, old, new, origins)
+
+
+def _with_state(optimizer: Any, carried: Carried) -> Any:
+    """Gives an optimizer a state; returns it."""
+    nnx.update(optimizer.opt_state, nnx.state(carried.state))
+    return optimizer
 
 
 def _inside(holder: Any, name: Any) -> Any:
@@ -190,7 +240,14 @@ def _linear_form(layer: Any) -> nn.Module:
     return nn.Dense(features)
 
 
-def convert(source: nnx.Module, target: nnx.Module, x: Any = None, **how: Unpack[How]) -> Converted:
+def convert(
+    source: nnx.Module,
+    target: nnx.Module,
+    x: Any = None,
+    *,
+    optimizer: nnx.Optimizer[Any] | None = None,
+    **how: Unpack[How],
+) -> Converted:
     """Takes the variables of a trained model over into one with other normalization layers.
 
     As `normlab.surgery.convert`: normalization layers are paired in their order if both models have
@@ -202,14 +259,25 @@ def convert(source: nnx.Module, target: nnx.Module, x: Any = None, **how: Unpack
         target: The same model with other normalization layers.
         x: A batch that both take, for the order of the calls; by default layers are paired in the
             order of their paths.
+        optimizer: The optimizer of the source, which stays as it is.
         how: How the models are called: `call` or `method`; see `normlab.surgery.How`.
 
     Returns:
-        The target's variables by collection and path, and what became of each.
+        The target's variables by collection and path, and what became of each. If an optimizer was
+        given, its `optimizer_state` is one of the target, which goes on from the state of that.
     """
+    _check_optimizer(optimizer, "convert")
     before, after = (_found(model, x, how) for model in (source, target))
     old, new = _variables(source), _variables(target)
-    changes, _ = carry_over(old, new, before, after)
+    changes, origins = carry_over(old, new, before, after)
+    going_on: Any = None
+    if optimizer is not None:
+        carried = _carry(optimizer, source, target, origins)
+        has_model = isinstance(optimizer, nnx.ModelAndOptimizer)
+        kind: Any = nnx.ModelAndOptimizer if has_model else nnx.Optimizer
+        going_on = _with_state(kind(target, optimizer.tx, wrt=optimizer.wrt), carried)
+        going_on.step.set_value(optimizer.step.get_value())
+        changes += of_optimizer(carried.fates)
     modules = {tuple(map(str, path)): it for path, it in nnx.iter_modules(target)}
     places = {
         (collection, *path, name): variable
@@ -218,7 +286,7 @@ def convert(source: nnx.Module, target: nnx.Module, x: Any = None, **how: Unpack
     }
     for path, variable in places.items():
         variable.set_value(new[path])
-    return Converted(new, tuple(sorted(changes, key=lambda change: change.path)))
+    return Converted(new, tuple(sorted(changes, key=lambda change: change.path)), going_on)
 
 
 def _found(model: nnx.Module, x: Any, how: How) -> tuple[Described, ...]:

@@ -198,7 +198,7 @@ def _paths(params: Any) -> dict[tuple[Any, ...], Path]:
 
 def _names(keys: tuple[Any, ...]) -> Path:
     """The path of a parameter: the keys of dictionaries, without those of a box around it."""
-    return tuple(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+    return tuple(str(key.key) for key in keys if isinstance(key, jax.tree_util.DictKey))
 
 
 def _split(keys: tuple[Any, ...], paths: Mapping[tuple[Any, ...], Path]) -> Any:

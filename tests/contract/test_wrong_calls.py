@@ -5,7 +5,6 @@ from dataclasses import fields
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -49,14 +48,6 @@ def small(layer, **fields):
 
 def settable(layer):
     return [f.name for f in fields(layer) if f.name not in NOT_A_FIELD]
-
-
-@pytest.fixture
-def without_type_checks():
-    """Lets a wrong value through to the message that a user of the library sees."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def refused(name, part, call):

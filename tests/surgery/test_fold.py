@@ -233,7 +233,7 @@ REFUSED = {
         partial(pair, nn.WeightNorm(nn.Dense(3, parent=None)), ARRAY),
         "wrapper of its weights",
     ),
-    "rematerialized": (partial(wrapped, "remat"), "inside a transformation"),
+    "rematerialized": (partial(wrapped, "remat"), "inside a transformation.*without jit and remat"),
     "scanned": (partial(wrapped, "scan"), "inside a transformation"),
 }
 

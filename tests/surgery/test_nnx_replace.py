@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -149,3 +150,86 @@ def test_models_of_linen_are_refused():
     ):
         with pytest.raises((ValueError, TypeError)):
             function()
+
+
+# At a learning rate of 0 the state of an optimizer moves alone.
+OPTIMIZERS = {
+    "momentum": optax.sgd(0.0, momentum=0.9),
+    "adam, clipped": optax.chain(optax.clip_by_global_norm(100.0), optax.adam(0.0)),
+}
+
+
+def gradient(model, scale=1.0):
+    def loss(model):
+        return scale * jnp.mean(jnp.cos(model(X)))
+
+    return nnx.grad(loss)(model)
+
+
+def with_three_gradients(model, name, kind=nnx.Optimizer):
+    optimizer = kind(model, OPTIMIZERS[name], wrt=nnx.Param)
+    for scale in (1.0, 0.5, 2.0):
+        nnx.Optimizer.update(optimizer, model, gradient(model, scale))
+    return optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_optimizer_of_a_folded_model_has_the_state_of_its_own_gradients(name):
+    """Of an nnx.Optimizer, fold said `unexpected keyword 'optimizer'`."""
+    model = randomized(Net(linear=LINEAR["convolution"]))
+    optimizer = with_three_gradients(model, name)
+    surgery.nnx.fold(model, X, optimizer=optimizer)
+    found = nnx.as_pure(optimizer.opt_state)
+    expected = nnx.as_pure(with_three_gradients(model, name).opt_state)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    nnx.jit(lambda o, m: o.update(m, gradient(m)))(optimizer, model)
+    assert optimizer.step[...] == 4
+
+
+@pytest.mark.parametrize("kind", [nnx.Optimizer, nnx.ModelAndOptimizer])
+def test_conversion_gives_the_target_an_optimizer_that_goes_on(kind):
+    source, target = randomized(Net()), Net(normlab.nnx.DynamicTanh)
+    optimizer = with_three_gradients(source, "momentum", kind)
+    converted = surgery.nnx.convert(source, target, X, optimizer=optimizer)
+    going_on = converted.optimizer_state
+    assert type(going_on) is kind
+    assert going_on.step[...] == optimizer.step[...] == 3
+    old, new = optimizer.opt_state[0].trace, going_on.opt_state[0].trace
+    for of in (old, new):
+        assert np.any(of["second"]["kernel"][...])
+    np.testing.assert_array_equal(new["second"]["kernel"][...], old["second"]["kernel"][...])
+    np.testing.assert_array_equal(new["first"][1]["scale"][...], old["first"][1]["scale"][...])
+    assert not np.any(new["first"][1]["alpha"][...])
+    assert "optimizer_state/0/trace/first/1/alpha" in converted.paths("new")
+    nnx.Optimizer.update(going_on, target, gradient(target))
+
+
+def test_an_optimizer_that_cannot_follow_leaves_model_and_optimizer():
+    model = randomized(Net())
+    transformation = optax.chain(optax.add_decayed_weights(0.1), optax.trace(0.9))
+    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+    nnx.Optimizer.update(optimizer, model, gradient(model))
+    expected = model(X)
+    with pytest.raises(ValueError, match="no power of the gradient of first/0/kernel alone"):
+        surgery.nnx.fold(model, X, optimizer=optimizer)
+    np.testing.assert_array_equal(model(X), expected)
+
+
+def test_an_optimizer_without_its_state_is_refused(without_type_checks):
+    model = randomized(Net())
+    for function in (partial(surgery.nnx.fold, model), partial(surgery.nnx.convert, model, Net())):
+        with pytest.raises(ValueError, match=r"but for a model of Flax NNX an nnx.Optimizer was"):
+            function(X, optimizer=optax.adam(1e-3))
+
+
+def test_layers_within_a_transformation_are_refused_with_a_remedy():
+    """What to do about it was not said."""
+
+    class Within(Net):
+        def __call__(self, x):
+            return nnx.remat(Net.__call__)(self, x)
+
+    with pytest.raises(ValueError, match="Give a model that calls it as it is: without jit"):
+        surgery.nnx.fold(randomized(Within()), X)
