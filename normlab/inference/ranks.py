@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ def rank(scores: Mapping[str, Sequence[float]]) -> Ranking:
             "the scores of each on the same tasks, two at least"
         )
     table = np.array([scores[name] for name in names], dtype=np.float64)
-    means = np.mean(stats.rankdata(-table, axis=0), axis=1)
+    means = np.mean([_ranks(of_task) for of_task in table.T], axis=0)
     order = sorted(range(len(names)), key=means.__getitem__)
     return Ranking({names[i]: float(means[i]) for i in order}, table.shape[1])
+
+
+def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each score, the highest first; ties share the mean of theirs."""
+    _, place, counts = np.unique(-scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place]

@@ -1,12 +1,11 @@
 """Time to a target that some runs never reach: censored, not left out."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri
 
 from .estimates import CONFIDENCE, Interval
 from .scores import Floats
@@ -93,30 +92,34 @@ class TimeToTarget:
 
 def time_to_target(runs: Arrivals, *, confidence: float = CONFIDENCE) -> TimeToTarget:
     """Estimates the time to a target, late and diverged runs included."""
-    data = stats.CensoredData.right_censored(runs.times, ~runs.arrived)
-    curve = stats.ecdf(data).sf
-    with warnings.catch_warnings():
-        # SciPy leaves the band undefined, and says so, where all or none are under way.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        band = curve.confidence_interval(confidence, method="log-log")
-    falls = np.diff(curve.probabilities, prepend=1.0) < 0
-    times, remaining = curve.quantiles[falls], curve.probabilities[falls]
+    times, arrived = np.unique(runs.times[runs.arrived], return_counts=True)
+    # Who ends at the very time of an arrival was still under way.
+    under_way = len(runs.times) - np.searchsorted(np.sort(runs.times), times)
+    remaining: Floats = np.cumprod((under_way - arrived) / under_way, dtype=np.float64)
+    low, high = _band(remaining, arrived, under_way, confidence)
     starts = np.concatenate([[0.0], times])
     heights = np.concatenate([[1.0], remaining])
     return TimeToTarget(
         _first_at_half(times, remaining),
-        (
-            _first_at_half(times, np.nan_to_num(band.low.probabilities[falls], nan=0.0)),
-            _first_at_half(times, np.nan_to_num(band.high.probabilities[falls], nan=1.0)),
-        )
-        if falls.any()
-        else None,
+        (_first_at_half(times, low), _first_at_half(times, high)) if times.size else None,
         float(np.sum(heights * np.diff(starts, append=runs.horizon))),
         times,
         remaining,
         int(np.count_nonzero(runs.arrived)),
         len(runs.times),
     )
+
+
+def _band(
+    remaining: Floats, arrived: np.ndarray, under_way: np.ndarray, confidence: float
+) -> tuple[Floats, Floats]:
+    """The log-log band of a Kaplan-Meier curve; from 0 to 1 where it is not defined, at its end."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.cumsum(arrived / (under_way * (under_way - arrived))) / np.log(remaining) ** 2
+        middle = np.log(-np.log(remaining))
+        half = ndtri((1 + confidence) / 2) * np.sqrt(variance)
+        low, high = np.exp(-np.exp(middle + half)), np.exp(-np.exp(middle - half))
+    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=1.0)
 
 
 def _first_at_half(times: Floats, remaining: Floats) -> float:

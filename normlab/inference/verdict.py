@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from .estimates import Estimate
@@ -64,7 +65,7 @@ class Comparison:
     diverged: tuple[int, int]
     verdict: Verdict
 
-    @property
+    @cached_property
     def needed(self) -> float | None:
         """Pairs that would show a difference of the observed size and spread, at power 0.8.
 
@@ -76,7 +77,7 @@ class Comparison:
         pairs = pairs_for_power(self.difference.value, self.deviation, self.level, self.comparisons)
         return max(pairs, self.difference.count + 1.0) if self.adjusted_p > self.level else pairs
 
-    @property
+    @cached_property
     def digits(self) -> int:
         """Decimals of points at which difference and interval are told: 2, or as many as it takes.
 

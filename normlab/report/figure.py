@@ -58,7 +58,7 @@ class Figure:
 
 def layer(view: View, dataset: str) -> alt.Chart:
     """Rows of a data set with an `arm`, in the arm's colour."""
-    color = alt.Scale(domain=list(view.looks), range=[it.color for it in view.looks.values()])
+    color = looks_scale(view, [it.color for it in view.looks.values()])
     return (
         alt.Chart(alt.NamedData(dataset))
         .transform_filter("indexof(hidden, datum.arm) < 0")
@@ -82,7 +82,7 @@ def lines(view: View, dataset: str, *, with_dots: bool = False, **mark: Any) -> 
     colored.encoding.color.legend = legend
     # Vega has no empty dash.
     dashes = [list(it.dash) or [1, 0] for it in view.looks.values()]
-    scale = alt.Scale(domain=list(view.looks), range=dashes)
+    scale = looks_scale(view, dashes)
     return colored.encode(
         strokeDash=alt.StrokeDash("arm:N", title=None, scale=scale, legend=legend)
     )
@@ -98,9 +98,15 @@ def band(view: View, dataset: str, **mark: Any) -> alt.Chart:
     return layer(view, dataset).mark_area(opacity=opacity, **mark).add_params(hovered)
 
 
+def looks_scale(view: View, looks: Sequence[Any]) -> alt.Scale:
+    """The scale that gives each arm its colour, dash or shape."""
+    # Altair copies lists, but no tuples, each time that charts are put together.
+    return alt.Scale(domain=tuple(view.looks), range=tuple(looks))
+
+
 def shape(view: View) -> alt.Shape:
     """The shapes of dots, for `mark_point`."""
-    scale = alt.Scale(domain=list(view.looks), range=[it.shape for it in view.looks.values()])
+    scale = looks_scale(view, [it.shape for it in view.looks.values()])
     return alt.Shape("arm:N", title=None, scale=scale)
 
 

@@ -43,6 +43,14 @@ def test_the_interval_over_two_tasks_is_welchs():
     assert student_interval([first, second]) == pytest.approx([it / 2 for it in welch], rel=1e-9)
 
 
+@pytest.mark.parametrize("count", range(1, 20))
+def test_the_interquartile_mean_is_scipys_trimmed_mean(count):
+    runs = np.random.default_rng(count).normal(size=(3, count))
+    expected = stats.trim_mean(runs, 0.25, axis=1)
+    assert interquartile_mean(runs) == pytest.approx(expected, rel=1e-12)
+    assert interquartile_mean(runs.T, axis=0) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("statistic", [mean, median, interquartile_mean])
 def test_bootstrap_intervals_are_the_same_each_time_and_move_with_the_data(statistic):
     tasks = [np.random.default_rng(0).normal(0.9, 0.01, 8), np.random.default_rng(1).random(5)]

@@ -1,6 +1,8 @@
 """Ranks over tasks: hand-computed values."""
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from normlab.inference.ranks import rank
 
@@ -21,6 +23,15 @@ def test_mean_ranks_by_hand_with_ties_shared():
 
 def test_arms_that_tie_everywhere_share_their_rank():
     assert rank({name: [0.5, 0.6] for name in "abc"}).ranks == {"a": 2.0, "b": 2.0, "c": 2.0}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_are_scipys_with_many_ties(seed):
+    draw = np.random.default_rng(seed)
+    scores = draw.integers(0, 4, (draw.integers(2, 12), 5)) / 7
+    found = rank({str(arm): of_arm.tolist() for arm, of_arm in enumerate(scores)})
+    expected = np.mean(stats.rankdata(-scores, axis=0), axis=1)
+    assert [found.ranks[str(arm)] for arm in range(len(scores))] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

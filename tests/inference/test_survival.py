@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from normlab.inference.survival import arrivals, first_to_target, time_to_target
 
@@ -109,3 +110,27 @@ def test_arguments_that_do_not_fit_are_named():
         arrivals([1.0], [6.0], [False], horizon=5.0)
     with pytest.raises(ValueError, match="1 and 2 runs"):
         first_to_target(reached([1.0]), reached([1.0, 2.0]))
+
+
+@pytest.mark.filterwarnings("ignore:The confidence interval is undefined:RuntimeWarning")
+@pytest.mark.parametrize("seed", range(100))
+def test_curve_and_interval_are_scipys(seed):
+    """Many runs arrive or end at one time, all or none arrive."""
+    draw = np.random.default_rng(seed)
+    times, horizon = draw.integers(1, 9, draw.integers(1, 40)).astype(float), 10.0
+    arrived = draw.random(len(times)) < draw.choice([0, 0.3, 0.8, 1])
+    found = time_to_target(
+        arrivals(np.where(arrived, times, INF), times, np.zeros(len(times)), horizon)
+    )
+    curve = stats.ecdf(stats.CensoredData.right_censored(times, ~arrived)).sf
+    falls = np.diff(curve.probabilities, prepend=1.0) < 0
+    assert found.times.tolist() == curve.quantiles[falls].tolist()
+    assert found.remaining == pytest.approx(curve.probabilities[falls], abs=1e-12)
+    if not arrived.any():
+        assert found.interval is None
+        return
+    band = curve.confidence_interval(0.95, method="log-log")
+    for end, share in zip(found.interval, (band.low, band.high), strict=True):
+        undefined = 0.0 if share is band.low else 1.0
+        half = np.nan_to_num(share.probabilities[falls], nan=undefined) <= 0.5 + 1e-12
+        assert end == (found.times[half][0] if half.any() else INF)
