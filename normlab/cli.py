@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .catalog import FieldEntry
     from .compare.grid import Run
     from .report import Study as StudyThere
-    from .train import EpochMetrics
+    from .train import Record
     from .variants import Variant
 
 # What a command needs is imported inside it: JAX takes seconds to start, and help, `report` and
@@ -114,15 +114,16 @@ def train(
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")
 
-    def show(_: "Run", epoch: int, metrics: "EpochMetrics") -> None:
+    def show(_: "Run", record: "Record") -> None:
         validation = ""
-        if metrics.validation_loss is not None:
+        if record.validation is not None:
             validation = (
-                f"   validation {metrics.validation_loss:.4f}  {metrics.validation_accuracy:.2%}"
+                f"   validation {record.validation['loss']:.4f}"
+                f"  {record.validation['accuracy']:.2%}"
             )
         console.print(
-            f"epoch {epoch:3}/{study.train.epochs}"
-            f"   train {metrics.train_loss:.4f}  {metrics.train_accuracy:.2%}{validation}"
+            f"step {record.step:6}"
+            f"   train {record.train['loss']:.4f}  {record.train['accuracy']:.2%}{validation}"
         )
 
     arm = next(arm for arm in study.arms() if arm.variant == variant)

@@ -80,7 +80,8 @@ def _loaded(case: Case) -> tuple[Any, Any]:
 
 
 def normlab(case: Case) -> Callable[[], dict[str, Any]]:
-    from normlab.train import Trainer, place
+    from normlab.models import network_of
+    from normlab.train import Programs, Resident, place
 
     if case.study == "resnet8_gradient":
         from normlab.models.convolution import convolution
@@ -93,7 +94,9 @@ def normlab(case: Case) -> Callable[[], dict[str, Any]]:
     def build():
         model = study.model.build(norm, dataset.classes, study.train.precision)
         placed = place(dataset, batch_size)
-        Trainer(model, placed, study.optimizer, study.train, batch_size).compile()
+        feed = Resident(placed, batch_size, study.train.augment, study.train.precision)
+        network = network_of(model)
+        Programs(network, study.objective, feed, study.optimizer, study.train).compile()
 
     return _cold(build)
 

@@ -75,31 +75,29 @@ def study_of(case: Case) -> Any:
     return load_study(CONFIGS / f"{case.model}.yaml", [*fixed, *arms])
 
 
-def trainer_of(case: Case) -> tuple[Any, ...]:
-    """A trainer, and what its epoch takes besides the state."""
-    import jax.numpy as jnp
-
-    from normlab.train import Trainer, place
+def programs_of(case: Case) -> Any:
+    """The programs of a case."""
+    from normlab.models import network_of
+    from normlab.train import Programs, Resident, place
 
     study = study_of(case)
     placed = place(random_dataset(case.images), case.batch_size)
     model = study.model.build(study.variants[case.arm].constructor(), 10, study.train.precision)
-    trainer = Trainer(model, placed, study.optimizer, study.train, case.batch_size)
-    traced = {name: jnp.float32(value) for name, value in study.optimizer.traced().items()}
-    return trainer, traced, placed.data
+    feed = Resident(placed, case.batch_size, study.train.augment, study.train.precision)
+    return Programs(network_of(model), study.objective, feed, study.optimizer, study.train)
 
 
 def normlab(case: Case) -> Callable[[], None]:
     import jax
 
-    trainer, traced, data = trainer_of(case)
-    _, epoch, _ = trainer.compile()
-    state = trainer.initialize(0)
+    programs = programs_of(case)
+    seed, traced = programs.inputs([0], [{}])
+    state, sums = programs.initialize(seed, traced)
 
     def work():
-        nonlocal state
-        state, metrics = epoch(state, traced, data)
-        jax.block_until_ready((state, metrics))
+        nonlocal state, sums
+        state, sums = programs.advance(state, sums, traced, programs.feed.steps_per_epoch)
+        jax.block_until_ready((state, sums))
 
     return work
 
@@ -111,15 +109,17 @@ def _many(case: Case, mapped: Callable[..., Any]) -> Callable[[], None] | None:
 
     if case.arm != "batch":
         return None
-    trainer, traced, data = trainer_of(case)
-    initialize = jax.jit(jax.vmap(trainer._initialize, in_axes=(0, None)))
-    states = initialize(jnp.arange(SEEDS, dtype=jnp.uint32), traced)
-    epochs = jax.jit(mapped(trainer._epoch), donate_argnums=0)
+    programs = programs_of(case)
+    _, traced = programs.inputs([0], [{}])
+    one_initialization, some_steps, _ = programs.functions
+    initialize = jax.jit(jax.vmap(one_initialization, in_axes=(0, None)))
+    carries = initialize(jnp.arange(SEEDS, dtype=jnp.uint32), traced)
+    epochs = jax.jit(mapped(some_steps), donate_argnums=0)
+    given = traced, programs.feed.shared, jnp.int32(programs.feed.steps_per_epoch)
 
     def work():
-        nonlocal states
-        states, metrics = epochs(states, traced, data)
-        jax.block_until_ready((states, metrics))
+        nonlocal carries
+        carries = jax.block_until_ready(epochs(carries, *given))
 
     return work
 
@@ -127,7 +127,7 @@ def _many(case: Case, mapped: Callable[..., Any]) -> Callable[[], None] | None:
 def normlab_vmap(case: Case) -> Callable[[], None] | None:
     import jax
 
-    return _many(case, lambda epoch: jax.vmap(epoch, in_axes=(0, None, None)))
+    return _many(case, lambda epoch: jax.vmap(epoch, in_axes=(0, None, None, None)))
 
 
 def normlab_map(case: Case) -> Callable[[], None] | None:
@@ -340,18 +340,9 @@ def step_memory(case: Case) -> dict[str, int]:
     import jax.numpy as jnp
     import plain_flax
 
-    from normlab.train.optim import optimizer
-    from normlab.train.step import train_step
+    from normlab.train.programs import abstract_state, lower_step
 
-    trainer, traced, _ = trainer_of(case)
-    study = study_of(case)
-
-    def step(state, traced, images, labels):
-        transformation = optimizer(study.optimizer, traced, 1, 1)
-        classes = trainer.model.classes
-        return train_step(
-            trainer.model, transformation, classes, 0.0, state, images, labels, state.key
-        )
+    programs = programs_of(case)
 
     def flax_step(state, images, labels):
         return plain_flax.step(state, images, labels, slice(None))
@@ -359,10 +350,11 @@ def step_memory(case: Case) -> dict[str, int]:
     images = jax.ShapeDtypeStruct((case.batch_size, 32, 32, 3), jnp.float32)
     own_images = jax.ShapeDtypeStruct(images.shape, case.precision)  # standardized before the step
     labels = jax.ShapeDtypeStruct((case.batch_size,), jnp.int32)
-    state = jax.eval_shape(trainer._initialize, jnp.uint32(0), traced)
     of_flax = jax.eval_shape(lambda: flax_state(case)[0])
+    example = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1, jnp.int32)
+    state = abstract_state(programs.steps, example)
     lowered = {
-        "normlab": jax.jit(step, donate_argnums=0).lower(state, traced, own_images, labels),
+        "normlab": lower_step(programs.steps, state, (own_images, labels)),
         "flax": jax.jit(flax_step, donate_argnums=0).lower(of_flax, images, labels),
     }
     found = {}

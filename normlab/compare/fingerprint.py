@@ -35,7 +35,7 @@ def telling(config: Mapping[str, Any]) -> dict[str, Any]:
 def of_normlab() -> str:
     """Hashes the source of normlab that results depend on."""
     package = Path(__file__).parents[1]
-    parts = ("functional", "linen", "models", "data", "train")
+    parts = ("functional", "linen", "models", "objectives", "data", "train")
     files = [
         package / "variants.py",
         *(f for part in parts for f in (package / part).rglob("*.py")),

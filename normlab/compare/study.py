@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from ..data import LOADERS, DataSpec, data_spec_type
 from ..errors import UserError
 from ..inference.power import enough_pairs
 from ..models import MODELS, ModelSpec, RegisteredModelSpec, model_spec_type
+from ..objectives import Classification
 from ..spec import Spec, invisible
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
@@ -34,7 +35,7 @@ from .paths import flatten, value_at, with_values
 from .search import Range, Trials, points
 
 # The parts of a study that determine its runs, the same for all arms.
-PARTS = ("data", "model", "optimizer", "train")
+PARTS = ("data", "model", "objective", "optimizer", "train")
 
 
 TUNABLE_PATHS = (
@@ -301,6 +302,7 @@ class Study(Spec):
             or installed modules; `normlab.modules` says which.
         data: The data set.
         model: The model of all arms.
+        objective: What the model learns to predict, and what is measured of it.
         optimizer: The optimizer of all arms.
         train: How long and how to train.
         variants: What is compared, by the names they have in the report. A variant may have other
@@ -332,6 +334,7 @@ class Study(Spec):
     modules: tuple[str, ...] = ()
     data: DataSpec = DataSpec()
     model: ModelSpec
+    objective: Classification = Classification()
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
     variants: dict[Name, VariantSpec] = Field(min_length=1, max_length=MOST_ARMS)
@@ -541,7 +544,30 @@ def with_changes(
     if fields:
         variants = given["variants"]
         given["variants"] = {**variants, variant: {**variants[variant], **fields}}
-    return with_values(given, shared)
+    return of_one_length(with_values(given, shared), shared)
+
+
+# What a change of a run's length leaves no room for.
+_OTHER_LENGTH = {
+    "train.steps": ("epochs", "validate_every"),
+    "train.epochs": ("steps", "evaluate_every"),
+}
+
+
+def of_one_length(study: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """Returns a study, as nested records, without the length of its runs that was changed away.
+
+    Args:
+        study: The study, with its changes in their places.
+        changed: The dotted paths of these.
+    """
+    given = dict(study)
+    for path, others in _OTHER_LENGTH.items():
+        train = given.get("train")
+        if path in changed and isinstance(train, Mapping):
+            left = {it for it in others if f"train.{it}" not in changed}
+            given["train"] = {key: value for key, value in train.items() if key not in left}
+    return given
 
 
 def value_in(study: Mapping[str, Any], path: str, variant: str) -> Any:

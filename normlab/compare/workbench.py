@@ -4,13 +4,23 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from ..data import Dataset, DataSpec, load
-from ..train import EpochMetrics, Outcome, Placed, Trainer, place
+from ..models import network_of
+from ..train import (
+    Outcome,
+    Placed,
+    Programs,
+    Record,
+    RecordHook,
+    Resident,
+    fit,
+    place,
+)
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .store import Curve, Evaluation, Failure, Label, Result, Store
@@ -50,7 +60,7 @@ class Workbench:
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
         self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
-        self._trainers: dict[Any, Trainer] = {}
+        self._programs: dict[Any, Programs] = {}
         self._names: dict[int, str] = {}
         self._making = threading.RLock()
         self._stopping = threading.Event()
@@ -97,24 +107,24 @@ class Workbench:
             ]
         return groups
 
-    def trace(self, groups: Sequence[Group]) -> list[Trainer]:
-        """Returns the trainers of some groups, each once, with their programs traced.
+    def trace(self, groups: Sequence[Group]) -> list[Programs]:
+        """Returns the programs of some groups, each once, traced.
 
         Raises:
             StudyError: If a layer does not fit the model or the batch.
         """
-        trainers: dict[int, Trainer] = {}
+        traced: dict[int, Programs] = {}
         for group in groups:
             self.check()
             try:
-                trainer = self.trainer(group.runs[0], group.width)
+                programs = self.programs(group.runs[0], group.width)
             except StudyError:
                 raise
             # An error inside a layer: its runs will fail with it, and say so.
             except (Exception, SystemExit):
                 continue
-            trainers[id(trainer)] = trainer
-        return list(trainers.values())
+            traced[id(programs)] = programs
+        return list(traced.values())
 
     def attempt(self, group: Group, store: Store | None) -> list[Result | Failure]:
         """Trains a group and returns its results, or what came in their way.
@@ -124,12 +134,12 @@ class Workbench:
             store: Takes the curves as training goes; None for no curves before the end.
         """
 
-        def log(run: Run, epoch: int, metrics: EpochMetrics) -> None:
+        def log(run: Run, record: Record) -> None:
             if self._stopping.is_set():
                 raise _StoppedError
             if store is not None:
-                steps = self.trainer(run, group.width).steps_per_epoch
-                store.write_epoch(self.name(run), epoch, steps, asdict(metrics))
+                steps = self.programs(run, group.width).feed.steps_per_epoch
+                store.write_epoch(self.name(run), record.step // steps, steps, _by_name(record))
 
         try:
             return [*self.execute(group, log)]
@@ -158,75 +168,76 @@ class Workbench:
         ]
 
     def execute(
-        self,
-        group: Group,
-        after_epoch: Callable[[Run, int, EpochMetrics], None] | None = None,
+        self, group: Group, after_record: Callable[[Run, Record], None] | None = None
     ) -> list[Result]:
         """Trains a group and returns its results.
 
         Args:
             group: What to train.
-            after_epoch: Called with a run, its number of epochs done and the metrics of the last.
+            after_record: Called with a run and each new point of its curve.
         """
         runs = group.runs
-        trainer = self.trainer(runs[0], group.width)
+        programs = self.programs(runs[0], group.width)
 
-        def after(place: int, epoch: int, metrics: EpochMetrics) -> None:
-            if after_epoch is not None:
-                after_epoch(runs[place], epoch, metrics)
+        def after(place: int, record: Record) -> None:
+            if after_record is not None:
+                after_record(runs[place], record)
 
         first = next((it for it in runs if it.phase == "final" and it.seed == 0), None)
-        weights = trainer.initial_weights(0) if first is not None else None
-        outcomes = trainer.run_together(
+        weights = programs.initial_weights(0) if first is not None else None
+        outcomes = fit(
+            programs,
             [run.seed for run in runs],
             [run.study.optimizer.traced() for run in runs],
+            hooks=[RecordHook(after)],
             test=runs[0].phase == "final",
-            after_epoch=after,
         )
         if self.seconds_of_step is None:
-            steps = max(len(it.epochs) for it in outcomes) * trainer.steps_per_epoch
+            steps = max(it.curve[-1].step for it in outcomes)
             self.seconds_of_step = outcomes[0].seconds / steps
         return [
-            self._result(run, outcome, trainer, weights if run is first else None)
+            self._result(run, outcome, programs, weights if run is first else None)
             for run, outcome in zip(runs, outcomes, strict=True)
         ]
 
-    def trainer(self, run: Run, width: int) -> Trainer:
-        """Returns the trainer of a run, which is made once for all runs that can share it.
+    def programs(self, run: Run, width: int) -> Programs:
+        """Returns the programs of a run, which are traced once for all runs that can share them.
 
         Raises:
             StudyError: If a layer does not fit the model or the batch.
         """
         program = (self._program(run), width)
         with self._making:  # Tracing holds Python's lock anyway.
-            if program not in self._trainers:
+            if program not in self._programs:
                 study = run.study
                 placed, dataset, _ = self._dataset(study.data)
                 integers = dataset.images.dtype == "int32"
                 model = study.network(run.arm, dataset.classes, integers=integers)
+                train = study.train
                 try:
-                    self._trainers[program] = Trainer(
-                        model, placed, study.optimizer, study.train, study.data.batch_size, width
+                    feed = Resident(placed, study.data.batch_size, train.augment, train.precision)
+                    self._programs[program] = Programs(
+                        network_of(model), study.objective, feed, study.optimizer, train, width
                     )
                 except ValueError as error:  # a layer that does not fit the model or the batch
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
-            return self._trainers[program]
+            return self._programs[program]
 
     def _result(
         self,
         run: Run,
         outcome: Outcome,
-        trainer: Trainer,
+        programs: Programs,
         initial_weights: dict[str, list[float]] | None,
     ) -> Result:
         name, identity = self.identify(run)
-        epochs = [asdict(epoch) for epoch in outcome.epochs]
+        points = [_by_name(record) for record in outcome.curve]
         weights: dict[str, list[float | None]] | None = None
         if initial_weights is not None:
             weights = {path: [*told] for path, told in initial_weights.items()}
         test = None
-        if outcome.test_loss is not None:
-            test = Evaluation(loss=outcome.test_loss, accuracy=outcome.test_accuracy)
+        if outcome.test is not None:
+            test = Evaluation(loss=outcome.test["loss"], accuracy=outcome.test["accuracy"])
         return Result(
             id=name,
             phase=run.phase,
@@ -235,8 +246,8 @@ class Workbench:
             seed=run.seed,
             values=dict(run.values),
             status="diverged" if outcome.diverged else "finished",
-            steps_per_epoch=trainer.steps_per_epoch,
-            curve=Curve(**{key: [epoch[key] for epoch in epochs] for key in Curve.model_fields}),
+            steps_per_epoch=programs.feed.steps_per_epoch,
+            curve=Curve(**{key: [point[key] for point in points] for key in Curve.model_fields}),
             test=test,
             seconds=outcome.seconds,
             git_revision=self._git_revision,
@@ -253,7 +264,7 @@ class Workbench:
         data = sum(array.nbytes for array in jax.tree.leaves(placed.data))
         free = MEMORY_SHARE * statistics["bytes_limit"] - data
         try:
-            needed = self.trainer(runs[0], 1).memory_of_a_run()
+            needed = self.programs(runs[0], 1).memory_of_a_run()
         except StudyError:
             raise
         except (Exception, SystemExit):  # As in `trace`.
@@ -264,7 +275,8 @@ class Workbench:
         """What runs must share to share compiled programs."""
         study = run.study
         arm = study.variants[run.arm.variant].model_dump_json(exclude_unset=True)
-        return (study.data, study.model, study.optimizer.untraced(), study.train, arm)
+        optimizer = study.optimizer.untraced()
+        return (study.data, study.model, study.objective, optimizer, study.train, arm)
 
     def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
         with self._making:
@@ -278,6 +290,14 @@ class Workbench:
 def label(run: Run) -> Label:
     """Where a run stands in its study."""
     return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
+
+
+def _by_name(record: Record) -> dict[str, float | None]:
+    """A point of a curve as a flat record."""
+    validation = record.validation or dict.fromkeys(record.train)
+    return {f"train_{name}": value for name, value in record.train.items()} | {
+        f"validation_{name}": value for name, value in validation.items()
+    }
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -23,6 +23,7 @@ from ..compare.study import (
     as_understood,
     by_path,
     is_tunable,
+    of_one_length,
     study_type,
     with_changes,
 )
@@ -91,7 +92,7 @@ def _changed(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     section, dot, _ = key.partition(".")
     if dot and section in _DOTTED:  # Below these all keys are paths.
         return with_values(raw, flatten({key: value}))
-    return merged(raw, key, value)
+    return of_one_length(merged(raw, key, value), flatten({key: value}))
 
 
 def _plain(value: Mapping[str, Any], told: Given) -> dict[str, Any]:
@@ -168,17 +169,20 @@ class _Check:
 
 
 def _former_names(raw: Mapping[str, Any]) -> dict[str, str]:
-    """Tells what became of `margin`, which was a share."""
-    if "margin" not in raw:
-        return {}
-    share = raw["margin"]
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    points = f"{100 * share:g}" if number and share < 0.1 else "0.5"
-    return {
-        "margin": "was a share and is now margin_points, in points of a percentage: "
-        f"margin_points={share if number and share >= 0.1 else points}"
-        + (f" for what was margin={share:g}" if number and share < 0.1 else "")
-    }
+    """Tells what became of `margin`, which was a share, and of `train.label_smoothing`."""
+    found = {}
+    if "label_smoothing" in _section(raw, "train"):
+        found["train.label_smoothing"] = "is now objective.label_smoothing; rename it"
+    if "margin" in raw:
+        share = raw["margin"]
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        points = f"{100 * share:g}" if number and share < 0.1 else "0.5"
+        found["margin"] = (
+            "was a share and is now margin_points, in points of a percentage: "
+            f"margin_points={share if number and share >= 0.1 else points}"
+            + (f" for what was margin={share:g}" if number and share < 0.1 else "")
+        )
+    return found
 
 
 def _read(path: Path, given: Given, source: str) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from ..compare.study import Study, StudyError
 from ..data import DataSpec, describe, load
 from ..data.formats import CLASSES
 from ..errors import UserError
-from ..train import TrainState
-from ..train.optim import optimizer
-from ..train.step import train_step
+from ..models import network_of
+from ..train.programs import abstract_state, lower_step
+from ..train.step import Steps
 from .program import ProgramCost, read
 from .targets import Target
 
@@ -112,46 +112,29 @@ def _examples(spec: DataSpec, precision: str) -> _Examples:
 def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | None) -> StepCost:
     """Compiles the step of one arm, whose overrides are in the study, for one target."""
     data = _examples(study.data, study.train.precision)
-    batch = examples_per_chip or study.data.batch_size
-    model = study.network(arm, data.classes, integers=data.dtype == "int32")
+    integers = data.dtype == "int32"
     chips = len(target.devices)
-    steps_per_epoch = max(1, data.count // (batch * chips))
-    traced = {name: jnp.zeros((), jnp.float32) for name in study.optimizer.traced()}
-
-    def transformation(traced: Any):
-        steps = study.train.epochs * steps_per_epoch
-        return optimizer(study.optimizer, traced, steps, steps_per_epoch)
-
-    def initialize(traced: Any) -> TrainState:
-        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        dtype = jnp.int32 if data.dtype == "int32" else jnp.float32
-        variables: Any = model.init(keys, jnp.zeros((1, *data.image_shape), dtype), train=True)
-        params = variables["params"]
-        return TrainState(
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=transformation(traced).init(params),
-            step=jnp.zeros((), jnp.int32),
-            key=jax.random.key(0),
-        )
-
-    def step(state: TrainState, traced: Any, images: Any, labels: Any):
-        smoothing = study.train.label_smoothing
-        optimization = transformation(traced)
-        key, classes = state.key, data.classes
-        return train_step(model, optimization, classes, smoothing, state, images, labels, key)
-
-    place = partial(jax.tree.map, lambda leaf: _struct(leaf.shape, leaf.dtype, target.whole))
-    images = _struct((batch * chips, *data.image_shape), data.dtype, target.split)
-    labels = _struct((batch * chips,), jnp.int32, target.split)
+    count = chips * (examples_per_chip or study.data.batch_size)
+    steps = Steps(
+        network_of(study.network(arm, data.classes, integers=integers)),
+        study.objective,
+        data.classes,
+        study.optimizer,
+        study.train,
+        max(1, data.count // count),
+    )
+    dtype = jnp.int32 if integers else jnp.float32
+    example = jnp.zeros((1, *data.image_shape), dtype), jnp.zeros(1, jnp.int32)
+    batch = tuple(
+        jax.ShapeDtypeStruct(shape, dtype, sharding=target.split)
+        for shape, dtype in (((count, *data.image_shape), data.dtype), ((count,), jnp.int32))
+    )
+    entering: list[int] = []
+    layer = study.variants[arm.variant].layer_class
     try:
-        state = jax.eval_shape(initialize, traced)
-        entering: list[int] = []
-        layer = study.variants[arm.variant].layer_class
+        state = abstract_state(steps, example)
         with nn.intercept_methods(partial(_measure, entering, layer)):
-            lowered = jax.jit(step, donate_argnums=0, out_shardings=target.whole).lower(
-                place(state), place(traced), images, labels
-            )
+            lowered = lower_step(steps, state, batch, target.whole)
     except ValueError as error:  # a layer that does not fit the model or the batch
         raise StudyError(f"variants.{arm.title}: {error}") from error
     try:
@@ -159,10 +142,6 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
     except jax.errors.JaxRuntimeError as error:
         raise CostError(f"variants.{arm.title}, target {target.name!r}: {error}") from error
     return StepCost(target.name, chips, arm.title, sum(entering) // chips, read(compiled))
-
-
-def _struct(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def _measure(entering: list[int], layer: type[nn.Module], call, args, kwargs, context) -> Any:

@@ -1,9 +1,12 @@
 """Networks that take any normalization layer and know nothing of its kind."""
 
+from .adapt import network_of as network_of
 from .cnn import CNN as CNN
 from .cnn import CNNSpec as CNNSpec
 from .mlp import MLP as MLP
 from .mlp import MLPSpec as MLPSpec
+from .network import Network as Network
+from .network import Roles as Roles
 from .registered import MODELS as MODELS
 from .registered import ModelSpec as ModelSpec
 from .registered import RegisteredModelSpec as RegisteredModelSpec

@@ -1,12 +1,16 @@
-"""Training: an Optax loop over Flax models, compiled once for every rate and seed."""
+"""Training: an Optax loop over any network and objective, compiled once for every rate and seed."""
 
-from .loop import EpochMetrics as EpochMetrics
+from .feed import Placed as Placed
+from .feed import Resident as Resident
+from .feed import place as place
+from .hooks import Record as Record
+from .hooks import RecordHook as RecordHook
+from .hooks import StateHook as StateHook
 from .loop import Outcome as Outcome
-from .loop import Placed as Placed
-from .loop import Trainer as Trainer
-from .loop import TrainSpec as TrainSpec
-from .loop import place as place
+from .loop import fit as fit
 from .optim import AdamSpec as AdamSpec
 from .optim import OptimizerSpec as OptimizerSpec
 from .optim import SGDSpec as SGDSpec
+from .programs import Programs as Programs
+from .spec import TrainSpec as TrainSpec
 from .state import TrainState as TrainState

@@ -1,5 +1,6 @@
 """Optimizers: what a configuration may ask of Optax, and how it is put together."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from ..models import Roles
 from ..spec import Spec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -25,9 +27,9 @@ class _Optimizer(Spec):
         milestones: For `"step"`: the shares of the run after which the rate is multiplied.
         step_factor: For `"step"`: what it is multiplied by.
         weight_decay: Strength of the decay of weights.
-        decayed: Which parameters decay: `"weights"` for the kernels of dense layers and
-            convolutions, which leaves out biases, scalars, positions and the parameters of
-            normalizations; `"all"` for these too.
+        decayed: Which parameters decay: `"weights"` for the weights of dense layers and
+            convolutions, as the model tells them (see `normlab.Roles`), which leaves out biases,
+            scalars, positions and the parameters of normalizations; `"all"` for these too.
         gradient_clip: Largest norm of the whole gradient; None for no limit.
         adaptive_gradient_clip: Largest norm of a unit's gradient over that of its weights, or over
             1e-3 if they are smaller; None for no limit. A unit is what feeds one output of a dense
@@ -131,7 +133,11 @@ def learning_rates(
 
 
 def optimizer(
-    spec: SGDSpec | AdamSpec, traced: dict[str, Any], steps: int, steps_per_epoch: int
+    spec: SGDSpec | AdamSpec,
+    traced: Mapping[str, Any],
+    steps: int,
+    steps_per_epoch: int,
+    roles: Callable[[Any], Roles],
 ) -> optax.GradientTransformation:
     """Builds the Optax transformation.
 
@@ -141,9 +147,11 @@ def optimizer(
             may be traced, so that one program serves them all.
         steps: Steps of the run.
         steps_per_epoch: Steps of an epoch.
+        roles: Tells what the parameters are for.
     """
     decay = optax.add_decayed_weights(
-        traced["weight_decay"], mask=None if spec.decayed == "all" else weights_only
+        traced["weight_decay"],
+        mask=None if spec.decayed == "all" else lambda params: roles(params).weights,
     )
     if isinstance(spec, SGDSpec):
         update = [decay, optax.trace(traced["momentum"], nesterov=spec.nesterov)]
@@ -158,31 +166,18 @@ def optimizer(
         update = [optax.clip_by_global_norm(spec.gradient_clip), *update]
     if spec.adaptive_gradient_clip is not None:
         clip = optax.adaptive_grad_clip(spec.adaptive_gradient_clip)
-        update = [optax.masked(clip, units_only), *update]
+        # The scalar of a residual branch starts at 0. Its steps would be so short that it stayed
+        # there for hundreds of them.
+        update = [
+            optax.masked(
+                clip,
+                lambda params: jax.tree.map(
+                    lambda leaf, is_head: not is_head and jnp.ndim(leaf) > 0,
+                    params,
+                    roles(params).head,
+                ),
+            ),
+            *update,
+        ]
     rates = learning_rates(spec, traced["learning_rate"], steps, steps_per_epoch)
     return optax.chain(*update, optax.scale_by_learning_rate(rates))
-
-
-def weights_only(params: Any) -> Any:
-    """Marks the kernels of dense layers and convolutions outside of normalization layers.
-
-    The models of normlab call those layers `norm...`. What is left out: biases, scales and gains,
-    scalars of residual branches, and learned positions.
-    """
-
-    def is_weight(path, _):
-        names = [str(getattr(entry, "key", entry)) for entry in path]
-        return names[-1] == "kernel" and not any(name.startswith("norm") for name in names)
-
-    return jax.tree_util.tree_map_with_path(is_weight, params)
-
-
-def units_only(params: Any) -> Any:
-    """Marks what adaptive clipping takes: all but the head and scalars.
-
-    The scalar of a residual branch starts at 0. Its steps would be so short that it stayed there
-    for hundreds of them.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path[0].key != "head" and jnp.ndim(leaf) > 0, params
-    )

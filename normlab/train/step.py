@@ -1,125 +1,124 @@
-"""One step: the loss of a batch, its gradient, and the metrics as sums."""
+"""What training computes, as pure functions: the first state, one step, and one evaluation."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Num, PRNGKeyArray
 
+from ..models import Network
+from ..objectives import Objective, Sums
+from .optim import AdamSpec, SGDSpec, optimizer
+from .spec import TrainSpec
 from .state import TrainState
 
+Batch = tuple[Num[Array, "batch ..."], Any]
 
-class Metrics(NamedTuple):
-    """Exact sums over examples, which add up over batches of any size.
+
+@dataclass(frozen=True)
+class Steps:
+    """The pure functions of training one network.
 
     Attributes:
-        examples: How many examples.
-        loss: Sum of their cross-entropy, without label smoothing.
-        correct: How many were classified rightly.
+        network: The model.
+        objective: Loss and metrics.
+        outputs: How many numbers the model gives for each place of a target.
+        optimizer_spec: The optimizer. Numbers of it that may differ between runs are arguments.
+        train_spec: How long and how to train.
+        steps_per_epoch: Steps of an epoch.
     """
 
-    examples: Float[Array, ""]
-    loss: Float[Array, ""]
-    correct: Float[Array, ""]
+    network: Network
+    objective: Objective
+    outputs: int
+    optimizer_spec: SGDSpec | AdamSpec
+    train_spec: TrainSpec
+    steps_per_epoch: int
 
+    def initialize(
+        self, seed: Array, traced: Mapping[str, Array], example: Batch
+    ) -> tuple[TrainState, Sums]:
+        """Returns the state that a run starts from, and sums over nothing.
 
-def no_metrics() -> Metrics:
-    """The metrics of no example."""
-    return Metrics(*(jnp.zeros(()) for _ in Metrics._fields))
-
-
-def measure(
-    logits: Float[Array, "batch classes"],
-    labels: Int[Array, " batch"],
-    mask: Bool[Array, " batch"] | None = None,
-) -> Metrics:
-    """Sums loss and correct answers over the examples that the mask does not leave out."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.argmax(logits, axis=-1) == labels
-    kept = jnp.ones_like(correct) if mask is None else mask
-    # A loss of what is left out may be anything, also NaN, which no factor of 0 would remove.
-    return Metrics(
-        jnp.sum(kept, dtype=jnp.float32),
-        jnp.sum(jnp.where(kept, losses, 0)),
-        jnp.sum(kept & correct, dtype=jnp.float32),
-    )
-
-
-def checked_logits(model: nn.Module, output: Any, examples: int, classes: int) -> Array:
-    """Returns what a model gives back, in float32 at least, in which the loss is computed.
-
-    Args:
-        model: The model, for the message.
-        output: What its call returned.
-        examples: How many examples it was called with.
-        classes: How many classes the data set has.
-
-    Raises:
-        ValueError: If these are no logits, one row an example and one column a class.
-    """
-    shape: Any = getattr(output, "shape", None)
-    dtype: Any = getattr(output, "dtype", None)
-    if shape != (examples, classes) or not jnp.issubdtype(dtype, jnp.floating):
-        returned = f"an array {dtype}{list(shape)}" if shape is not None else type(output).__name__
-        raise ValueError(
-            f"{type(model).__name__} returns {returned}; expected logits, floating of shape "
-            f"({examples}, {classes}): one row for each of the {examples} examples that it was "
-            f"given, one column for each of the {classes} classes of the data set. Let it return "
-            "what a dense layer of `classes` features makes of the examples, and nothing beside."
+        Args:
+            seed: Decides initial weights, order of examples and all that is drawn.
+            traced: Numbers of the optimizer, by name.
+            example: A batch of one.
+        """
+        initial_key, order_key = jax.random.split(jax.random.key(seed))
+        inputs, *_ = self.objective.examples(*example)
+        params, batch_stats = self.network.init(initial_key, inputs)
+        scale = self.train_spec.initialization_scale
+        params = jax.tree.map(
+            lambda leaf, is_weight: scale * leaf if is_weight else leaf,
+            params,
+            self.network.roles(params).weights,
         )
-    return output.astype(jnp.promote_types(dtype, jnp.float32))
-
-
-def train_step(
-    model: nn.Module,
-    transformation: optax.GradientTransformation,
-    classes: int,
-    label_smoothing: float,
-    state: TrainState,
-    images: Num[Array, "batch ..."],
-    labels: Int[Array, " batch"],
-    dropout_key: PRNGKeyArray,
-) -> tuple[TrainState, Metrics]:
-    """Takes one step of gradient descent on the mean cross-entropy of a batch.
-
-    Args:
-        model: The model; called with `train=True`.
-        transformation: The optimizer.
-        classes: How many classes the data set has.
-        label_smoothing: Share of each label that is spread over all classes.
-        state: The state before.
-        images: The batch: floating, or integers as the numbers of tokens.
-        labels: Its classes.
-        dropout_key: Decides what the model draws, as which features it leaves out.
-
-    Returns:
-        The state after, and the metrics of the batch as it was before.
-    """
-
-    def loss_of(params: Any):
-        variables: Any = {"params": params, "batch_stats": state.batch_stats}
-        output, updated = model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
+        state = TrainState(
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=self._optimizer(traced).init(params),
+            step=jnp.zeros((), jnp.int32),
+            key=order_key,
         )
-        logits = checked_logits(model, output, len(images), classes)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
-        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-        return loss, (measure(logits, labels), updated.get("batch_stats", {}))
+        return state, self.objective.no_sums(*example, self.outputs)
 
-    gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = transformation.update(gradients, state.opt_state, state.params)
-    return (
-        state.replace(
+    def train(
+        self, state: TrainState, traced: Mapping[str, Array], batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, Sums]:
+        """Takes one step of gradient descent on the mean loss of a batch.
+
+        Args:
+            state: The state before.
+            traced: Numbers of the optimizer, by name.
+            batch: Inputs, floating or integers as the numbers of tokens, and targets.
+            key: Decides what the model draws, as which features it leaves out.
+
+        Returns:
+            The state after, and the sums over the batch as it was before.
+        """
+        given, wanted, weights = self.objective.examples(*batch)
+
+        def loss_of(params: Any):
+            output, batch_stats = self.network.train(params, state.batch_stats, given, key)
+            output = self._checked(output, weights)
+            losses = jnp.where(weights > 0, self.objective.loss(output, wanted) * weights, 0)
+            loss = jnp.sum(losses) / jnp.maximum(jnp.sum(weights), 1)
+            return loss, (self.objective.sums(output, wanted, weights), batch_stats)
+
+        gradients, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+        transformation = self._optimizer(traced)
+        updates, opt_state = transformation.update(gradients, state.opt_state, state.params)
+        stepped = state.replace(
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
             step=state.step + 1,
-        ),
-        metrics,
-    )
+        )
+        return stepped, sums
+
+    def evaluate(self, params: Any, batch_stats: Any, batch: Batch, counted: Array) -> Sums:
+        """Returns the sums over those examples of a batch that count.
+
+        Args:
+            params: Parameters of the model.
+            batch_stats: Its state.
+            batch: Inputs and targets.
+            counted: Which examples count, (batch,).
+        """
+        given, wanted, weights = self.objective.examples(*batch)
+        output = self._checked(self.network.evaluate(params, batch_stats, given), weights)
+        of_each = counted.reshape(counted.shape + (1,) * (weights.ndim - 1))
+        return self.objective.sums(output, wanted, weights * of_each)
+
+    def _checked(self, output: Any, weights: Array) -> Array:
+        return self.objective.check(self.network.name, output, weights.shape, self.outputs)
+
+    def _optimizer(self, traced: Mapping[str, Array]) -> optax.GradientTransformation:
+        steps = self.train_spec.length(self.steps_per_epoch).steps
+        return optimizer(
+            self.optimizer_spec, traced, steps, self.steps_per_epoch, self.network.roles
+        )

@@ -135,7 +135,7 @@ PATHS = [
         "optimizer.schedule",
         "optimizer.nesterov",
         "train.epochs",
-        "train.label_smoothing",
+        "objective.label_smoothing",
         "variants",
     ),
     *(

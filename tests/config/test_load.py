@@ -573,7 +573,7 @@ def test_combinations_are_checked_one_by_one_and_may_not_come_to_the_same(crosse
         "factors[1].data.batch_sise: unknown key; did you mean 'batch_size'?",
         "factors[2].model.chanels: unknown key; did you mean 'channels'?",
     ]
-    same = [{"data.batch_size": 16}, {"data.batch_size": 16, "train.label_smoothing": 0.0}]
+    same = [{"data.batch_size": 16}, {"data.batch_size": 16, "objective.label_smoothing": 0.0}]
     (told,) = problems(listing(crossed, same))
     assert told == (
         "variants.none, batch_size=16 and variants.none, batch_size=16, label_smoothing=0.0 are "
@@ -715,3 +715,20 @@ def test_a_wrong_value_of_one_layer_is_found_in_a_study_of_any_size():
         values = [1e-6 * it for it in range(1, count)] + [-1.0]
         with pytest.raises(ConfigError, match=r"tune\.layer\.epsilon: .*epsilon=-1"):
             make_study(given, {"tune.layer.epsilon": values})
+
+
+def test_steps_on_the_command_line_take_the_place_of_epochs(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "study: small\nmodel: {name: mlp}\nvariants: {none: {layer: identity}}\n"
+        "train: {epochs: 3, validate_every: 2}\nseeds: 2\n"
+    )
+    study = load_study(file, ["train.steps=8"])
+    assert (study.train.steps, study.train.epochs, study.train.validate_every) == (8, None, 1)
+    counted = load_study(file, ["train.steps=8", "train.evaluate_every=4", "train.epochs=2"])
+    assert (counted.train.epochs, counted.train.steps) == (2, None)
+    crossed = load_study(file, ["factors.train.steps=[4, 8]"])
+    lengths = [crossed.for_arm(arm).train for arm in crossed.arms()]
+    assert [(it.steps, it.epochs) for it in lengths] == [(4, None), (8, None)]
+    with pytest.raises(ConfigError, match=r"label_smoothing: is now objective\.label_smoothing"):
+        load_study(file, ["train.label_smoothing=0.1"])

@@ -149,11 +149,11 @@ def test_an_override_comes_after_what_the_file_says_however_both_are_written(tmp
     file = tmp_path / "tasks.yaml"
     file.write_text(
         "study: tasks\nmodel: {name: mlp}\nvariants: {a: {layer: rms_norm}}\n"
-        "tasks: {x: {train: {label_smoothing: 0.1}, train.epochs: 3}}\n"
+        "tasks: {x: {objective: {label_smoothing: 0.1}, train.epochs: 3}}\n"
         "tune: {optimizer: {momentum: [0.5]}, seeds: 2}\n"
     )
     study = load_study(file, ["tasks.x.train.epochs=4", "tune.optimizer.momentum=[0.9]"])
-    assert study.tasks["x"] == {"train.label_smoothing": 0.1, "train.epochs": 4}
+    assert study.tasks["x"] == {"objective.label_smoothing": 0.1, "train.epochs": 4}
     assert study.tune.space == {"optimizer.momentum": (0.9,)}
     assert load_study(file, ["tune={}"]).tune is None
     assert load_study(file, ["tasks={}"]).tasks == {}
@@ -176,7 +176,7 @@ def test_an_override_comes_after_what_the_file_says_however_both_are_written(tmp
         ("data.validation=20", "20% as a share is 0.2"),
         ("data.train_share=50", "50% as a share is 0.5"),
         ("model.dropout=10", "10% as a share is 0.1"),
-        ("train.label_smoothing=10", "10% as a share is 0.1"),
+        ("objective.label_smoothing=10", "10% as a share is 0.1"),
         ("optimizer.momentum=90", "90% as a share is 0.9"),
         ("variants.batch.momentum=90", "a number from 0 to 1"),
     ],

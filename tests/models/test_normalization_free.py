@@ -11,9 +11,8 @@ from flax.traverse_util import flatten_dict
 from pydantic import TypeAdapter
 
 import normlab
-from normlab.models import CNN, MLP, ModelSpec, ResNet, resnet
+from normlab.models import CNN, MLP, ModelSpec, ResNet, network_of, resnet
 from normlab.models.block import needs_bias, normalize_and_activate
-from normlab.train.optim import weights_only
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
 free = partial(ResNet, classes=3, norm=normlab.Identity)
@@ -215,8 +214,11 @@ def test_fixup_with_normalized_weights_is_refused():
     ],
 )
 def test_only_kernels_are_weights(fields):
-    params = shapes(free(depth=8, **fields))["params"]
-    marked = flatten_dict(weights_only(params))
+    network = network_of(free(depth=8, **fields))
+    params, _ = jax.eval_shape(network.init, jax.random.key(1), IMAGES)
+    roles = network.roles(params)
+    marked = flatten_dict(roles.weights)
+    assert {path[0] for path, is_head in flatten_dict(roles.head).items() if is_head} == {"head"}
     assert {path for path, is_weight in marked.items() if is_weight} == {
         (name, "kernel") for name in params if name == "head" or name.startswith("conv")
     }

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from training import initialized, programs_of, run
 
 import normlab
 from normlab.data import Dataset
 from normlab.models import CNN, MLP
-from normlab.train import SGDSpec, Trainer, TrainSpec, place
+from normlab.train import SGDSpec, TrainSpec
 
 NORMS = {
     "identity": normlab.Identity,
@@ -73,8 +74,7 @@ def record(seed, norm, augment="none", width=4, optimizer=None):
     train_spec = TrainSpec(epochs=EPOCHS, augment=augment)
     optimizer = optimizer or SGDSpec(learning_rate=1e-3)
     model = Recorder(norm, classes=3, width=width)
-    trainer = Trainer(model, place(dataset(), 4), optimizer, train_spec, 4)
-    state = trainer.run(seed).state.batch_stats
+    state = run(programs_of(model, dataset(), 4, optimizer, train_spec), seed).state.batch_stats
     assert int(state["step"]) == EPOCHS * STEPS
     return np.asarray(state["seen"]), np.asarray(state["kept"])
 
@@ -132,12 +132,11 @@ def test_augmentation_leaves_the_order_of_examples_as_it_is():
 
 
 def test_initial_weights_outside_the_normalization_are_the_same():
-    placed = place(dataset(), 4)
 
     def weights(norm, **fields):
         model = CNN(channels=(4, 4), classes=3, norm=norm, **fields)
-        trainer = Trainer(model, placed, SGDSpec(), TrainSpec(), 4)
-        leaves = jax.tree_util.tree_leaves_with_path(trainer.initialize(2).params)
+        made = programs_of(model, dataset(), 4, SGDSpec(), TrainSpec())
+        leaves = jax.tree_util.tree_leaves_with_path(initialized(made, 2).params)
         return {
             jax.tree_util.keystr(path): np.asarray(leaf)
             for path, leaf in leaves
@@ -166,10 +165,10 @@ def test_models_drop_the_same_features_before_the_head_whatever_the_norm(model):
             network = MLP(hidden=(64,), dropout=share, **fields)
         else:
             network = CNN(channels=(64,), head="global_average", dropout=share, **fields)
-        placed = place(dataset(train=1, deviation=30.0), 1)
-        trainer = Trainer(network, placed, SGDSpec(learning_rate=10.0), TrainSpec(epochs=1), 1)
-        before = np.asarray(trainer.initialize(seed).params["head"]["kernel"])
-        after = np.asarray(trainer.run(seed).state.params["head"]["kernel"])
+        one = dataset(train=1, deviation=30.0)
+        made = programs_of(network, one, 1, SGDSpec(learning_rate=10.0), TrainSpec(epochs=1))
+        before = np.asarray(initialized(made, seed).params["head"]["kernel"])
+        after = np.asarray(run(made, seed).state.params["head"]["kernel"])
         return (before == after).all(1)
 
     names = ("identity", "rms") if model == "cnn" else ("identity", "layer", "rms", "group")
@@ -184,10 +183,9 @@ def test_models_drop_the_same_features_before_the_head_whatever_the_norm(model):
 def test_augmentation_of_features_is_refused():
     features = dataset(size=1)
     with pytest.raises(ValueError, match="the data set has features and no images"):
-        Trainer(
+        programs_of(
             MLP(hidden=(4,), classes=3, norm=normlab.LayerNorm),
-            place(features, 4),
-            SGDSpec(),
-            TrainSpec(augment="flip"),
+            features,
             4,
+            train=TrainSpec(augment="flip"),
         )

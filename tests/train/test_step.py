@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from training import programs_of, run
 
 from normlab.data import Dataset
-from normlab.train import SGDSpec, Trainer, TrainSpec, place
+from normlab.train import SGDSpec, TrainSpec
 
 
 def dataset(classes=5):
@@ -39,7 +40,7 @@ class Returns(nn.Module):
 
 
 def trained(model):
-    return Trainer(model, place(dataset(), 4), SGDSpec(), TrainSpec(epochs=1), 4)
+    return programs_of(model, dataset(), 4, SGDSpec(), TrainSpec(epochs=1))
 
 
 WRONG = {
@@ -68,9 +69,9 @@ def test_what_are_no_logits_is_refused_before_training(name):
 
 
 def test_logits_of_half_precision_are_widened_before_the_loss():
-    halved = trained(Returns(lambda y, *_: y.astype(jnp.bfloat16))).run(0).epochs
+    halved = run(trained(Returns(lambda y, *_: y.astype(jnp.bfloat16))), 0).curve
     rounded = lambda y, *_: y.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
-    assert halved == trained(Returns(rounded)).run(0).epochs
+    assert halved == run(trained(Returns(rounded)), 0).curve
 
 
 def test_variables_that_no_step_would_keep_are_refused():

@@ -46,8 +46,8 @@ class LocalExecutor(Executor):
     def prepare(self, groups: Sequence[Group]) -> None:
         """Compiles in the background, in the order of the groups."""
         # Not while they are traced: what is wrong with a later arm would wait for the compiler.
-        for trainer in self._bench.trace(groups):
-            self._compiling.submit(trainer.compile)
+        for programs in self._bench.trace(groups):
+            self._compiling.submit(programs.compile)
 
     def submit(self, group: Group) -> Future[list[Result | Failure]]:
         """Trains in a thread."""

@@ -1,0 +1,264 @@
+"""The compiled programs of a run, for all seeds and rates: the one place that knows `jit`."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Sharding
+from jax.stages import Lowered
+from jaxtyping import Array
+
+from ..models import Network
+from ..objectives import Objective, Sums, add_sums
+from .feed import Resident, Split
+from .optim import AdamSpec, SGDSpec
+from .spec import TrainSpec
+from .state import TrainState
+from .step import Batch, Steps
+
+
+class Programs:
+    """The compiled programs of one network on one data set, for all seeds and learning rates.
+
+    A program trains one run, or several at a time (`width`): their arrays are stacked, and one
+    call is for all. Another width may round differently.
+
+    There are three programs: initialization, some steps of one epoch, and evaluation. They are
+    traced when this is built, so that a model that does not fit its data is found out at once, and
+    compiled by `compile`, or by the first run. How many steps a call takes is an argument of the
+    program, which shuffles, cuts and standardizes the epoch itself.
+
+    Args:
+        network: The model.
+        objective: Loss and metrics.
+        feed: The data set.
+        optimizer_spec: The optimizer. Numbers of it that may differ between runs are arguments.
+        train_spec: How long and how to train.
+        width: Runs that the programs train at a time.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        objective: Objective,
+        feed: Resident,
+        optimizer_spec: SGDSpec | AdamSpec,
+        train_spec: TrainSpec,
+        width: int = 1,
+    ):
+        self.feed = feed
+        self.width = width
+        self.length = train_spec.length(feed.steps_per_epoch)
+        self.steps = Steps(
+            network, objective, feed.outputs, optimizer_spec, train_spec, feed.steps_per_epoch
+        )
+        self._compiling = threading.Lock()
+        self._compiled: tuple[Any, Any, Any] | None = None
+
+        functions = self.functions if width == 1 else map(_together, self.functions)
+        initialization, steps, evaluation = functions
+        seed, traced = self.inputs([0] * width, [{}] * width)
+        data = feed.shared
+        initialize = jax.jit(initialization).lower(seed, traced)
+        state, _ = carry = initialize.out_info
+        advance = jax.jit(steps, donate_argnums=0).lower(carry, traced, data, np.int32(1))
+        variables = (state.params, state.batch_stats)
+        evaluate = jax.jit(evaluation).lower(*variables, data, feed.split("test"))
+        self._lowered = (initialize, advance, evaluate)
+        self._no_sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), carry[1])
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """What the programs compute for one run: initialization, some steps, evaluation."""
+        return self._initialize, self._advance, self._evaluate
+
+    def compile(self) -> tuple[Any, Any, Any]:
+        """Compiles the programs for initialization, steps and evaluation, once."""
+        with self._compiling:
+            if self._compiled is None:
+                initialize, advance, evaluate = self._lowered
+                # Initialization runs once a run, for milliseconds. Optimized, it would take longer
+                # to compile than the steps.
+                quick: Any = {"xla_backend_optimization_level": 0}
+                programs = initialize.compile(compiler_options=quick), advance.compile()
+                self._compiled = *programs, evaluate.compile()
+            return self._compiled
+
+    def inputs(
+        self, seeds: Sequence[int], values: Sequence[Mapping[str, float]]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns what the programs are told of some runs, on the device.
+
+        Args:
+            seeds: Of each run.
+            values: Numbers of the optimizer that differ from those it was built with.
+        """
+        numbers = self.steps.optimizer_spec.traced()
+        told = [
+            (np.uint32(seed), {name: np.float32(own.get(name, numbers[name])) for name in numbers})
+            for seed, own in zip(seeds, values, strict=True)
+        ]
+        if self.width == 1:
+            return jax.device_put(told[0])
+        # Where there are fewer runs than places, the last one is trained several times.
+        told += [told[-1]] * (self.width - len(told))
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *told))
+
+    def initialize(self, seed: Array, traced: dict[str, Array]) -> tuple[TrainState, Sums]:
+        """Returns the state that runs start from, and sums over nothing."""
+        initialize, *_ = self.compile()
+        return initialize(seed, traced)
+
+    def advance(
+        self, state: TrainState, sums: Sums, traced: dict[str, Array], steps: int
+    ) -> tuple[TrainState, Sums]:
+        """Takes some steps, which must all be of one epoch; the state given is used up.
+
+        Returns:
+            The state after, and the sums given with those over these steps added.
+        """
+        _, advance, _ = self.compile()
+        return advance((state, sums), traced, self.feed.shared, np.int32(steps))
+
+    def evaluate(self, state: TrainState, split: str) -> Sums:
+        """Returns the sums over "validation" or "test"."""
+        *_, evaluate = self.compile()
+        variables = (state.params, state.batch_stats)
+        return evaluate(*variables, self.feed.shared, self.feed.split(split))
+
+    def no_sums(self) -> Sums:
+        """Returns sums over nothing."""
+        return jax.device_put(self._no_sums)
+
+    def metrics(self, sums: Sums) -> list[dict[str, float]]:
+        """Fetches sums and returns the metrics of each run, those of places left over included."""
+        fetched = jax.device_get(sums)
+        if self.width == 1:
+            return [self.steps.objective.metrics_of(fetched)]
+        return [
+            self.steps.objective.metrics_of(jax.tree.map(lambda leaf, run=run: leaf[run], fetched))
+            for run in range(self.width)
+        ]
+
+    def of_run(self, tree: Any, run: int) -> Any:
+        """Returns one run's part of what the programs gave back for all."""
+        return jax.tree.map(lambda leaf: leaf[run], tree) if self.width > 1 else tree
+
+    def memory_of_a_run(self) -> int:
+        """Returns the bytes that the steps of one run take beside the data set."""
+        _, advance, _ = self.compile()
+        analysis = advance.memory_analysis()
+        shared = sum(array.nbytes for array in jax.tree.leaves(self.feed.shared))
+        # The state is an argument that the result takes the place of.
+        taken = analysis.argument_size_in_bytes - shared + analysis.temp_size_in_bytes
+        return max(1, taken // self.width)
+
+    def initial_weights(self, seed: int) -> dict[str, list[float]]:
+        """Tells the weights that a seed starts from, outside of the norm layers.
+
+        Returns:
+            Path -> root mean square, first value, last value and shape, of each parameter whose
+            values are not all the same.
+        """
+        state, _ = self.initialize(*self.inputs([seed], [{}]))
+        params = self.of_run(state.params, 0)
+        norms = jax.tree.leaves(self.steps.network.roles(params).norms)
+        told = {}
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        for (path, leaf), is_norm in zip(leaves, norms, strict=True):
+            values = np.asarray(leaf)
+            if not is_norm and values.size and (values != values.flat[0]).any():
+                name = "/".join(str(getattr(it, "key", getattr(it, "name", it))) for it in path)
+                size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+                ends = float(values.flat[0]), float(values.flat[-1])
+                told[name] = [size, *ends, *map(float, values.shape)]
+        return told
+
+    def _initialize(self, seed, traced) -> tuple[TrainState, Sums]:
+        return self.steps.initialize(seed, traced, self.feed.example())
+
+    def _advance(self, carry, traced, data, steps) -> tuple[TrainState, Sums]:
+        state, _ = carry
+        order_key, next_key = jax.random.split(state.key)
+        # A third part of the key, the same for all variants: for what is drawn in each step.
+        draws_key = jax.random.fold_in(state.key, 2)
+        batch = self.feed.epoch(data, order_key)
+
+        def one(_, carry):
+            state, sums = carry
+            step_key = jax.random.fold_in(draws_key, state.step)
+            augment_key, dropout_key = jax.random.split(step_key)
+            examples = batch(state.step % self.feed.steps_per_epoch, augment_key)
+            state, measured = self.steps.train(state, traced, examples, dropout_key)
+            return state, add_sums(sums, measured)
+
+        state, sums = lax.fori_loop(0, steps, one, carry)
+        ended = state.step % self.feed.steps_per_epoch == 0
+        return state.replace(key=jnp.where(ended, next_key, state.key)), sums
+
+    def _evaluate(self, params, batch_stats, data, split: Split) -> Sums:
+        def add(index, sums):
+            examples, counted = self.feed.evaluated(data, split, index)
+            measured = self.steps.evaluate(params, batch_stats, examples, counted)
+            return add_sums(sums, measured)
+
+        nothing = self.steps.objective.no_sums(*self.feed.example(), self.feed.outputs)
+        return lax.fori_loop(0, split.filled, add, nothing)
+
+
+def abstract_state(steps: Steps, example: Batch) -> TrainState:
+    """Returns the shapes and dtypes of the state that runs start from.
+
+    Args:
+        steps: What training computes.
+        example: A batch of one.
+    """
+    state, _ = jax.eval_shape(steps.initialize, np.uint32(0), _zeros(steps), example)
+    return state
+
+
+def lower_step(
+    steps: Steps, state: TrainState, batch: Any, whole: Sharding | None = None
+) -> Lowered:
+    """Lowers one step of training, with all parameters on each of its devices.
+
+    Args:
+        steps: What training computes.
+        state: Of `abstract_state`.
+        batch: Shapes, dtypes and shardings of a batch.
+        whole: The sharding of what every device has.
+    """
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    def step(state: TrainState, traced: dict[str, Array], batch: Batch):
+        return steps.train(state, traced, batch, state.key)
+
+    program = jax.jit(step, donate_argnums=0, out_shardings=whole)
+    arguments = jax.tree.map(placed, (state, _zeros(steps)))
+    return program.lower(*arguments, batch)
+
+
+def _zeros(steps: Steps) -> dict[str, np.ndarray]:
+    return dict.fromkeys(steps.optimizer_spec.traced(), np.zeros((), np.float32))
+
+
+def _together(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes of a function of one run one of several, whose first two arguments are stacked.
+
+    An accelerator computes them at once. On a CPU, whose cores and caches one run fills, all at
+    once take longer than one after the other, but for the smallest networks
+    (`experiments/benchmarks/training.py` measures both).
+    """
+
+    def of_several(first: Any, second: Any, *shared: Any) -> Any:
+        if jax.default_backend() == "cpu":
+            return lax.map(lambda of_run: function(*of_run, *shared), (first, second))
+        return jax.vmap(lambda *of_run: function(*of_run, *shared))(first, second)
+
+    return of_several

@@ -1,0 +1,88 @@
+"""How long and how to train: what a configuration may say."""
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import PositiveFloat, model_validator
+
+from ..data.augment import Augmentation
+from ..spec import Count, Spec
+
+EPOCHS = 10
+
+
+class Length(NamedTuple):
+    """How long a run is, in steps of the optimizer.
+
+    Attributes:
+        steps: All of it.
+        record_every: Between two records of the curve; one comes after the last step in any case.
+        evaluate_every: Between two evaluations on the validation split; likewise.
+    """
+
+    steps: int
+    record_every: int
+    evaluate_every: int
+
+
+class TrainSpec(Spec):
+    """How long and how to train.
+
+    A run is so many epochs long, or so many steps: `train: {steps: 50000, evaluate_every: 1000}`.
+
+    Attributes:
+        epochs: Passes over the training examples; 10 where neither these nor steps are given.
+        steps: Steps of the optimizer, instead of epochs.
+        validate_every: Epochs between two evaluations on the validation split; one comes after the
+            last epoch in any case. The times to a target are known no finer.
+        evaluate_every: Steps between two evaluations on the validation split, for a run of so many
+            steps; the curve has as many points. By default there are 20 of them.
+        precision: Dtype of the computation; parameters, statistics and loss are float32.
+        initialization_scale: What the initial weights of dense layers and convolutions are
+            multiplied by.
+        augment: How training images are changed at random: `"none"`; `"flip"` for mirror images of
+            half of them; `"crop_flip"` for a crop of each as well, moved by up to 4 pixels each
+            way, with zeros, in the units of the files, coming in.
+    """
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    validate_every: Count = 1
+    evaluate_every: Count | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    initialization_scale: PositiveFloat = 1.0
+    augment: Augmentation = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_some_length(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("epochs") is given.get("steps") is None:
+            return {**given, "epochs": EPOCHS}
+        return given
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSpec":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"epochs={self.epochs} and steps={self.steps} both say how long a run is; leave "
+                "out one of them"
+            )
+        if self.evaluate_every is not None and self.steps is None:
+            raise ValueError(
+                f"evaluate_every={self.evaluate_every} counts steps, but the run is "
+                f"{self.epochs} epochs long; give steps instead of epochs, or validate_every"
+            )
+        if self.steps is not None and self.validate_every != 1:
+            raise ValueError(
+                f"validate_every={self.validate_every} counts epochs, but the run is "
+                f"{self.steps} steps long; give evaluate_every instead"
+            )
+        return self
+
+    def length(self, steps_per_epoch: int) -> Length:
+        """Returns how long a run is, in steps."""
+        if self.epochs is not None:
+            every = self.validate_every * steps_per_epoch
+            return Length(self.epochs * steps_per_epoch, steps_per_epoch, every)
+        assert self.steps is not None  # or there would be epochs
+        every = min(self.evaluate_every or max(1, self.steps // 20), self.steps)
+        return Length(self.steps, every, every)
