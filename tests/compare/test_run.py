@@ -202,7 +202,7 @@ def test_runs_of_one_arm_share_one_program_and_tuned_sizes_get_their_own():
     bench = Workbench(environment("test"))
     made = study(tune={"optimizer.learning_rate": [0.1, 0.2], "train.epochs": [1, 2]})
     runs = tuning_runs(made, arm(made, "none"))
-    assert len({id(bench.trainer(r, 1)) for r in runs}) == 2
+    assert len({id(bench.programs(r, 1)) for r in runs}) == 2
 
 
 FREE = {
