@@ -99,8 +99,12 @@ class ConditionalNorm(CheckedModule):
                 f"shape {x.shape}. All of its axes but the last must be the first ones of the "
                 "input, for example (batch, d)."
             )
-        layer: Any = None if isinstance(self.norm, nn.Module) else self.norm(name="norm")
-        if "scale" not in inspect.signature(type(layer).__call__).parameters:
+        layer: Any = None
+        # A class that is no norm would miss arguments of its own.
+        made = getattr(self.norm, "func", self.norm)
+        if not isinstance(made, type) or _takes_scale(made):
+            layer = self.norm(name="norm")
+        if not _takes_scale(type(layer)):
             raise ValueError(
                 f"ConditionalNorm: norm={self.norm} was given; expected a layer of normlab, which "
                 "takes scale= and bias= at the call, as a class or a partial one, for example "
@@ -130,3 +134,7 @@ class ConditionalNorm(CheckedModule):
         parts = jnp.split(predicted.reshape(*leading, *between, -1), count, axis=-1)
         y = layer(x, use_running_average, mask=mask, scale=1 + parts[0], bias=parts[1])
         return (y, parts[2]) if self.gate else y
+
+
+def _takes_scale(layer: type[Any]) -> bool:
+    return "scale" in inspect.signature(layer.__call__).parameters

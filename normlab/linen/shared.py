@@ -148,7 +148,7 @@ def checked(
         ValueError: If one of them is none, the mask is not boolean or does not broadcast to the
             input, or `use_running_average` is neither true nor false.
     """
-    check_use_running_average(layer, use_running_average)
+    check_flag(layer, "use_running_average", use_running_average)
     x = as_array(layer, "x", x)
     if mask is None:
         return x, None
@@ -174,24 +174,23 @@ def checked(
     return x, jnp.broadcast_to(mask, x.shape)
 
 
-def check_use_running_average(layer: Any, use_running_average: Any) -> None:
-    """Refuses what is neither true nor false nor None.
+def check_flag(layer: Any, name: str, value: Any) -> None:
+    """Refuses an argument of a call that is neither true nor false nor None.
 
     Raises:
         ValueError: That says what was given.
     """
-    if getattr(use_running_average, "ndim", 0):
+    if getattr(value, "ndim", 0):
         raise ValueError(
-            f"{type(layer).__name__}: use_running_average, the second argument, was given an "
-            f"array of shape {use_running_average.shape}. A mask is given as mask=..."
+            f"{type(layer).__name__}: {name} was given an array of shape {value.shape}; expected "
+            "True, False or None. A mask is given as mask=..., since the second argument is "
+            "use_running_average."
         )
-    if not (use_running_average is None or is_flag(use_running_average)):
-        given = repr(use_running_average)
-        if isinstance(use_running_average, Tracer):
-            given = "a traced value"
+    if not (value is None or is_flag(value)):
+        given = "a traced value" if isinstance(value, Tracer) else repr(value)
         raise ValueError(
-            f"{type(layer).__name__}: use_running_average={given} was given; expected True, False "
-            "or None. It decides what is compiled, so under jit it must be static, for example by "
+            f"{type(layer).__name__}: {name}={given} was given; expected True, False or None. It "
+            "decides what is compiled, so under jit it must be static, for example by "
             "static_argnames."
         )
 
@@ -236,7 +235,7 @@ def check_statistics(
     told = f"{type(layer).__name__}: the running statistic {name}"
     if jnp.shape(value) != shape:
         raise ValueError(
-            f"{told} has the shape {jnp.shape(value)}, but the input asks for {shape}. Take the "
+            f"{told} has the shape {jnp.shape(value)}, but the input asks for {shape}. Give the "
             "variables of this layer, and an input with the features that they are made for."
         )
     dtype = jnp.result_type(value)

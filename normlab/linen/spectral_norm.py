@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ..functional import converged_direction, spec_of, spectral_normalize, spread_as
 from .fields import CheckedModule
-from .shared import Axes, check_statistics, in_statistics_dtype
+from .shared import Axes, check_flag, check_statistics, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
 
@@ -92,7 +92,8 @@ class SpectralNorm(CheckedModule):
             ValueError: If a weight is no matrix and `error_on_non_matrix` is set, or the filter
                 matches no parameter of the layer.
         """
-        update = (
+        check_flag(self, "update_stats", update_stats)
+        update = bool(
             update_stats
             and self.is_mutable_collection(self.collection_name)
             and not self.is_initializing()

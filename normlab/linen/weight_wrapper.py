@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 from jaxtyping import Array
 
-from .shared import other_axes, resolve_axes
+from .shared import as_array, other_axes, resolve_axes
 
 
 def call_with_weights(
@@ -71,7 +70,10 @@ def call_with_weights(
         def seen(path, value):
             if path not in matched:
                 return value
-            return jax.tree.map(lambda weight: normalize(matched[path], jnp.asarray(weight)), value)
+            name = matched[path]
+            return jax.tree.map(
+                lambda weight: normalize(name, as_array(wrapper, name, weight)), value
+            )
 
         return jax.tree_util.tree_map_with_path(seen, variables, is_leaf=is_box)
 

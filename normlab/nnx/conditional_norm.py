@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from .. import linen
 from ..functional.arguments import shown, whole_number
+from ..linen.shared import as_array
+from .from_linen import variables_explained
 from .layer import Layer
 from .layers import LayerNorm
 
@@ -129,8 +131,16 @@ class ConditionalNorm(nnx.Module):
             param_dtype=self.param_dtype,
             parent=None,
         )
+        x, condition = as_array(self, "x", x), as_array(self, "condition", condition)
+        features = self.modulation.in_features
+        if condition.shape[-1:] != (features,):
+            raise ValueError(
+                f"ConditionalNorm: condition of shape {condition.shape} was given; expected "
+                f"condition_features={features} on its last axis, for which the layer was made."
+            )
         modulation = {
             name: getattr(self.modulation, name).get_value() for name in ("kernel", "bias")
         }
         variables = {"params": {"modulation": modulation}}
-        return layer.apply(variables, x, condition, use_running_average, mask=mask)
+        with variables_explained(self):
+            return layer.apply(variables, x, condition, use_running_average, mask=mask)

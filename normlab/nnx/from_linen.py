@@ -1,12 +1,13 @@
 """What the classes for Flax NNX have in common: each is made from a Linen module."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flax import errors, nnx
 from flax import linen as nn
-from flax import nnx
 
 from ..functional.arguments import are_words, shown
 
@@ -118,10 +119,34 @@ def _check(name: str, argument: str, value: Any) -> None:
     elif argument == "promote_dtype":
         expected = "a function such as flax.nnx.nn.dtypes.promote_dtype, or None"
         right = value is None or (callable(value) and not isinstance(value, type | nn.Module))
+    elif argument == "rngs":
+        expected = "an nnx.Rngs, such as rngs=nnx.Rngs(0)"
+        right = value is None or isinstance(value, nnx.Rngs | nnx.RngStream)
     else:
         return
     if not right:
         raise ValueError(f"{name}: {argument}={shown(value)} was given; expected {expected}.")
+
+
+@contextmanager
+def variables_explained(module: nnx.Module) -> Iterator[None]:
+    """Says whose variables are not what they were, and how to set them, where Flax refuses them."""
+    try:
+        yield
+    except _NOT_ITS_VARIABLES as error:
+        raise ValueError(
+            f"{type(module).__name__}: its variables are not as it was made with them: {error} "
+            "Expected are its nnx.Param and nnx.BatchStat, in their shapes. Give them other values "
+            "by layer.scale.set_value(...), and put nothing else in their places."
+        ) from error
+
+
+_NOT_ITS_VARIABLES = (
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+    errors.ScopeVariableNotFoundError,
+    errors.ScopeCollectionNotFound,
+)
 
 
 def settings(module: type[nn.Module]) -> list[Field[Any]]:

@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..functional.arguments import shown, whole_number
-from ..linen.shared import as_array, check_use_running_average, resolve_axes
-from .from_linen import FromLinen, is_initializer, settings
+from ..linen.shared import as_array, check_flag, resolve_axes
+from .from_linen import FromLinen, is_initializer, settings, variables_explained
 
 
 class Layer(FromLinen):
@@ -80,7 +80,7 @@ Args:
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
-        check_use_running_average(self, use_running_average)
+        check_flag(self, "use_running_average", use_running_average)
         x = as_array(self, "x", x)
         self._check(x.shape)
         variables: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
@@ -95,13 +95,14 @@ Args:
         # Statistics that stay are not written, so that a layer in evaluation can be used within
         # transformations that know nothing of it.
         mutable = ["batch_stats"] * (not use_running_average) + ["intermediates"] * captured
-        y, updated = self._linen(use_running_average=None).apply(
-            variables,
-            x,
-            use_running_average,
-            **{name: value for name, value in given.items() if value is not None},
-            mutable=mutable,
-        )
+        with variables_explained(self):
+            y, updated = self._linen(use_running_average=None).apply(
+                variables,
+                x,
+                use_running_average,
+                **{name: value for name, value in given.items() if value is not None},
+                mutable=mutable,
+            )
         for name, value in updated.get("batch_stats", {}).items():
             # As in Flax, what is kept of a batch is a constant to differentiation.
             value = jax.lax.stop_gradient(value)
@@ -169,11 +170,7 @@ Args:
                 f"{type(self).__name__}: num_features={shown(num_features)} was given; expected a "
                 "positive whole number below 2^31, or several of them for several feature axes."
             )
-        if rngs is not None and not isinstance(rngs, nnx.Rngs | nnx.RngStream):
-            raise TypeError(
-                f"{type(self).__name__}: rngs is {type(rngs).__name__}, but an nnx.Rngs was "
-                "expected; pass for example rngs=nnx.Rngs(0)."
-            )
+        check_flag(self, "use_running_average", use_running_average)
         several = isinstance(num_features, Sequence)
         self.num_features = tuple(num_features) if several else num_features
         self.use_running_average = use_running_average

@@ -13,6 +13,7 @@ from flax.nnx.filterlib import Filter, to_predicate
 
 from .. import linen
 from ..functional.arguments import shown
+from ..linen.shared import check_flag
 from .from_linen import FromLinen, is_initializer, settings
 
 _Path = tuple[Any, ...]
@@ -205,7 +206,9 @@ class SpectralNorm(WeightWrapper, of=linen.SpectralNorm):
         Returns:
             What the layer returns.
         """
+        check_flag(self, "update_stats", update_stats)
         if update_stats is None:
+            check_flag(self, "use_running_average", self.use_running_average)
             update_stats = not self.use_running_average
         return self._call((x,), kwargs | {"update_stats": update_stats}, update=update_stats)
 
@@ -228,6 +231,7 @@ class SpectralNorm(WeightWrapper, of=linen.SpectralNorm):
         rngs: nnx.Rngs | None = None,
         **given: Any,
     ) -> None:
+        check_flag(self, "update_stats", update_stats)
         self.use_running_average = not update_stats  # set by `train()` and `eval()`
         given |= {"variable_filter": variable_filter, "promote_dtype": promote_dtype, "rngs": rngs}
         super()._create(layer_instance, **given)
