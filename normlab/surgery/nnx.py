@@ -1,7 +1,7 @@
 """The same for models of Flax NNX, which are changed in place.
 
 How a model is called is said as for Linen models, by `call` or `method`; an NNX model draws from
-its own `nnx.Rngs`. There is no `tent`: an NNX model is trained with `nnx.grad`.
+its own `nnx.Rngs`.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .. import linen
 from ..errors import UserError
 from ..functional import Moments
-from .adapt import check_prior_strength
 from .given import check_batch, name_of
 from .layers import How
+from .nnx_adapt import Tented as Tented
+from .nnx_adapt import adapt as adapt
+from .nnx_adapt import tent as tent
 from .nnx_calls import (
     LayerCall,
     Path,
     calling_of,
-    check_model,
     class_of,
     described,
     find_layers,
@@ -38,7 +38,7 @@ from .nnx_calls import (
 from .nnx_replace import convert as convert
 from .nnx_replace import fold as fold
 from .recalibrate import check_repeatable, one_by_one, refuse_without_layers
-from .statistics import as_running, blended, joined, keeps_statistics, of_population, takes_unbiased
+from .statistics import as_running, joined, keeps_statistics, of_population, takes_unbiased
 from .summary import Summary, compared_with, summarize_layer
 
 
@@ -123,43 +123,6 @@ def recalibrate(
             if not one_pass(by_batch=False):
                 break
     for path, layer in layers.items():
-        set_statistics(originals[path], kept(layer))
-
-
-def adapt(
-    model: nnx.Module,
-    x: Any,
-    *,
-    prior_strength: float | ArrayLike,
-    mask: ArrayLike | None = None,
-    **how: Unpack[How],
-) -> None:
-    """Blends the running statistics with those of a batch of test data.
-
-    As `normlab.surgery.adapt`, which says what the arguments are. It may be called within
-    `nnx.jit`. To start from the trained statistics with each batch, adapt an `nnx.clone`.
-    """
-    check_prior_strength(prior_strength)
-    check_batch(x)
-    call = calling_of(how)
-
-    def adapted(given: LayerCall) -> Array:
-        form = described(given.layer)
-        if not keeps_statistics(form):
-            return given.proceed()
-        number = given.x.shape[0] if mask is None else jnp.sum(jnp.asarray(mask, bool))
-        moments = given.moments(mask)
-        new = blended(form, kept(given.layer), moments, number, prior_strength)
-        set_statistics(given.layer, new)
-        return given.evaluate({})
-
-    check_model(model)
-    copy = nnx.clone(model)
-    copy.eval()
-    with intercepted(copy, adapted):
-        call(copy, x)
-    originals = with_statistics(model)
-    for path, layer in with_statistics(copy).items():
         set_statistics(originals[path], kept(layer))
 
 

@@ -100,7 +100,8 @@ def fold(
     """
     check_model(model)
     check_batch(x)
-    _check_optimizer(optimizer, "fold")
+    if optimizer is not None:
+        check_optimizer(optimizer, "fold")
     flat = _variables(model)
     folds = folds_of(_calls(model, x, calling_of(how)), strict=strict)
     origins = fold_into(flat, folds)
@@ -139,8 +140,13 @@ def _put(
     model.eval()
 
 
-def _check_optimizer(optimizer: Any, function: str) -> None:
-    if optimizer is not None and not isinstance(optimizer, nnx.Optimizer):
+def check_optimizer(optimizer: Any, function: str) -> None:
+    """Refuses what is no optimizer of Flax NNX.
+
+    Raises:
+        ValueError: That says what was expected.
+    """
+    if not isinstance(optimizer, nnx.Optimizer):
         raise UserError(
             f"{function}: optimizer is {type(optimizer).__name__}, but for a model of Flax NNX an "
             "nnx.Optimizer was expected, which holds its state, as in "
@@ -266,7 +272,8 @@ def convert(
         The target's variables by collection and path, and what became of each. If an optimizer was
         given, its `optimizer_state` is one of the target, which goes on from the state of that.
     """
-    _check_optimizer(optimizer, "convert")
+    if optimizer is not None:
+        check_optimizer(optimizer, "convert")
     before, after = (_found(model, x, how) for model in (source, target))
     old, new = _variables(source), _variables(target)
     changes, origins = carry_over(old, new, before, after)

@@ -100,14 +100,7 @@ def tent(
     def entropy_of(affine: Any) -> tuple[Array, Any]:
         tried = with_affine(given, affine)
         logits, measured = forward(model, tried, x, prior_strength, mask, Calling.of(how))
-        if not hasattr(logits, "ndim") or logits.ndim < 2:
-            shapes = jax.tree.map(jnp.shape, logits)
-            raise UserError(
-                "tent: the model must return logits, classes on the last axis, but it returned "
-                f"{shapes}. Let call return them, as in "
-                'call=lambda model, x: model(x, train=False)["logits"].'
-            )
-        return mean_entropy(logits, mask), (logits, measured)
+        return entropy_of_output(logits, mask), (logits, measured)
 
     (entropy, (logits, measured)), gradients = jax.value_and_grad(entropy_of, has_aux=True)(affine)
     if optimizer_state is None:
@@ -115,6 +108,22 @@ def tent(
     updates, optimizer_state = optimizer.update(gradients, optimizer_state, affine)
     adapted = with_affine(measured, optax.apply_updates(affine, updates))
     return Tented(as_given(variables, adapted), optimizer_state, logits, entropy)
+
+
+def entropy_of_output(logits: Any, mask: ArrayLike | None) -> Array:
+    """The mean entropy of what a model returned.
+
+    Raises:
+        ValueError: If these are no logits.
+    """
+    if not hasattr(logits, "ndim") or logits.ndim < 2:
+        shapes = jax.tree.map(jnp.shape, logits)
+        raise UserError(
+            "tent: the model must return logits, classes on the last axis, but it returned "
+            f"{shapes}. Let call return them, as in "
+            'call=lambda model, x: model(x, train=False)["logits"].'
+        )
+    return mean_entropy(logits, mask)
 
 
 def mean_entropy(logits: Float[Array, "n ... classes"], mask: ArrayLike | None = None) -> Array:
