@@ -75,14 +75,14 @@ def _names(signature: inspect.Signature) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message has it."""
+    """A value as a message has it, in one line."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python writes none of 4,301 digits.
+        return f"a whole number of {value.bit_length()} bits"
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     if isinstance(value, np.ndarray | jax.Array):
         traced = "traced " if isinstance(value, Tracer) else ""
         whole = not traced and value.ndim == 0
-        if whole:
-            return repr(value)
-        return f"{traced}{value.dtype}[{','.join(map(str, value.shape))}]"
-    text = repr(value)
+        return text if whole else f"{traced}{value.dtype}[{','.join(map(str, value.shape))}]"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -117,7 +117,7 @@ def test_the_wrong_kind_of_thing_is_refused():
         *["a Linen model was expected"] * 3,
         *["a model of Flax NNX was expected"] * 3,
         *["expected a positive whole number"] * 3,
-        "pass for example rngs=nnx.Rngs(0)",
+        "rngs=Array((), dtype=key<fry>) overlaying: [0 0] was given; expected an nnx.Rngs",
         "a layer of Flax NNX was expected",
         *["expected a class of normlab.nnx"] * 2,
     )
