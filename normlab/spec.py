@@ -103,3 +103,15 @@ def invisible(text: str) -> str:
     found = dict.fromkeys(sign for sign in text if unicodedata.category(sign) in _UNSEEN)
     told = [f"{_UNSEEN[unicodedata.category(sign)]} (U+{ord(sign):04X})" for sign in found]
     return ", ".join(told[:3])
+
+
+def displayed(text: str) -> str:
+    """A text as charts and pages can have it: what nobody sees is escaped.
+
+    SVG has no control characters, and Vega keeps what is on an axis as keys of an object.
+    """
+    if text == "__proto__":
+        return f'"{text}"'
+    unseen = [unicodedata.category(sign) in _UNSEEN for sign in text]
+    signs = zip(text, unseen, strict=True)
+    return "".join(it.encode("unicode_escape").decode() if out else it for it, out in signs)

@@ -4,8 +4,10 @@ import itertools
 import json
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from ..spec import displayed
 
 Factors = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
 
@@ -28,6 +30,14 @@ class Arm:
     task: str
     name: str
     place: str = ""
+
+    @property
+    def displayed(self) -> "Arm":
+        """The same arm with names that charts and pages can have, as not all of former studies."""
+        name, place = displayed(self.name), displayed(self.place)
+        return replace(
+            self, variant=displayed(self.variant), task=displayed(self.task), name=name, place=place
+        )
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -179,4 +189,4 @@ def in_words(value: Any) -> str:
     """A level as a configuration writes it: 16, 0.1, relu, null, [8, 8]."""
     if value is None or isinstance(value, bool | list | tuple | dict):
         return json.dumps(value)
-    return str(value)
+    return displayed(str(value))

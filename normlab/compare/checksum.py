@@ -24,6 +24,11 @@ def sealed(record: Mapping[str, Any], indent: int | None = None) -> str:
     return _compact(checked).decode() if indent is None else json.dumps(checked, indent=indent)
 
 
+def checksum(record: Mapping[str, Any]) -> str:
+    """Returns the checksum of a record that has its own place for it."""
+    return _checksum(_compact(record))
+
+
 def unsealed(content: bytes) -> tuple[bytes, bool]:
     """Returns the JSON of a record without its checksum, and whether there was one.
 

@@ -27,8 +27,12 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
 _MARKDOWN = {"&": "&amp;", "<": "&lt;", **{sign: f"\\{sign}" for sign in "\\`*_|~$"}}
-# A cell that begins so is a formula to a spreadsheet, which computes it.
-_FORMULA = r"^([=+\-@\t\r\n])"
+# A cell that begins so is a formula to a spreadsheet, which computes it; in full width, too.
+_WIDE = (
+    "\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
+    "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+_FORMULA = rf"^([=+\-@\t\r\n{_WIDE}])"
 
 
 Tell = Callable[[str], object]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import time
 import uuid
@@ -29,9 +30,9 @@ from pydantic import (
 from yaml import YAMLError
 
 from ..errors import UserError, refused
-from .checksum import sealed, unsealed
+from .checksum import checksum, sealed, unsealed
 from .search import Range
-from .yaml_text import from_yaml, to_yaml
+from .yaml_text import escaped, from_yaml, to_yaml, unescaped
 
 
 class StoreError(UserError):
@@ -77,6 +78,7 @@ _ELSEWHERE = (
 _READABLE = "give another folder"
 MOST_TOLD = 5  # files that are left aside
 _TEMPORARY = re.compile(r"\.(.+\.)?[0-9a-f]{32}\.tmp")
+_CHECKSUM = "# checksum: "  # begins a configuration
 _SURELY_DEAD = 24 * 3600.0  # seconds since a temporary file was written, where there are no locks
 _REPAIR = "Run the study again with the same folder: finished runs are kept."
 
@@ -480,20 +482,26 @@ class Store:
                     os.close(opened)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes the resolved configuration of the study to `config.yaml`."""
-        write_whole(self.folder / "config.yaml", to_yaml(config))
+        """Writes the resolved configuration of the study to `config.yaml`.
+
+        Its first line is a comment with the checksum of what the others say.
+        """
+        text = to_yaml(escaped(config))
+        sealed_by = f"{_CHECKSUM}{checksum(from_yaml(text))}\n"
+        write_whole(self.folder / "config.yaml", sealed_by + text)
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration of the study.
 
         Raises:
             NoStudyError: The folder holds no study.
-            StoreError: The file is damaged.
+            StoreError: The file is damaged, or was changed since it was written.
         """
         path = self._existing("config.yaml")
-        content = _content(path)
         try:
-            config = from_yaml(content.decode())
+            text = _content(path).decode()
+            written = from_yaml(text)
+            config = unescaped(written)
         except (YAMLError, ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
         try:
@@ -501,6 +509,15 @@ class Store:
         except ValidationError as error:
             what = _first_of(error)
             raise StoreError(f"{path} does not describe a study ({what}). {_REPAIR}") from error
+        first = text.partition("\n")[0]
+        # Those that were written before there were checksums have none.
+        if first.startswith(_CHECKSUM) and first.strip() != _CHECKSUM + checksum(written):
+            again = shlex.join(["normlab", "compare", str(path), "--out", str(self.folder)])
+            raise StoreError(
+                f"{path} was changed since it was written, since its checksum is another. Put it "
+                f"back as it was, or have the study as it is written now by\n  {again}\nwhich "
+                "keeps finished runs."
+            )
         return dict(config)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:

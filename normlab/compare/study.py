@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -104,10 +104,21 @@ def _task_paths(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return given
 
 
+def _all_visible(value: Any) -> Any:
+    """Refuses values that a reader of a table could not see, as `_can_be_shown` does names."""
+    if isinstance(value, str) and (found := invisible(value)):
+        raise ValueError(f"the text {value!r} has {found}; leave them out")
+    inside = value.values() if isinstance(value, Mapping) else value
+    if isinstance(inside, Iterable) and not isinstance(inside, str):
+        for inner in inside:
+            _all_visible(inner)
+    return value
+
+
 def _one_number_or_word(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise ValueError(f"expected a number, a word or true or false, but {value!r} was given")
-    return value
+    return _all_visible(value)
 
 
 def _without_repetition(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -125,10 +136,16 @@ Searched = Annotated[
     Discriminator(lambda given: "range" if isinstance(given, Mapping | Range) else "values"),
 ]
 # What a factor may be set to: whatever a configuration can say of a field.
-Levels = Annotated[tuple[JsonValue, ...], SomeValues, AfterValidator(_without_equal_levels)]
+Levels = Annotated[
+    tuple[JsonValue, ...],
+    SomeValues,
+    AfterValidator(_all_visible),
+    AfterValidator(_without_equal_levels),
+]
 Combinations = Annotated[
     tuple[dict[str, JsonValue], ...],
     Field(max_length=MOST_VALUES),
+    AfterValidator(_all_visible),
     AfterValidator(_without_equal_levels),
 ]
 Crossed = Annotated[
@@ -139,7 +156,7 @@ Crossed = Annotated[
 
 MOST_SIGNS = 100
 
-# What every object of JavaScript has, so that the charts of a page do not compile with these.
+# What every object of JavaScript has, which programs that charts pass through take for it.
 _OF_EVERY_OBJECT = frozenset(
     (
         *("constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "__proto__"),

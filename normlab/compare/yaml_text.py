@@ -1,7 +1,7 @@
 """YAML of plain records, as the folder of a study has its configuration."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -33,6 +33,30 @@ for _reads in (_Loader, _Dumper):
         re.compile(r"[-+]?(\d[\d_]*\.?|\d*\.\d+)[eE][-+]?\d+$"),
         list("-+.0123456789"),
     )
+
+
+# What a configuration reads as a reference, with the backslashes before it.
+_REFERENCE = re.compile(r"(\\*)\$\{")
+
+
+def escaped(value: Any) -> Any:
+    """Returns values whose texts a configuration takes as they are: ${x} refers to a key there."""
+    return _in_texts(value, lambda found: 2 * found[1] + "\\${")
+
+
+def unescaped(value: Any) -> Any:
+    """Returns what `escaped` was given; references without a backslash stay as they are."""
+    return _in_texts(value, lambda found: found[1][: len(found[1]) // 2] + "${")
+
+
+def _in_texts(value: Any, change: Callable[[re.Match[str]], str]) -> Any:
+    if isinstance(value, str):
+        return _REFERENCE.sub(change, value)
+    if isinstance(value, Mapping):  # Its keys are names, in which nothing is a reference.
+        return {key: _in_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_texts(inner, change) for inner in value]
+    return value
 
 
 def to_yaml(record: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from ..compare.study import (
     study_type,
     with_changes,
 )
+from ..compare.yaml_text import escaped
 from ..errors import nearest
 from ..modules import import_modules as imported
 from ..user_code import explained
@@ -80,7 +81,7 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
         folder, source = path.parent, str(path)
         raw = _read(path, told, source)
     else:
-        raw = _plain(given.model_dump() if isinstance(given, Study) else given, told)
+        raw = _plain(escaped(given.model_dump()) if isinstance(given, Study) else given, told)
     raw = _dotted(raw)
     for key, value in _dotted(_plain(changes, told)).items():
         raw = _changed(raw, key, value)
@@ -239,7 +240,8 @@ def _resolved(raw: Mapping[str, Any], source: str) -> Any:
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         what = str(error).splitlines()[0]
-        raise ConfigError(source, [f"a reference ${{...}} cannot be followed: {what}"]) from error
+        told = f"a reference ${{...}} cannot be followed: {what}; write \\${{...}} for plain text"
+        raise ConfigError(source, [told]) from error
 
 
 def _dotted(raw: Mapping[str, Any]) -> dict[str, Any]:

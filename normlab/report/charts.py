@@ -1,5 +1,6 @@
 """The charts of a view, and one picture of a study."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import altair as alt
 from altair.utils.schemapi import debug_mode
 
 from . import curves, final, tuning
-from .figure import Figure
+from .figure import Figure, apart
 from .study import Study
 from .style import style
 from .view import View, views
@@ -22,7 +23,10 @@ def figures(view: View) -> list[Figure]:
     """
     # Altair would check each channel by a schema, for most of the time that a page takes.
     with debug_mode(False):
-        return [figure for figure in _figures(view) if figure]
+        made = [figure for figure in _figures(view) if figure]
+    # Paths of `a|b` and `a&b` have the same letters.
+    names = apart(it.name for it in made)
+    return [dataclasses.replace(it, name=name) for it, name in zip(made, names, strict=True)]
 
 
 def _figures(view: View) -> list[Figure | None]:

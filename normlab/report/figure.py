@@ -1,7 +1,7 @@
 """What all charts of a page are made of: arms in their looks, which buttons hide."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,6 +202,18 @@ def number_scale(values: Sequence[float | int]) -> alt.Scale:
 def are_numbers(values: Sequence[Any]) -> bool:
     """Whether all values are numbers; true and false are none."""
     return all(isinstance(it, int | float) and not isinstance(it, bool) for it in values)
+
+
+def apart(names: Iterable[str]) -> list[str]:
+    """Makes names of files differ from each other, also where letters large and small are one."""
+    made: list[str] = []
+    for plain in names:
+        name, number = plain, 1
+        while name.casefold() in map(str.casefold, made):
+            number += 1
+            name = f"{plain}-{number}"
+        made.append(name)
+    return made
 
 
 def rounded(value: float) -> float:

@@ -145,19 +145,19 @@ def _by_row_data(
     if prefix == "difference":
         lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
     ranked = _by_levels(view, estimates)
+    place = {name: {"arm": name, "rank": number} for number, name in enumerate(ranked)}
     too_many = sum(len(samples[name]) for name in estimates) > MOST_DOTS
     return {
         f"{prefix}-spread": [
-            {"arm": name} | _quantiles([100 * it for it in samples[name].values()])
+            place[name] | _quantiles([100 * it for it in samples[name].values()])
             for name in estimates
             if too_many and samples[name]
         ],
         f"{prefix}-runs": []
         if too_many
         else [
-            {
-                "arm": name,
-                "rank": ranked.index(name),
+            place[name]
+            | {
                 "levels": str(view.summary[name].levels),
                 "seed": seed,
                 "value": rounded(100 * value),
@@ -167,8 +167,8 @@ def _by_row_data(
             for seed, value in samples[name].items()
         ],
         f"{prefix}-means": [
-            {
-                "arm": name,
+            place[name]
+            | {
                 "value": 100 * it.value,
                 "low": 100 * min(it.interval or (it.value,)),
                 "high": 100 * max(it.interval or (it.value,)),
@@ -179,7 +179,7 @@ def _by_row_data(
             if not lost[name]
         ],
         f"{prefix}-notes": [
-            {"arm": name, "words": _diverged(view, name, prefix)}
+            place[name] | {"words": _diverged(view, name, prefix)}
             for name in estimates
             if lost[name]
         ],
@@ -222,7 +222,9 @@ def _by_row(
 ) -> Layers:
     """One row an arm, best on top: its samples, joined by seed, their mean and interval."""
     ranked = _by_levels(view, estimates)
-    row = alt.Y("arm:N", sort=ranked, title=None, axis=alt.Axis(labelLimit=LABELS))
+    # By a field of the rows: of a list Vega-Lite makes keys, which not every name can be.
+    by_rank = alt.EncodingSortField("rank", op="min")
+    row = alt.Y("arm:N", sort=by_rank, title=None, axis=alt.Axis(labelLimit=LABELS))
     axis = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=12))
     words = alt.Tooltip("words:N", title=title)
     runs, means, spread = f"{prefix}-runs", f"{prefix}-means", f"{prefix}-spread"
@@ -344,6 +346,7 @@ def by_level(view: View, path: str) -> Figure | None:
                     "line": line,
                     "color": view.looks[arm.name].color,
                     "level": arm.levels[path] if numeric else in_words(arm.levels[path]),
+                    "order": levels.index(arm.levels[path]),
                     "value": rounded(100 * mean.value),
                     "low": rounded(100 * min(mean.interval or (mean.value,))),
                     "high": rounded(100 * max(mean.interval or (mean.value,))),
@@ -356,8 +359,8 @@ def by_level(view: View, path: str) -> Figure | None:
     if numeric:
         kind, axis = "Q", alt.Axis(values=sorted(levels), format="~g", grid=False)
         scale = number_scale(levels)
-    order = None if numeric else [in_words(it) for it in levels]
-    x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=order)
+    by_order = None if numeric else alt.EncodingSortField("order", op="min")
+    x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=by_order)
     y = alt.Y("value:Q", title="test accuracy, %", scale=ACCURACY)
     every = [row[end] for row in rows for end in ("low", "high")]
     ends: list[Mapping[str, Any]] = []

@@ -15,13 +15,13 @@ from ..compare.arm import in_words, short_names
 from ..compare.export import results_table, to_csv
 from ..compare.store import write_whole
 from ..compare.summary import ArmSummary
-from ..compare.yaml_text import to_yaml
+from ..compare.yaml_text import escaped, to_yaml
 from ..errors import UserError
 from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
 from .charts import figures, overview
-from .figure import MOST_BANDS, Figure
+from .figure import MOST_BANDS, Figure, apart
 from .numbers import numbers
 from .study import Study, read_study
 from .style import style
@@ -124,7 +124,8 @@ def _pictures(
 ) -> dict[Path, dict[str, Any]]:
     """Where each chart goes as a file of its own -> the chart, as Vega-Lite has it."""
     pictures = {}
-    folders = _file_names(view.title for view in shown)
+    # Beside these folders lies the overview.
+    _, *folders = apart(["overview.svg", *(_file_name(view.title) for view in shown)])
     for drawn, name in zip(made, folders, strict=True):
         folder = charts / name if len(shown) > 1 else charts
         for figure in drawn:
@@ -190,7 +191,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             overridden=_overridden(studies),
             space_in_words=_space_in_words,
             points_in_words=_points_in_words,
-            to_yaml=to_yaml,
+            to_yaml=lambda config: to_yaml(escaped(config)),
             in_words=in_words,
             words=words,
             data=_data(parts, factors),
@@ -374,19 +375,6 @@ def _overridden(studies: Sequence[Study]) -> str:
 
 def _file_name(title: str) -> str:
     return re.sub(r"[^\w.-]+", "-", title)[:60].strip("-.") or "view"
-
-
-def _file_names(titles: Iterable[str]) -> list[str]:
-    """A name of its own for each title, also where letters large and small are one."""
-    names: list[str] = []
-    for title in titles:
-        plain, number = _file_name(title), 1
-        name = plain
-        while name.lower() in map(str.lower, names):
-            number += 1
-            name = f"{plain}-{number}"
-        names.append(name)
-    return names
 
 
 def _svg(spec: dict[str, Any]) -> str:

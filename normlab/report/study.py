@@ -9,6 +9,7 @@ from ..compare.pairing import unpaired
 from ..compare.search import Range, points
 from ..compare.store import Result, Store, left_aside_in_words, margin_of
 from ..compare.summary import Summary, summarize
+from ..spec import displayed
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Study:
     @property
     def name(self) -> str:
         """The study's name."""
-        return str(self.config["study"])
+        return displayed(str(self.config["study"]))
 
     @property
     def setting(self) -> str:
@@ -72,7 +73,7 @@ class Study:
         }
         counts = {word: count for word, count in counts.items() if count}
         parts += [f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items()]
-        return " \N{MIDDLE DOT} ".join(parts)
+        return displayed(" \N{MIDDLE DOT} ".join(parts))
 
     @property
     def unpaired(self) -> list[str]:
@@ -96,7 +97,7 @@ def read_study(folder: str | Path) -> Study:
     config, environment = store.config(), store.environment()
     stored = [it.without_identity() for it in store.each()]
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
-    names = {arm.name for arm in planned_arms}
+    shown = {(arm.name, arm.task): arm.displayed for arm in planned_arms}
     tune = dict(config.get("tune") or {})
     tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
     extend = tune.pop("extend", 0)
@@ -105,7 +106,9 @@ def read_study(folder: str | Path) -> Study:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
     else:
         of_plan = stored
-    results = tuple(it for it in of_plan if it.arm in names)
+    results = tuple(
+        _displayed(it, shown[it.arm, it.task]) for it in of_plan if (it.arm, it.task) in shown
+    )
     # Of a range, what was drawn from it so far; of a grid that goes on, what was added to it too.
     tuned: dict[str, list[Any]] = {
         path: list(
@@ -135,11 +138,11 @@ def read_study(folder: str | Path) -> Study:
         results=results,
         left_aside=tuple(left_aside_in_words(store.left_aside)),
         left_out=len(stored) - len(results),
-        arms=tuple(planned_arms),
+        arms=tuple(shown.values()),
         summary=summarize(
             results,
-            planned_arms,
-            config["baseline"],
+            list(shown.values()),
+            displayed(config["baseline"]),
             target_accuracy=config.get("target_accuracy"),
             margin=margin_of(config),
             significance=config.get("significance", 0.05),
@@ -154,3 +157,10 @@ def read_study(folder: str | Path) -> Study:
             "final": len(planned_arms) * config["seeds"],
         },
     )
+
+
+def _displayed(result: Result, arm: Arm) -> Result:
+    """A result under the names of its arm that charts and pages can have."""
+    names = {"arm": arm.name, "variant": arm.variant, "task": arm.task}
+    changed = {key: name for key, name in names.items() if getattr(result, key) != name}
+    return result.model_copy(update=changed) if changed else result

@@ -9,6 +9,7 @@ from ..compare.summary import ArmSummary, Contest, Summary
 from ..inference.estimates import Estimate
 from ..inference.power import enough_pairs, too_few
 from ..inference.verdict import Comparison, in_points, margin_in_words
+from ..spec import displayed
 
 EXACT_TEST = "exact sign-flip test of this pair alone (not corrected)"
 WHICH_DECIDES = (
@@ -70,7 +71,7 @@ def beside(comparison: Comparison) -> str:
 
 def tuned_value(value: Any) -> str:
     """A tuned value as a reader would write it: 1e-05, 0.1, cosine."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else displayed(str(value))
 
 
 def confidence(summary: Summary) -> str:

@@ -278,3 +278,46 @@ def test_damage_of_any_file_is_told_or_harmless(folder):
     """Of 584 damaged files 23 ended in a traceback."""
     told = fuzz(folder, range(100))
     assert told.total() > 50, told
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("margin_points: 0.5", "margin_points: 5"),
+        ("seeds: 3", "seeds: 2"),
+        ("significance: 0.05", "significance: 0.5"),
+    ],
+)
+def test_an_edited_configuration_is_named_wherever_it_is_read(folder, before, after):
+    """`config.yaml` had no checksum: another margin or number of seeds was taken as it stood."""
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace(before, after))
+    for read in (read_study, read_status, run_table, curve_table):
+        with pytest.raises(StoreError, match="was changed since it was written") as error:
+            read(folder)
+        assert f"normlab compare {path} --out {folder}" in str(error.value)
+
+
+def test_an_edited_configuration_is_had_by_its_command_or_put_back_by_the_former_one(folder):
+    path = folder / "config.yaml"
+    whole = path.read_text()
+    path.write_text(whole.replace("margin_points: 0.5", "margin_points: 5"))
+    assert "was changed since" in normlab("report", folder, folder=folder, code=2).stderr
+    told = normlab("compare", path, "--out", folder, folder=folder).stdout
+    assert "was changed since it was written" in told
+    assert "is kept in" in told
+    assert Store(folder).config()["margin_points"] == 5
+    assert (folder / "former/1/config.yaml").exists()
+    path.write_text(path.read_text().replace("margin_points: 5", "margin_points: 7"))
+    normlab("compare", path, "margin_points=0.5", "--out", folder, folder=folder)
+    assert path.read_text() == whole
+
+
+def test_a_configuration_without_a_checksum_and_one_in_other_lines_are_read(folder):
+    path, config = folder / "config.yaml", Store(folder).config()
+    first, _, rest = path.read_text().partition("\n")
+    assert first.startswith("# checksum: ")
+    path.write_text(f"{first}\n# a note\n\n{rest}\n")
+    assert Store(folder).config() == config
+    path.write_text(rest.replace("margin_points: 0.5", "margin_points: 5"))  # of former studies
+    assert Store(folder).config() == config | {"margin_points": 5}

@@ -88,7 +88,8 @@ function compareWith(select) {
   const view = select.closest(".view");
   const [name, against] = page.views[view.dataset.view].against[select.value];
   for (const row of all(".results tr[data-arm]", view)) {
-    const found = against[row.dataset.arm];
+    // A name may be that of what every object has.
+    const found = Object.hasOwn(against, row.dataset.arm) ? against[row.dataset.arm] : undefined;
     const fill = (key, value, ...parts) => {
       const cell = row.querySelector(`[data-key="${key}"]`);
       cell.dataset.value = found ? value : "";
