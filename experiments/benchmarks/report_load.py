@@ -198,8 +198,10 @@ def draw(
     }
     if phase == "tune":
         result["test"] = None
+    from normlab.compare.checksum import sealed
+
     # Not by the store, which waits for the disk after each file.
-    (folder / "runs" / f"{name}.json").write_text(json.dumps(result))
+    (folder / "runs" / f"{name}.json").write_text(sealed(result))
     lines = (
         json.dumps(
             {"epoch": epoch + 1, "step": (epoch + 1) * STEPS}
