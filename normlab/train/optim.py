@@ -28,7 +28,7 @@ class _Optimizer(Spec):
         step_factor: For `"step"`: what it is multiplied by.
         weight_decay: Strength of the decay of weights.
         decayed: Which parameters decay: `"weights"` for the weights of dense layers and
-            convolutions, as the model tells them (see `normlab.Roles`), which leaves out biases,
+            convolutions, as the model tells them (`normlab.models.Roles`), which leaves out biases,
             scalars, positions and the parameters of normalizations; `"all"` for these too.
         gradient_clip: Largest norm of the whole gradient; None for no limit.
         adaptive_gradient_clip: Largest norm of a unit's gradient over that of its weights, or over
