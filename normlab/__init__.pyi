@@ -29,6 +29,9 @@ from .linen import SwitchableNorm as SwitchableNorm
 from .linen import WeightNorm as WeightNorm
 from .linen import WeightStandardization as WeightStandardization
 from .models import register_model as register_model
+from .objectives import Metric as Metric
+from .objectives import Objective as Objective
+from .objectives import register_objective as register_objective
 from .results import Results as Results
 from .results import read_results as read_results
 from .variants import register as register

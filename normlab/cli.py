@@ -382,6 +382,7 @@ def list_names(
     from .catalog import WRAPPERS, variables
     from .data import DataSpec
     from .models import MODELS
+    from .objectives import OBJECTIVES
     from .train import OptimizerSpec, TrainSpec
     from .variants import COSTS, VARIANTS
 
@@ -404,6 +405,7 @@ def list_names(
     )
     for title, specs in {
         "model": MODELS.values(),
+        "objective": OBJECTIVES.values(),
         "optimizer": get_args(get_args(OptimizerSpec)[0]),
         "data": (DataSpec,),
         "train": (TrainSpec,),

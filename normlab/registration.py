@@ -122,7 +122,7 @@ def plain_fields(module: type, filled_in: Collection[str]) -> dict[str, Any]:
     return {
         field.name: types[field.name]
         for field in fields(module)
-        if field.name not in filled_in and _is_plain(types[field.name])
+        if field.name not in filled_in and is_plain(types[field.name])
     }
 
 
@@ -149,11 +149,11 @@ def _default(field: Any) -> Any:
     return field.default
 
 
-def _is_plain(annotation: Any) -> bool:
+def is_plain(annotation: Any) -> bool:
     """Whether values of a type can stand in a configuration file."""
     origin = typing.get_origin(annotation)
     if origin is Literal:
         return True
     if origin in (Union, UnionType, tuple, list, Sequence):
-        return all(_is_plain(part) for part in typing.get_args(annotation) if part is not ...)
+        return all(is_plain(part) for part in typing.get_args(annotation) if part is not ...)
     return annotation in (bool, int, float, str, NoneType)

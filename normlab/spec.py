@@ -2,13 +2,16 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 # What float32 and int32 hold with room to compute: beyond, a number would become another one.
 LARGEST, SMALLEST, LARGEST_WHOLE = 1e30, 1e-30, 2**31 - 1
+
+# What the labels of a data set are, as `Objective.targets` says.
+Targets = Literal["classes", "flags", "values", "positions", "none"]
 
 # Widths, epochs and the like. What is larger than this is a slip of the keyboard.
 Count = Annotated[int, Field(gt=0, le=1_000_000)]

@@ -133,8 +133,12 @@ def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> d
     spec = study.variants[arm.variant]
     # What the variant overrides stands in the parts.
     layer = spec.model_dump(mode="json", exclude={*OVERRIDABLE})
-    model = type(study.model)
-    user_code = spec.layer_class, getattr(model, "module", model)
+    model, objective = type(study.model), type(study.objective)
+    user_code = (
+        spec.layer_class,
+        getattr(model, "module", model),
+        getattr(objective, "code", objective),
+    )
     return {
         **parts,
         "variant": {"name": arm.variant, **layer},

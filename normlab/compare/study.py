@@ -24,7 +24,12 @@ from ..data import LOADERS, DataSpec, data_spec_type
 from ..errors import UserError
 from ..inference.power import enough_pairs
 from ..models import MODELS, ModelSpec, RegisteredModelSpec, model_spec_type
-from ..objectives import Classification
+from ..objectives import (
+    OBJECTIVES,
+    Classification,
+    ObjectiveSpec,
+    objective_spec_type,
+)
 from ..spec import Spec, invisible
 from ..train import OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
@@ -39,7 +44,7 @@ PARTS = ("data", "model", "objective", "optimizer", "train")
 
 
 TUNABLE_PATHS = (
-    "model.*, optimizer.*, train.* (but no name), data.batch_size, layer.FIELD and "
+    "model.*, objective.*, optimizer.*, train.* (but no name), data.batch_size, layer.FIELD and "
     "variants.NAME.FIELD"
 )
 
@@ -351,7 +356,7 @@ class Study(Spec):
     modules: tuple[str, ...] = ()
     data: DataSpec = DataSpec()
     model: ModelSpec
-    objective: Classification = Classification()
+    objective: ObjectiveSpec = Classification()
     optimizer: OptimizerSpec = SGDSpec()
     train: TrainSpec = TrainSpec()
     variants: dict[Name, VariantSpec] = Field(min_length=1, max_length=MOST_ARMS)
@@ -383,6 +388,8 @@ class Study(Spec):
             given["seeds"] = _enough_seeds(given)
         if isinstance(optimizer, Mapping):
             given["optimizer"] = {"name": "sgd", **optimizer}
+        if isinstance(objective := given.get("objective"), Mapping):
+            given["objective"] = {"name": "classification", **objective}
         if isinstance(executor, str):
             given["executor"] = {"name": executor}
         elif isinstance(executor, Mapping):
@@ -439,6 +446,15 @@ class Study(Spec):
             raise ValueError(
                 f"{told}, each with {points} points of {seeds} seeds and {self.seeds} final runs, "
                 f"make {runs} runs; expected at most {MOST_RUNS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_move_with_the_images(self) -> "Study":
+        if self.objective.targets == "positions" and self.train.augment != "none":
+            raise ValueError(
+                f"train.augment={self.train.augment} moves images, but not the classes of their "
+                f"positions, which objective.name={self.objective.name} compares with; leave it out"
             )
         return self
 
@@ -541,8 +557,8 @@ def with_changes(
 ) -> dict[str, Any]:
     """Returns a study, as nested records, with changes by dotted path in their places.
 
-    Another name of model or optimizer starts from the defaults of that one, since the fields that
-    were set are those of the former.
+    Another name of model, objective or optimizer starts from the defaults of that one, since the
+    fields that were set are those of the former.
 
     Args:
         study: The study.
@@ -550,7 +566,7 @@ def with_changes(
         variant: The variant whose layer has the fields of layers among them.
     """
     given = dict(study)
-    for part in ("model", "optimizer"):
+    for part in ("model", "objective", "optimizer"):
         there, name = given.get(part), changes.get(f"{part}.name")
         if name is not None and isinstance(there, Mapping) and there.get("name") != name:
             given[part] = {"name": name}
@@ -637,12 +653,20 @@ def study_type() -> type[Study]:
 
     The same one as long as this is the same, so that equal studies are of one type.
     """
-    return _study_type(tuple(VARIANTS.values()), tuple(MODELS.values()), tuple(LOADERS.items()))
+    return _study_type(
+        tuple(VARIANTS.values()),
+        tuple(MODELS.values()),
+        tuple(OBJECTIVES.values()),
+        tuple(LOADERS.items()),
+    )
 
 
 @lru_cache(maxsize=8)
 def _study_type(
-    variants: tuple[Any, ...], models: tuple[Any, ...], loaders: tuple[Any, ...]
+    variants: tuple[Any, ...],
+    models: tuple[Any, ...],
+    objectives: tuple[Any, ...],
+    loaders: tuple[Any, ...],
 ) -> type[Study]:
     data = data_spec_type()
     arms: Any = dict[Name, variant_spec_type()]  # pyright: ignore[reportInvalidTypeForm]
@@ -651,5 +675,6 @@ def _study_type(
         __base__=Study,
         data=(data, data()),
         model=(model_spec_type(), ...),
+        objective=(objective_spec_type(), Classification()),
         variants=(arms, Field(min_length=1, max_length=MOST_ARMS)),
     )

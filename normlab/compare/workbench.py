@@ -11,6 +11,8 @@ import jax
 
 from ..data import Dataset, DataSpec, load
 from ..models import network_of
+from ..objectives import Objective
+from ..spec import Targets
 from ..train import (
     Outcome,
     Placed,
@@ -24,7 +26,7 @@ from ..train import (
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .store import Curve, Evaluation, Failure, Label, Result, Store
-from .study import StudyError
+from .study import Study, StudyError
 
 # The share of an accelerator's memory that runs trained at a time may fill.
 MEMORY_SHARE = 0.8
@@ -59,7 +61,7 @@ class Workbench:
         self.check = check
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
-        self._data: dict[DataSpec, tuple[Placed, Dataset, str]] = {}
+        self._data: dict[tuple[DataSpec, Targets], tuple[Placed, Dataset, str]] = {}
         self._programs: dict[Any, Programs] = {}
         self._names: dict[int, str] = {}
         self._making = threading.RLock()
@@ -80,7 +82,7 @@ class Workbench:
         return self.name(run), self._identity(run)
 
     def _identity(self, run: Run) -> dict[str, Any]:
-        *_, fingerprint = self._dataset(run.study.data)
+        *_, fingerprint = self._dataset(run.study)
         return run.identity({**self._versions, "data_fingerprint": fingerprint})
 
     def groups(self, runs: Sequence[Run], width: int | None) -> list[Group]:
@@ -210,14 +212,19 @@ class Workbench:
         with self._making:  # Tracing holds Python's lock anyway.
             if program not in self._programs:
                 study = run.study
-                placed, dataset, _ = self._dataset(study.data)
+                placed, dataset, _ = self._dataset(study)
                 integers = dataset.images.dtype == "int32"
                 model = study.network(run.arm, dataset.classes, integers=integers)
                 train = study.train
                 try:
                     feed = Resident(placed, study.data.batch_size, train.augment, train.precision)
                     self._programs[program] = Programs(
-                        network_of(model), study.objective, feed, study.optimizer, train, width
+                        network_of(model),
+                        _fitted(study.objective, dataset),
+                        feed,
+                        study.optimizer,
+                        train,
+                        width,
                     )
                 except ValueError as error:  # a layer that does not fit the model or the batch
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
@@ -260,7 +267,7 @@ class Workbench:
         statistics = jax.local_devices()[0].memory_stats()
         if jax.default_backend() == "cpu" or not statistics:
             return 1
-        placed, *_ = self._dataset(runs[0].study.data)
+        placed, *_ = self._dataset(runs[0].study)
         data = sum(array.nbytes for array in jax.tree.leaves(placed.data))
         free = MEMORY_SHARE * statistics["bytes_limit"] - data
         try:
@@ -276,20 +283,28 @@ class Workbench:
         study = run.study
         arm = study.variants[run.arm.variant].model_dump_json(exclude_unset=True)
         optimizer = study.optimizer.untraced()
-        return (study.data, study.model, study.objective, optimizer, study.train, arm)
+        objective = study.objective.model_dump_json()
+        return (study.data, study.model, objective, optimizer, study.train, arm)
 
-    def _dataset(self, spec: DataSpec) -> tuple[Placed, Dataset, str]:
+    def _dataset(self, study: Study) -> tuple[Placed, Dataset, str]:
+        key = spec, targets = study.data, study.objective.targets
         with self._making:
-            if spec not in self._data:
-                dataset = load(spec)
+            if key not in self._data:
+                dataset = load(spec, targets)
                 placed = place(dataset, spec.batch_size)
-                self._data[spec] = placed, dataset, _fingerprint(dataset)
-            return self._data[spec]
+                self._data[key] = placed, dataset, _fingerprint(dataset)
+            return self._data[key]
 
 
 def label(run: Run) -> Label:
     """Where a run stands in its study."""
     return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
+
+
+def _fitted(objective: Objective, dataset: Dataset) -> Objective:
+    """Returns an objective as it is for a data set."""
+    labels = dataset.labels
+    return objective.fitted(None if labels is None else labels[dataset.train])
 
 
 def _by_name(record: Record) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ..compare.arm import Arm
@@ -18,6 +19,7 @@ from ..data import DataSpec, describe, load
 from ..data.formats import CLASSES
 from ..errors import UserError
 from ..models import network_of
+from ..spec import Targets
 from ..train.programs import abstract_state, lower_step
 from ..train.step import Steps
 from .program import ProgramCost, read
@@ -97,21 +99,30 @@ class _Examples:
     classes: int
     count: int
     dtype: str
+    label: np.ndarray | None  # of one
 
 
-def _examples(spec: DataSpec, precision: str) -> _Examples:
+def _examples(spec: DataSpec, targets: Targets, precision: str) -> _Examples:
     """What a program knows of a data set, without its images where that is possible."""
     known = {listing.name: listing for listing in describe()}.get(spec.name)
-    if known is None or known.image_shape is None or known.examples is None:
-        dataset = load(spec)
+    if known is None or not known.image_shape or not known.examples or targets != "classes":
+        dataset = load(spec, targets)
         dtype = "int32" if dataset.images.dtype == "int32" else precision
-        return _Examples(dataset.image_shape, dataset.classes, len(dataset.train), dtype)
-    return _Examples(known.image_shape, CLASSES, known.examples, precision)
+        labels = dataset.labels
+        return _Examples(
+            dataset.image_shape,
+            dataset.classes,
+            len(dataset.train),
+            dtype,
+            labels if labels is None else labels[:1],
+        )
+    label = np.zeros(1, np.int32)
+    return _Examples(known.image_shape, CLASSES, known.examples, precision, label)
 
 
 def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | None) -> StepCost:
     """Compiles the step of one arm, whose overrides are in the study, for one target."""
-    data = _examples(study.data, study.train.precision)
+    data = _examples(study.data, study.objective.targets, study.train.precision)
     integers = data.dtype == "int32"
     chips = len(target.devices)
     count = chips * (examples_per_chip or study.data.batch_size)
@@ -124,11 +135,13 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
         max(1, data.count // count),
     )
     dtype = jnp.int32 if integers else jnp.float32
-    example = jnp.zeros((1, *data.image_shape), dtype), jnp.zeros(1, jnp.int32)
-    batch = tuple(
-        jax.ShapeDtypeStruct(shape, dtype, sharding=target.split)
-        for shape, dtype in (((count, *data.image_shape), data.dtype), ((count,), jnp.int32))
-    )
+    example = jnp.zeros((1, *data.image_shape), dtype), jax.tree.map(jnp.asarray, data.label)
+
+    def placed(of_one: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *of_one.shape[1:]), dtype, sharding=target.split)
+
+    inputs, label = example
+    batch = placed(inputs, data.dtype), jax.tree.map(lambda it: placed(it, it.dtype), label)
     entering: list[int] = []
     layer = study.variants[arm.variant].layer_class
     try:

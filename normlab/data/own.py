@@ -11,20 +11,34 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from .formats import Labels, check_labels
+from ..spec import Targets
 from .reading import DataError, exactly, opened, reason, refuse_more_than_memory, shown
+from .targets import KINDS, check_targets
 
 Images = UInt8[np.ndarray, "_ h w c"] | Float32[np.ndarray, "_ h w c"] | Int32[np.ndarray, "_ ..."]
+
+Labels = Int32[np.ndarray, "_ ..."] | UInt8[np.ndarray, "_ _"] | Float32[np.ndarray, "_ _"]
+Parts = tuple[tuple[Images, Labels | None], tuple[Images, Labels | None]]
 
 NPZ_NAMES = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
 )
-# What a study can say of its own arrays, for messages.
-EXPECTED = (
-    "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), or other integers "
-    "of 2 to 4 dimensions, as (N, tokens); labels whole numbers from 0 of shape (N,)"
-)
+
+
+def expected(targets: Targets = "classes") -> str:
+    """Says what a study can have for its own arrays, for messages."""
+    return (
+        "images uint8 or floating of shape (N, H, W), (N, H, W, C) or (N, features), or other "
+        f"integers of 2 to 4 dimensions, as (N, tokens); labels {KINDS[targets].expected}"
+    )
+
+
+def names_for(targets: Targets) -> tuple[tuple[str, ...], ...]:
+    """Returns what the arrays of a set are called: as normlab has it, and as Keras has it."""
+    return tuple(names[::2] if targets == "none" else names for names in NPZ_NAMES)
+
+
 # By the version of the format: how many bytes say how long a header is, and who reads it.
 _HEADERS = {
     b"\x01\x00": (2, np.lib.format.read_array_header_1_0),
@@ -38,13 +52,17 @@ _MOST_OF_A_HEADER = 10_000
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+def read_npz(path: Path, targets: Targets = "classes") -> Parts:
     """Reads a set of one's own from the arrays of one npz file.
 
     The arrays are called `train_images, train_labels, test_images, test_labels`, or as Keras has
     it `x_train, y_train, x_test, y_test`; see `check_arrays` for what they hold. No array is read
     before the headers of all are, which must agree with the archive and fit into memory; objects
     are never read.
+
+    Args:
+        path: The file.
+        targets: What its labels are. Where the targets are in the inputs, no labels are read.
 
     Returns:
         Images and labels of the training and the test split, as `check_arrays`.
@@ -60,7 +78,7 @@ def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
             if start != b"PK" or not zipfile.is_zipfile(file):
                 raise DataError(f"{path}: not an npz archive, or its beginning or end is missing.")
             with zipfile.ZipFile(file) as archive:
-                names, members = _members(path, archive)
+                names, members = _members(path, archive, targets)
                 headers = [_header(f"{path}, {name}", archive, members[name]) for name in names]
                 size = sum(header.size_in_memory for header in headers)
                 refuse_more_than_memory(f"{path}: the headers of its arrays announce", size)
@@ -72,7 +90,7 @@ def read_npz(path: Path) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
             raise
         except Exception as error:  # zip, zlib and NumPy each have errors of their own
             raise DataError(f"{path}: not a readable npz archive ({reason(error)}).") from error
-    return check_arrays(str(path), names, arrays)
+    return check_arrays(str(path), names, arrays, targets)
 
 
 @dataclass(frozen=True)
@@ -103,15 +121,16 @@ class _Header:
 
 
 def _members(
-    path: Path, archive: zipfile.ZipFile
+    path: Path, archive: zipfile.ZipFile, targets: Targets
 ) -> tuple[Sequence[str], dict[str, zipfile.ZipInfo]]:
-    """Finds the four arrays of a set: their names, and all members by the names of arrays."""
+    """Finds the arrays of a set: their names, and all members by the names of arrays."""
     members = {it.filename.removesuffix(".npy"): it for it in archive.infolist()}
-    names = next((names for names in NPZ_NAMES if set(names) <= set(members)), None)
+    known = names_for(targets)
+    names = next((names for names in known if set(names) <= set(members)), None)
     if names is None:
         raise DataError(
             f"{path}: holds the arrays {shown(', '.join(members)) or '(none)'}; expected "
-            f"{', '.join(NPZ_NAMES[0])} or {', '.join(NPZ_NAMES[1])}."
+            f"{', '.join(known[0])} or {', '.join(known[1])}."
         )
     for name in names:
         found = [
@@ -212,25 +231,33 @@ def _masked(given: object) -> int:
 
 
 def check_arrays(
-    source: str, names: Sequence[str], arrays: Sequence[np.ndarray]
-) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
+    source: str,
+    names: Sequence[str],
+    arrays: Sequence[np.ndarray],
+    targets: Targets = "classes",
+) -> Parts:
     """Brings a set of one's own to the form in which it is trained on.
 
     Images are uint8 or floating, of shape (N, H, W), (N, H, W, C) or (N, features); they become
     (N, H, W, C), uint8 or float32, and features the channels of images of one pixel. Integers of
     other types, as the numbers of tokens, keep their shape of 2 to 4 dimensions and become int32.
-    Labels are whole numbers from 0, of shape (N,) or (N, 1), and become int32 (N,).
+    Labels become int32 (N,) for classes, uint8 (N, L) for flags, float32 (N, K) for values and
+    int32 (N, H, W) for classes of positions.
 
     Args:
         source: Where it comes from, for messages.
         names: What each array is called there.
-        arrays: Images and labels to train on, images and labels to test on.
+        arrays: Images and labels to train on, images and labels to test on; where the targets are
+            in the inputs, the images alone.
+        targets: What the labels are.
 
     Raises:
         DataError: the arrays are not of that kind or do not fit together.
     """
-    train_images = _own_images(f"{source}, {names[0]}", arrays[0])
-    test_images = _own_images(f"{source}, {names[2]}", arrays[2])
+    step = 1 if targets == "none" else 2
+    (train_name, test_name), images = names[::step], arrays[::step]
+    train_images = _own_images(f"{source}, {train_name}", images[0])
+    test_images = _own_images(f"{source}, {test_name}", images[1])
     for what, train, test in (
         ("type", train_images.dtype, test_images.dtype),
         ("shape", train_images.shape[1:], test_images.shape[1:]),
@@ -239,12 +266,10 @@ def check_arrays(
             raise DataError(
                 f"{source}: {what} {test} of the test images, expected {train} as train."
             )
-    # More classes than examples is no classification: most likely these are not labels.
-    train_labels = _own_labels(source, names[1], arrays[1], train_images, classes=len(train_images))
-    classes = int(train_labels.max()) + 1
-    if classes == 1:
-        raise DataError(f"{source}, {names[1]}: all labels are 0; expected at least two classes.")
-    test_labels = _own_labels(source, names[3], arrays[3], test_images, classes=classes)
+    if targets == "none":
+        return (train_images, None), (test_images, None)
+    examples = len(train_images), len(test_images)
+    train_labels, test_labels = check_targets(targets, source, names[1::2], arrays[1::2], examples)
     return (train_images, train_labels), (test_images, test_labels)
 
 
@@ -294,19 +319,3 @@ _HINTS = {
     "U": " Give numbers.",
     "S": " Give numbers.",
 }
-
-
-def _own_labels(
-    source: str, name: str, labels: np.ndarray, images: np.ndarray, *, classes: int
-) -> Labels:
-    where = f"{source}, {name}"
-    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras has them for CIFAR-10
-        labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"{where}: labels of type {labels.dtype} and shape {labels.shape}, expected integers "
-            "of shape (N,); whole numbers of another type are converted by .astype(int), and "
-            "one-hot labels by .argmax(1)."
-        )
-    check_labels(where, labels, examples=len(images), images=source, classes=classes)
-    return labels.astype(np.int32)

@@ -16,16 +16,25 @@ from ..errors import nearest
 from ..modules import enter
 from ..modules import told as known_as
 from ..registration import check_name, refuse_taken
-from ..spec import Count, Spec
+from ..spec import Count, Spec, Targets
 from ..user_code import explained
 from . import formats
-from .formats import Labels
-from .own import EXPECTED, NPZ_NAMES, Images, as_array, check_arrays, read_npz
+from .own import (
+    Images,
+    Labels,
+    as_array,
+    check_arrays,
+    expected,
+    names_for,
+    read_npz,
+)
 from .reading import DataError, MissingDataError
+from .targets import KINDS, outputs_without_labels
 
 Indices = Int32[np.ndarray, "_"]
+Strata = Int32[np.ndarray, "_"]
 Moment = Float32[np.ndarray, " c"] | Float32[np.ndarray, "h w c"]
-Part = tuple[Images, Labels]
+Part = tuple[Images, Labels | None]
 Parts = tuple[
     list[Part], Part
 ]  # the files to train on, which are put together once; the test split
@@ -56,11 +65,15 @@ def register_data(name: str, loader: Any = None) -> Any:
       them: of each channel unless the study says otherwise.
     - Integers of all other types, as the numbers of tokens (N, T), arrive as they are: their
       values, as int32, in the shape (batch, T), of 2 to 4 dimensions.
-    - Labels are integers from 0, of shape (N,) or (N, 1).
+    - Labels are what the objective takes: for classification integers from 0, of shape (N,) or
+      (N, 1); for several flags truth values, or whole numbers 0 and 1, of shape (N, L); for
+      regression numbers of shape (N,) or (N, K); for classes of positions integers from 0, or -1
+      for none, of shape (N, H, W). Where the targets are part of the inputs, as the next tokens
+      are, a loader returns `train_images, test_images`, and labels are not read.
 
     Args:
         name: How configurations call it.
-        loader: A function without arguments that returns the four arrays.
+        loader: A function without arguments that returns the arrays.
 
     Returns:
         The loader, or a decorator that returns it.
@@ -180,19 +193,22 @@ class Dataset:
         name: The data set's name.
         images: All examples of all splits: uint8 or float32, (N, H, W, C); or int32, (N, ...),
             which is not standardized.
-        labels: The class of each, int32, (N,).
+        labels: Of each, as the objective takes them: the class, int32, (N,); flags, uint8, (N, L);
+            values, float32, (N, K); a class for each position, int32, (N, H, W), -1 where it is
+            left out; None where the targets are in the inputs.
         train: Indices of the examples to train on.
         validation: Indices of the examples to tune on.
         test: Indices of the examples to report on. No index is in two of the three.
         mean: Over the examples to train on, in the units of `images`: of each channel, (C,), or of
             each channel at each position, (H, W, C). None for images that stay as they are.
         deviation: Standard deviation likewise; 1 where it would be 0.
-        classes: How many classes there are.
+        classes: How many numbers a model gives for each place: of classes, flags, values, or
+            tokens.
     """
 
     name: str
     images: Images
-    labels: Labels
+    labels: Labels | None
     train: Indices
     validation: Indices
     test: Indices
@@ -225,24 +241,44 @@ class Listing:
     remedy: str
 
 
-def load(spec: DataSpec) -> Dataset:
+def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
     """Reads a data set and splits it, the same way on every machine and for every seed.
 
     The official test split is the test split. Digits has none: a fixed, stratified fifth of its
-    examples is taken. From the rest, the training split, a fixed and stratified share of
-    `spec.validation` is held out. Images stay in the units of their files; the constants that
+    examples is taken. From the rest, the training split, a fixed share of `spec.validation` is held
+    out, of classes that share of each. Images stay in the units of their files; the constants that
     standardize them, as `spec.standardize` says, come from the examples to train on alone.
+
+    Args:
+        spec: Which set, and how it is split.
+        targets: What its labels must be.
 
     Raises:
         MissingDataError: files are not there; the message says where they were looked for and how
             to get them.
-        DataError: files are damaged, or the set is too small for what the spec asks.
+        DataError: files are damaged, its labels are of another kind, or the set is too small for
+            what the spec asks.
     """
-    training_parts, test_part = _read(spec)
-    images = np.concatenate([part for part, _ in (*training_parts, test_part)])
-    labels = np.concatenate([part for _, part in (*training_parts, test_part)])
-    official, test = np.split(np.arange(len(labels), dtype=np.int32), [-len(test_part[1])])
-    train, validation = _stratified(labels, official, spec.validation)
+    own = spec.name == "npz" or spec.name in spec.loaders
+    if not own and targets not in ("classes", "none"):
+        raise DataError(
+            f"data.name={spec.name} has classes, but the objective expects "
+            f"{KINDS[targets].expected}; give such a set by data.name=npz or by "
+            "normlab.register_data, or leave out objective."
+        )
+    training_parts, test_part = _read(spec, targets)
+    every = [*training_parts, test_part]
+    images = np.concatenate([part for part, _ in every])
+    of_parts = [part for _, part in every if part is not None]
+    labels = np.concatenate(of_parts) if of_parts and targets != "none" else None
+    count = len(images)
+    strata = labels if labels is not None and targets == "classes" else np.zeros(count, np.int32)
+    official, test = np.split(np.arange(count, dtype=np.int32), [-len(test_part[0])])
+    if labels is None:
+        outputs = outputs_without_labels(spec.name, images, len(official))
+    else:
+        outputs = KINDS[targets].outputs(labels[official]) if own else formats.CLASSES
+    train, validation = _stratified(strata, official, spec.validation)
     if not len(train) or not len(validation):
         raise DataError(
             f"data.validation={spec.validation} leaves {len(train)} of {len(official)} training "
@@ -256,8 +292,8 @@ def load(spec: DataSpec) -> Dataset:
                 f"examples to train on after data.validation={spec.validation}; expected at most "
                 "that many, or leave data.train_examples out for all."
             )
-        _, train = _stratified(labels, train, spec.train_examples / len(train))
-    _, train = _stratified(labels, train, spec.train_share)
+        _, train = _stratified(strata, train, spec.train_examples / len(train))
+    _, train = _stratified(strata, train, spec.train_share)
     if spec.batch_size > len(train):
         raise DataError(
             f"data.batch_size={spec.batch_size}, but {spec.name} has {len(train)} examples to "
@@ -269,7 +305,6 @@ def load(spec: DataSpec) -> Dataset:
             "are; leave data.standardize out, or give the data as floating."
         )
     mean, deviation = _moments(images, train, spec.standardize)
-    own = spec.name == "npz" or spec.name in spec.loaders
     return Dataset(
         name=spec.name,
         images=images,
@@ -279,7 +314,7 @@ def load(spec: DataSpec) -> Dataset:
         test=test,
         mean=mean,
         deviation=deviation,
-        classes=int(labels[official].max()) + 1 if own else formats.CLASSES,
+        classes=outputs,
     )
 
 
@@ -388,10 +423,14 @@ _PUBLISHED = {
         ),
     ),
 }
-_NPZ_REMEDY = (
-    "Write a file with numpy.savez(FILE, train_images=..., train_labels=..., test_images=..., "
-    f"test_labels=...), {EXPECTED}, and name it with data.folder=FILE."
-)
+
+
+def _npz_remedy(targets: Targets = "classes") -> str:
+    arrays = ", ".join(f"{name}=..." for name in names_for(targets)[0])
+    return (
+        f"Write a file with numpy.savez(FILE, {arrays}), {expected(targets)}, and name it with "
+        "data.folder=FILE."
+    )
 
 
 def _remedy(name: str) -> str:
@@ -451,32 +490,33 @@ def _path(folder: str) -> Path:
         raise MissingDataError(f"{folder}: {error}; give the path in full.") from error
 
 
-def _read(spec: DataSpec) -> Parts:
+def _read(spec: DataSpec, targets: Targets) -> Parts:
     if spec.name == "digits":
         return _read_digits()
     if spec.name in spec.loaders:
-        return _read_own(spec.name, spec.loaders[spec.name])
+        return _read_own(spec.name, spec.loaders[spec.name], targets)
     try:
         if spec.name == "npz":
             assert spec.folder is not None  # DataSpec sees to it
-            train, test = read_npz(_path(spec.folder))
+            train, test = read_npz(_path(spec.folder), targets)
             return [train], test
         layout, paths = _find(spec.name, spec.folder)
         return layout.read(paths)
     except MissingDataError as error:
         if spec.name != "npz":
             raise
-        raise MissingDataError(f"{error}\n{_NPZ_REMEDY}") from error
+        raise MissingDataError(f"{error}\n{_npz_remedy(targets)}") from error
     except DataError as error:
-        remedy = _NPZ_REMEDY if spec.name == "npz" else f"Get it again: {_remedy(spec.name)}"
+        npz = spec.name == "npz"
+        remedy = _npz_remedy(targets) if npz else f"Get it again: {_remedy(spec.name)}"
         raise DataError(f"{error}\n{remedy}") from error
 
 
-# What can be gone through and is no four arrays: keys, letters, rows.
+# What can be gone through and is no tuple of arrays: keys, letters, rows.
 _NO_TUPLES = (Mapping, str, np.ndarray)
 
 
-def _read_own(name: str, loader: Callable[[], Any]) -> Parts:
+def _read_own(name: str, loader: Callable[[], Any], targets: Targets) -> Parts:
     told = f"register_data({name!r})"
     try:
         returned = loader()
@@ -484,12 +524,14 @@ def _read_own(name: str, loader: Callable[[], Any]) -> Parts:
         arrays = tuple(returned) if plain else ()
     except (Exception, SystemExit) as error:  # whatever the user's code raises is told as theirs
         raise DataError(f"{told}: its loader failed: {explained(error)}") from error
-    names = NPZ_NAMES[0]
+    names = names_for(targets)[0]
     if not plain:
         raise DataError(
             f"{told}: its loader returned a {type(returned).__name__}; expected a tuple of "
             f"{', '.join(names)}."
         )
+    if targets == "none" and len(arrays) == 2 * len(names):  # The labels are not read.
+        arrays = arrays[::2]
     if len(arrays) != len(names):
         raise DataError(
             f"{told}: its loader returned {len(arrays)} values; expected {', '.join(names)}."
@@ -498,9 +540,9 @@ def _read_own(name: str, loader: Callable[[], Any]) -> Parts:
         given = [
             as_array(f"{told}, {name}", array) for name, array in zip(names, arrays, strict=True)
         ]
-        train, test = check_arrays(told, names, given)
+        train, test = check_arrays(told, names, given, targets)
     except DataError as error:
-        raise DataError(f"{error}\nA loader returns {EXPECTED}.") from error
+        raise DataError(f"{error}\nA loader returns {expected(targets)}.") from error
     return [train], test
 
 
@@ -516,17 +558,17 @@ def _read_digits() -> Parts:
     return [(images[train], labels[train])], (images[test], labels[test])
 
 
-def _stratified(labels: Labels, indices: Indices, share: float) -> tuple[Indices, Indices]:
-    """Holds out a share of some examples, of each class that share to within one example.
+def _stratified(strata: Strata, indices: Indices, share: float) -> tuple[Indices, Indices]:
+    """Holds out a share of some examples, of each stratum that share to within one example.
 
     Returns:
         The indices that are kept and those that are held out, both ascending.
     """
     # RandomState, since NumPy promises that its numbers stay the same for ever.
     order = np.random.RandomState(0).permutation(indices)
-    by_class = order[np.argsort(labels[order], kind="stable")]
+    by_stratum = order[np.argsort(strata[order], kind="stable")]
     held = np.diff(np.rint(np.arange(len(order) + 1) * share)) > 0
-    return np.sort(by_class[~held]), np.sort(by_class[held])
+    return np.sort(by_stratum[~held]), np.sort(by_stratum[held])
 
 
 def _moments(
@@ -555,7 +597,7 @@ def _listing(name: str) -> Listing:
     if name == "digits":
         return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
     if name == "npz":
-        return Listing(name, None, None, None, _NPZ_REMEDY)
+        return Listing(name, None, None, None, _npz_remedy())
     if name in LOADERS:
         place = f"registered by {known_as(LOADERS[name].__module__)}"
         return Listing(name, place, None, None, "Nothing to do.")

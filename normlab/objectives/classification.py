@@ -6,14 +6,22 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Int
 from pydantic import Field
 
-from .objective import Metric, Objective, Targets
+from ..spec import Targets
+from .objective import Metric, Objective
+
+# Classes from which on it is told whether the label is among the five likeliest.
+TOP_5_FROM = 20
 
 
 class Classification(Objective):
     """One class of several for each example, by cross-entropy.
+
+    Metrics are the accuracy and, of 20 classes or more, the top-5 accuracy: whether the label is
+    among the five likeliest classes.
 
     Attributes:
         label_smoothing: Share of each label that is spread over all classes, in the loss that is
@@ -26,7 +34,8 @@ class Classification(Objective):
     targets: ClassVar[Targets] = "classes"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric(higher_is_better=True, share=True),
-        "loss": Metric(higher_is_better=False),
+        "top_5_accuracy": Metric(higher_is_better=True, share=True, title="top-5 accuracy"),
+        "loss": Metric(higher_is_better=False, unit="nats"),
     }
 
     def loss(
@@ -41,11 +50,16 @@ class Classification(Objective):
     def measure(
         self, output: Float[Array, "batch classes"], target: Int[Array, " batch"]
     ) -> dict[str, Array]:
-        """Returns cross-entropy without smoothing, and whether the likeliest class is right."""
-        return {
+        """Returns cross-entropy without smoothing, and whether the likeliest classes are right."""
+        measured = {
             "loss": optax.softmax_cross_entropy_with_integer_labels(output, target),
             "accuracy": (jnp.argmax(output, axis=-1) == target).astype(jnp.float32),
         }
+        if output.shape[-1] >= TOP_5_FROM:
+            _, likeliest = lax.top_k(output, 5)
+            found = jnp.any(likeliest == target[:, None], axis=-1)
+            measured["top_5_accuracy"] = found.astype(jnp.float32)
+        return measured
 
     def expected(self, places: tuple[int, ...], outputs: int) -> str:
         """Says what logits are."""

@@ -1,19 +1,17 @@
 """What is predicted and measured: the base of every objective, and sums that give its metrics."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..spec import Spec
+from ..spec import Spec, Targets
 
 # Name -> total over what was counted, and how much that was. Sums of two batches add up.
 Sums = dict[str, tuple[Array, Array]]
-
-Targets = Literal["classes", "flags", "values", "positions", "none"]
 
 
 class Metric(Spec):
@@ -22,10 +20,18 @@ class Metric(Spec):
     Attributes:
         higher_is_better: Whether the larger of two is the better one.
         share: Whether it is a share, between 0 and 1, which is shown in percent.
+        title: What pages and tables call it; its name by default, with spaces.
+        unit: What it is measured in, where it has a unit and is no share.
     """
 
     higher_is_better: bool
     share: bool = False
+    title: str = ""
+    unit: str = ""
+
+
+# The mean of what is trained by.
+LOSS = Metric(higher_is_better=False)
 
 
 class Objective(Spec):
@@ -52,15 +58,28 @@ class Objective(Spec):
 
     Attributes:
         targets: What the labels of a data set must be: "classes", whole numbers from 0, one an
-            example; "flags", zeros and ones, (N, L); "values", numbers, (N,) or (N, K);
-            "positions", a class for each position, (N, H, W), where -1 is left out; "none", where
-            the targets are part of the inputs.
+            example; "flags", zeros and ones, (N, L); "values", numbers, (N,) or (N, K), which
+            arrive as (batch, K); "positions", a class for each position, (N, H, W), where -1 is
+            left out; "none", where the targets are part of the inputs.
         metrics: Name -> meaning of what `finish` returns. The first is what a study selects by
-            and reports unless it says otherwise.
+            and reports unless it says otherwise; without any it is the loss.
     """
 
     targets: ClassVar[Targets] = "classes"
     metrics: ClassVar[Mapping[str, Metric]] = {}
+
+    @classmethod
+    def all_metrics(cls) -> dict[str, Metric]:
+        """Returns the meaning of all that may be measured, the first one first, the loss too."""
+        return {**cls.metrics, "loss": cls.metrics.get("loss", LOSS)}
+
+    def fitted(self, targets: np.ndarray | None) -> "Objective":
+        """Returns the objective as it is for a data set.
+
+        Args:
+            targets: The labels of the examples to train on; None where the data set has none.
+        """
+        return self
 
     def examples(self, inputs: Array, targets: Array | None) -> tuple[Array, Any, Array]:
         """Returns what the network is given, what it is compared with, and what of that counts.
@@ -111,7 +130,7 @@ class Objective(Spec):
 
         A loss of this name takes the place of the one that is trained by.
         """
-        raise NotImplementedError
+        return {}
 
     def finish(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Returns the metrics, made of the means of what `measure` returned and of the loss."""
@@ -122,7 +141,11 @@ class Objective(Spec):
 
         What is left out may be anything, also NaN, which no weight of 0 would remove.
         """
-        measured = {"loss": self.loss(output, target)} | self.measure(output, target)
+        told = type(self).__name__
+        losses = _of_each(f"{told}.loss", self.loss(output, target), weights.shape)
+        measured = {"loss": losses}
+        for name, values in self.measure(output, target).items():
+            measured[name] = _of_each(f"{told}.measure, {name}", values, weights.shape)
         count = jnp.sum(weights, dtype=jnp.float32)
 
         def total(values: Array) -> Array:
@@ -147,6 +170,17 @@ class Objective(Spec):
         output = jax.ShapeDtypeStruct((*weights.shape, outputs), jnp.float32)
         shapes = jax.eval_shape(self.sums, output, wanted, weights)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _of_each(told: str, values: Any, places: tuple[int, ...]) -> Array:
+    """Refuses what is not a number, or several, for each of the places that have a weight."""
+    shape = jnp.shape(values)
+    if shape[: len(places)] != places or (told.endswith(".loss") and shape != places):
+        raise ValueError(
+            f"{told}: an array of shape {shape}; expected {places}, a number for each example or "
+            "place: take the mean over further axes, as with .mean(-1)."
+        )
+    return jnp.asarray(values)
 
 
 def add_sums(one: Sums, other: Sums) -> Sums:

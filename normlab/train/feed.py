@@ -19,14 +19,14 @@ class DeviceData(NamedTuple):
 
     Attributes:
         images: All examples: uint8 or float32, (N, H, W, C); or int32, (N, ...).
-        labels: What is said of each, (N, ...).
+        labels: What is said of each, (N, ...); None where the targets are in the images.
         train: Indices of the examples to train on.
         mean: Mean over these, as `Dataset.mean`; None for images that stay as they are.
         deviation: Standard deviation likewise.
     """
 
     images: Array
-    labels: Array
+    labels: Array | None
     train: Array
     mean: Array | None
     deviation: Array | None
@@ -125,7 +125,9 @@ class Resident:
         """One example of zeros, to initialize with; traced."""
         data = self.shared
         dtype = jnp.int32 if data.images.dtype == jnp.int32 else jnp.float32
-        labels = jnp.zeros((1, *data.labels.shape[1:]), data.labels.dtype)
+        labels = data.labels
+        if labels is not None:
+            labels = jnp.zeros((1, *labels.shape[1:]), labels.dtype)
         return jnp.zeros((1, *data.images.shape[1:]), dtype), labels
 
     def epoch(self, data: DeviceData, key: PRNGKeyArray) -> Callable[[Any, PRNGKeyArray], Batch]:
@@ -143,7 +145,7 @@ class Resident:
         def batch(step: Any, key: PRNGKeyArray) -> Batch:
             indices = batches[step]
             images = augment(key, data.images[indices], self._augmentation)
-            return self._standardized(data, images), data.labels[indices]
+            return self._standardized(data, images), _labels(data, indices)
 
         return batch
 
@@ -151,7 +153,11 @@ class Resident:
         """Returns a batch to evaluate on, and which of its examples count; traced."""
         indices = split.batches[index]
         images = self._standardized(data, data.images[indices])
-        return (images, data.labels[indices]), split.mask[index]
+        return (images, _labels(data, indices)), split.mask[index]
 
     def _standardized(self, data: DeviceData, images: Array) -> Array:
         return standardize(images, data.mean, data.deviation, self._precision)
+
+
+def _labels(data: DeviceData, indices: Array) -> Array | None:
+    return None if data.labels is None else data.labels[indices]

@@ -15,6 +15,7 @@ from .optim import AdamSpec, SGDSpec, optimizer
 from .spec import TrainSpec
 from .state import TrainState
 
+# Inputs and targets; None for these where they are part of the inputs.
 Batch = tuple[Num[Array, "batch ..."], Any]
 
 

@@ -521,8 +521,8 @@ def test_problems_of_factors_and_tasks_are_told_at_once_by_path(crossed):
             "tasks.fashion.train.epochs: should be a valid integer, unable to parse string as an "
             "integer, but 'none' was given",
             "tasks.fashion.data.name: 'fashion_mnst' is not known; did you mean 'fashion_mnist'?",
-            "tasks: other changes 'modell.name'; expected fields of data, model, optimizer, train, "
-            "as in data.name",
+            "tasks: other changes 'modell.name'; expected fields of data, model, objective, "
+            "optimizer, train, as in data.name",
             "margin_points: -1 points were given; expected between 0.05 and 20 points of a "
             "percentage",
             "significance: should be less than 1, but 2 was given; 2% as a share is 0.02",
