@@ -31,7 +31,7 @@ from ..objectives import (
     objective_spec_type,
 )
 from ..spec import Spec, invisible
-from ..train import OptimizerSpec, SGDSpec, TrainSpec
+from ..train import OptimizerSpec, SGDSpec, TrainSpec, refuse_uneven
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
@@ -480,6 +480,14 @@ class Study(Spec):
                 told.append(f"{', '.join(both)}: {one}, but {other}; leave out one of the two")
         if told:
             raise ValueError("; ".join(told))
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_cut(self) -> "Study":
+        # Where arms differ in one of the two, each is checked with its own.
+        varied = {*_paths_of_factors(self.factors)}.union(*self.tasks.values())
+        if not varied & {"data.batch_size", "train.accumulate"}:
+            refuse_uneven(self.data.batch_size, self.train.accumulate)
         return self
 
     @property

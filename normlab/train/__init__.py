@@ -1,5 +1,6 @@
 """Training: an Optax loop over any network and objective, compiled once for every rate and seed."""
 
+from .accumulation import refuse_uneven as refuse_uneven
 from .feed import Placed as Placed
 from .feed import Resident as Resident
 from .feed import place as place

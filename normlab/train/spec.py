@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import PositiveFloat, model_validator
 
 from ..data.augment import Augmentation
-from ..spec import Count, Spec
+from ..spec import Count, Few, Spec
 
 EPOCHS = 10
 
@@ -36,6 +36,13 @@ class TrainSpec(Spec):
             last epoch in any case. The times to a target are known no finer.
         evaluate_every: Steps between two evaluations on the validation split, for a run of so many
             steps; the curve has as many points. By default there are 20 of them.
+        accumulate: Micro-batches that a batch goes through the network in, one after the other, so
+            that a batch can be larger than memory: `data.batch_size` stays the batch of a step of
+            the optimizer, and must be so many times a whole number. Layers with batch statistics
+            normalize each micro-batch by its own, and running statistics move once a step, to
+            the average of what the micro-batches would each have made of them, as those of
+            `ghost_batch_norm` with `running: average` do. What a network draws, as for dropout,
+            it draws for each micro-batch.
         precision: Dtype of the computation; parameters, statistics and loss are float32.
         initialization_scale: What the initial weights of dense layers and convolutions are
             multiplied by.
@@ -48,6 +55,7 @@ class TrainSpec(Spec):
     steps: Count | None = None
     validate_every: Count = 1
     evaluate_every: Count | None = None
+    accumulate: Few = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0
     augment: Augmentation = "none"

@@ -11,6 +11,7 @@ from jaxtyping import Array, Num, PRNGKeyArray
 
 from ..models import Network
 from ..objectives import Objective, Sums
+from .accumulation import accumulated, cut
 from .optim import AdamSpec, SGDSpec, optimizer
 from .spec import TrainSpec
 from .state import TrainState
@@ -72,6 +73,11 @@ class Steps:
     ) -> tuple[TrainState, Sums]:
         """Takes one step of gradient descent on the mean loss of a batch.
 
+        With `accumulate` the batch is cut into so many micro-batches, which go through the network
+        one after the other, each from the state before the step: the first has examples 0, k,
+        2 k, ..., so that each device of several has its share of every one. Loss and sums are
+        those of the whole batch.
+
         Args:
             state: The state before.
             traced: Numbers of the optimizer, by name.
@@ -82,15 +88,29 @@ class Steps:
             The state after, and the sums over the batch as it was before.
         """
         given, wanted, weights = self.objective.examples(*batch)
+        counted = jnp.maximum(jnp.sum(weights), 1)
 
-        def loss_of(params: Any):
-            output, batch_stats = self.network.train(params, state.batch_stats, given, key)
-            output = self._checked(output, weights)
-            losses = jnp.where(weights > 0, self.objective.loss(output, wanted) * weights, 0)
-            loss = jnp.sum(losses) / jnp.maximum(jnp.sum(weights), 1)
-            return loss, (self.objective.sums(output, wanted, weights), batch_stats)
+        def differentiated(part: Any, key: PRNGKeyArray) -> tuple[Any, Sums, Any]:
+            given, wanted, weights = part
 
-        gradients, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+            def loss_of(params: Any):
+                output, batch_stats = self.network.train(params, state.batch_stats, given, key)
+                output = self._checked(output, weights)
+                losses = jnp.where(weights > 0, self.objective.loss(output, wanted) * weights, 0)
+                sums = self.objective.sums(output, wanted, weights)
+                return jnp.sum(losses) / counted, (sums, batch_stats)
+
+            gradients, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+            return gradients, sums, batch_stats
+
+        whole = given, wanted, weights
+        if self.train_spec.accumulate == 1:
+            gradients, sums, batch_stats = differentiated(whole, key)
+        else:
+            parts = cut(whole, self.train_spec.accumulate)
+            gradients, sums, batch_stats = accumulated(
+                differentiated, parts, key, state.batch_stats
+            )
         transformation = self._optimizer(traced)
         updates, opt_state = transformation.update(gradients, state.opt_state, state.params)
         stepped = state.replace(
