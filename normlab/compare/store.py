@@ -333,8 +333,10 @@ class Store:
             there = next(it for it in (self.folder, *self.folder.absolute().parents) if lexists(it))
             if not there.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            # By doing it, since some file systems allow it and then refuse, as /proc does.
+            probe = there / f".{uuid.uuid4().hex}.tmp"
+            probe.mkdir()
+            probe.rmdir()
 
     def sweep(self) -> None:
         """Removes what processes that were killed had begun to write."""

@@ -44,12 +44,16 @@ PARTS = ("data", "model", "objective", "optimizer", "train")
 
 
 TUNABLE_PATHS = (
-    "model.*, objective.*, optimizer.*, train.* (but no name), data.batch_size, layer.FIELD and "
-    "variants.NAME.FIELD"
+    "model.*, objective.*, optimizer.*, train.* (but no name, nor how often a run is validated), "
+    "data.batch_size, layer.FIELD and variants.NAME.FIELD"
 )
 
 # Bounds of what is listed or enumerated: values of a path, arms, points of a search, runs.
 MOST_VALUES, MOST_ARMS, MOST_POINTS, MOST_RUNS = 1_000, 1_000, 10_000, 100_000
+
+
+# How often a run is looked at, which changes nothing of it.
+_OF_NO_RUN = ("train.validate_every", "train.evaluate_every")
 
 
 def is_tunable(path: str) -> bool:
@@ -58,6 +62,8 @@ def is_tunable(path: str) -> bool:
     Arms are compared on one data set and one split of it, and a name would bring other fields.
     """
     head, _, rest = path.partition(".")
+    if path in _OF_NO_RUN:
+        return False
     if head == "data":
         return path == "data.batch_size"
     if is_of_layer(path):
@@ -67,7 +73,8 @@ def is_tunable(path: str) -> bool:
 
 def _can_be_a_factor(path: str) -> bool:
     head, _, rest = path.partition(".")
-    return head in (*PARTS, "layer") and bool(rest) and path != "data.name"
+    named = head in (*PARTS, "layer") and bool(rest) and path != "data.name"
+    return named and path not in _OF_NO_RUN
 
 
 def _repeats(values: tuple[Any, ...]) -> bool:
@@ -455,6 +462,16 @@ class Study(Spec):
             raise ValueError(
                 f"train.augment={self.train.augment} moves images, but not the classes of their "
                 f"positions, which objective.name={self.objective.name} compares with; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up_within_the_run(self) -> "Study":
+        warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
+        if epochs is not None and warmup > epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs={warmup:g} are more than train.epochs={epochs}, so that "
+                f"the rate would never be reached; expected at most {epochs}"
             )
         return self
 

@@ -120,6 +120,17 @@ def _sentence(finding: Any, known: Sequence[str]) -> str:
         return str(context["error"])
     if isinstance(given, bool) and kind.startswith(("less_than", "greater_than")):
         return f"expected a number, but {str(given).lower()} was given"
+    if kind == "string_pattern_mismatch":
+        return (
+            f"expected letters, digits, _, - and dots, a letter, digit or _ first, but "
+            f"{shortened(given)} was given"
+        )
+    if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
+        side, bound = ("least", "min_length") if "short" in kind else ("most", "max_length")
+        count, text = context[bound], kind.startswith("string")
+        what = ("character", "characters") if text else ("entry", "entries")
+        number = f"at {side} {count} {what[count != 1]}"
+        return f"expected {number}, but {shortened(given)} was given"
     message = _PLAIN.get(kind, finding["msg"].removeprefix("Input "))
     return f"{message}, but {shortened(given)} was given{_as_share(finding)}"
 

@@ -345,8 +345,13 @@ def _variable_problems(
             what = f"cannot be tuned; expected one of {TUNABLE_PATHS}"
             found |= {f"tune.{path}": what for path in changes}
             continue
-        of_layers = {path: value for path, value in changes.items() if is_of_layer(path)}
-        shared = {path: value for path, value in changes.items() if path not in of_layers}
+        # What is no factor at all is told with the factors.
+        of_layers = {
+            path: value
+            for path, value in changes.items()
+            if is_of_layer(path) and (section == "tune" or path.startswith("layer."))
+        }
+        shared = {path: value for path, value in changes.items() if not is_of_layer(path)}
         told = check.problems(with_changes(_alone(raw), shared)) if shared else {}
         for path, value in of_layers.items():
             if what := _misplaced(section, path, layers, raw):

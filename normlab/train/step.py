@@ -140,6 +140,13 @@ class Steps:
 
     def _optimizer(self, traced: Mapping[str, Array]) -> optax.GradientTransformation:
         steps = self.train_spec.length(self.steps_per_epoch).steps
+        warmup = self.optimizer_spec.warmup_epochs
+        if round(warmup * self.steps_per_epoch) > steps:
+            raise ValueError(
+                f"optimizer.warmup_epochs={warmup:g} are "
+                f"{round(warmup * self.steps_per_epoch)} steps, more than the {steps} of the run, "
+                "so that the rate would never be reached; shorten it."
+            )
         return optimizer(
             self.optimizer_spec, traced, steps, self.steps_per_epoch, self.network.roles
         )

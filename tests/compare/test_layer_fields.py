@@ -127,7 +127,7 @@ def test_a_field_is_a_factor_where_every_variant_has_it():
             "the layers of none have no such field, but a factor is crossed with every variant",
         ),
         ({"factors": {"variants.batch.momentum": [0.9]}}, "cannot be a factor"),
-        ({"tasks": {"x": {"layer.epsilon": 1e-3}}}, "expected fields of data, model, optimizer"),
+        ({"tasks": {"x": {"layer.epsilon": 1e-3}}}, "expected fields of data, model, objective"),
     ],
 )
 def test_fields_that_cannot_be_searched_are_told(changes, told):

@@ -647,7 +647,7 @@ def test_a_list_whose_entries_are_wrong_is_not_called_too_short_as_well():
     (line,) = problems(QUICKSTART, "model.hidden=[a]")
     assert line.startswith("model.hidden[0]: should be a valid integer")
     (line,) = problems(QUICKSTART, "model.hidden=[]")
-    assert line.startswith("model.hidden: Tuple should have at least 1 item")
+    assert line.startswith("model.hidden: expected at least 1 entry, but")
 
 
 @pytest.mark.parametrize("dotted", ["a.b", "a.layer", "none.momentum"])
@@ -732,3 +732,28 @@ def test_steps_on_the_command_line_take_the_place_of_epochs(tmp_path):
     assert [(it.steps, it.epochs) for it in lengths] == [(4, None), (8, None)]
     with pytest.raises(ConfigError, match=r"label_smoothing: is now objective\.label_smoothing"):
         load_study(file, ["train.label_smoothing=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("study=a/b", "study: expected letters, digits, _, - and dots, a letter, digit or _ first"),
+        ("variants={}", "variants: expected at least 1 entry, but {} was given"),
+        ("optimizer.warmup_epochs=3", "optimizer.warmup_epochs=3 are more than train.epochs=2"),
+        ("tune={train.validate_every: [1, 2]}", "tune.train.validate_every: cannot be tuned"),
+        ("factors={train.validate_every: [1, 2]}", "'train.validate_every' cannot be a factor"),
+        ("factors={variants.a.momentum: [0.1, 0.2]}", "'variants.a.momentum' cannot be a factor"),
+    ],
+)
+def test_what_makes_no_sense_is_one_problem_in_the_words_of_configurations(tmp_path, change, told):
+    """Pydantic's own words, a second problem that was none, or nothing at all."""
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "study: small\nmodel: {name: mlp}\nvariants: {a: {layer: batch_norm}}\n"
+        "train: {epochs: 2}\nseeds: 2\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_study(file, [change])
+    first, problem = str(error.value).splitlines()
+    assert first.endswith("1 problem")
+    assert told in problem

@@ -209,8 +209,8 @@ MANY = ",".join(map(str, range(1, 1000)))
         (["train.epochs=1000000000000"], "train.epochs: should be less than or equal to 1000000"),
         (["model.hidden=[99999999]"], "model.hidden[0]: should be less than or equal to 1000000"),
         (["model={name: vit, depth: 1000000}"], "model.depth: should be less than or equal to"),
-        ([f"model.hidden=[{MANY},1,1]"], "model.hidden: Tuple should have at most 1000 items"),
-        ([f"tune.train.epochs=[{MANY},1000,1001]"], "tune.train.epochs: Tuple should have at most"),
+        ([f"model.hidden=[{MANY},1,1]"], "model.hidden: expected at most 1000 entries"),
+        ([f"tune.train.epochs=[{MANY},1000,1001]"], "tune.train.epochs: expected at most"),
         (["variants.batch.axis=99999999999"], "variants.batch.axis: 99999999999 is too large"),
     ],
 )
