@@ -2,15 +2,17 @@
 
 import inspect
 import typing
-from collections.abc import Collection, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 from pydantic import Field
 
 from .modules import told
 from .spec import Spec
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_name(register: str, name: Any) -> None:
@@ -49,90 +51,126 @@ def refuse_taken(register: str, name: str, taken: Any, given: Any) -> None:
     raise ValueError(f"{register}: the name {name!r} is taken by {_origin(taken)}; choose another.")
 
 
-def check_module(
-    told: str,
-    module: Any,
-    *,
-    argument: str,
-    meaning: str,
-    filled_in: Collection[str],
-    record: type[Spec],
-) -> None:
-    """Refuses a Flax module that could not stand in a study or be set in a configuration.
+def check_call(told: str, module: type, argument: str, meaning: str) -> None:
+    """Refuses a Flax Linen module whose call is not told what its model tells it.
 
     Args:
         told: How the message begins, as in "register('mine')".
-        module: What was given.
+        module: The module.
         argument: What its call must take.
         meaning: What that argument is for.
-        filled_in: Fields that the configuration does not set, and that need no defaults.
-        record: The base of the record that its fields become part of.
 
     Raises:
-        ValueError: That says what is wrong with it.
+        ValueError: If it does not.
     """
-    from flax import linen as nn  # data sets are registered without it
-
-    if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise ValueError(f"{told}: {module!r} is not a class of flax.linen.Module.")
     parameter = inspect.signature(module.__call__).parameters.get(argument)
     if parameter is None:
         raise ValueError(
             f"{told}: the call of {module.__qualname__} must take {argument}, {meaning}."
         )
-    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+    if parameter.kind not in _BY_NAME:
         raise ValueError(
             f"{told}: the argument {argument} of the call of {module.__qualname__} is "
             f"{parameter.kind.description}, but models give it by its name, as {argument}=...; "
             "write it without / behind it and without * before it."
         )
-    missing = [
-        field.name
-        for field in fields(module)
-        if field.name not in filled_in
-        and field.default is MISSING
-        and field.default_factory is MISSING
-    ]
-    if missing:
-        raise ValueError(
-            f"{told}: the fields {', '.join(missing)} of {module.__qualname__} need defaults."
-        )
-    try:
-        settable = plain_fields(module, filled_in)
-    except NameError as error:
-        raise ValueError(
-            f"{told}: an annotation of {module.__qualname__} cannot be resolved: {error}"
-        ) from error
-    taken = [field for field in settable if field in record.model_fields or hasattr(record, field)]
-    if taken:
-        raise ValueError(
-            f"{told}: {module.__qualname__} has a field {', '.join(taken)}, a name that "
-            "a configuration has another use for; rename it."
-        )
 
 
-def plain_fields(module: type, filled_in: Collection[str]) -> dict[str, Any]:
-    """Returns the fields of a dataclass that a configuration can set, with their types.
+def check_arguments(
+    told: str, maker: Callable[..., Any], *, filled_in: Collection[str], record: type[Spec]
+) -> None:
+    """Refuses a class or function whose arguments a configuration could not leave out or set.
 
     Args:
-        module: The dataclass.
-        filled_in: Fields that the configuration does not set.
+        told: How the message begins, as in "register('mine')".
+        maker: What was given: a class, or a function that makes something.
+        filled_in: Arguments that the configuration does not set, and that need no defaults.
+        record: The base of the record that the others become part of.
+
+    Raises:
+        ValueError: That says what is wrong with them.
     """
-    types = typing.get_type_hints(module)
+    called = word_for(maker)
+    try:
+        given = arguments(maker)
+    except NameError as error:
+        raise ValueError(
+            f"{told}: an annotation of {maker.__qualname__} cannot be resolved: {error}"
+        ) from error
+    missing = [it.name for it in given if it.name not in filled_in and it.default is MISSING]
+    if missing:
+        raise ValueError(
+            f"{told}: the {called}s {', '.join(missing)} of {maker.__qualname__} need defaults."
+        )
+    taken = [
+        name
+        for name in plain_arguments(maker, filled_in)
+        if name in record.model_fields or hasattr(record, name)
+    ]
+    if taken:
+        raise ValueError(
+            f"{told}: {maker.__qualname__} has {'an' if called == 'argument' else 'a'} {called} "
+            f"{', '.join(taken)}, a name that a configuration has another use for; rename it."
+        )
+
+
+def word_for(maker: Any) -> str:
+    """Returns what messages call that which is given to a class or function."""
+    return "field" if is_dataclass(maker) else "argument"
+
+
+class Argument(NamedTuple):
+    """What a class or function takes by its name.
+
+    Attributes:
+        name: Its name.
+        type: What it is annotated with; None without annotation.
+        default: What it is if it is not given, as pydantic takes it; MISSING for nothing.
+    """
+
+    name: str
+    type: Any
+    default: Any
+
+
+def arguments(maker: Callable[..., Any]) -> list[Argument]:
+    """Returns what can be given by name to a class or function: of a dataclass, its fields.
+
+    Raises:
+        NameError: If an annotation names what is not there.
+    """
+    if is_dataclass(maker):
+        types = typing.get_type_hints(maker)
+        return [Argument(it.name, types[it.name], _default(it)) for it in fields(maker) if it.init]
+    # The class of a class may take anything, as that of NNX does.
+    function = maker.__init__ if isinstance(maker, type) else maker
+    types = typing.get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())
+    return [
+        Argument(it.name, types.get(it.name), MISSING if it.default is it.empty else it.default)
+        for it in parameters[isinstance(maker, type) :]
+        if it.kind in _BY_NAME
+    ]
+
+
+def plain_arguments(maker: Callable[..., Any], filled_in: Collection[str]) -> dict[str, Any]:
+    """Returns the arguments that a configuration can set, with their types.
+
+    Args:
+        maker: A class or function.
+        filled_in: Arguments that the configuration does not set.
+    """
     return {
-        field.name: types[field.name]
-        for field in fields(module)
-        if field.name not in filled_in and is_plain(types[field.name])
+        it.name: it.type
+        for it in arguments(maker)
+        if it.name not in filled_in and is_plain(it.type)
     }
 
 
-def record_fields(module: type, filled_in: Collection[str]) -> dict[str, Any]:
-    """Returns the same fields as `pydantic.create_model` takes them: types and defaults."""
-    defaults = {field.name: _default(field) for field in fields(module)}
-    return {
-        name: (annotation, defaults[name])
-        for name, annotation in plain_fields(module, filled_in).items()
-    }
+def record_fields(maker: Callable[..., Any], filled_in: Collection[str]) -> dict[str, Any]:
+    """Returns the same arguments as `pydantic.create_model` takes them: types and defaults."""
+    settable = plain_arguments(maker, filled_in)
+    return {it.name: (it.type, it.default) for it in arguments(maker) if it.name in settable}
 
 
 def _identity(registered: Any) -> tuple[str, str]:

@@ -11,7 +11,14 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 
 from . import linen
 from .modules import enter
-from .registration import check_module, check_name, plain_fields, record_fields, refuse_taken
+from .registration import (
+    check_arguments,
+    check_call,
+    check_name,
+    plain_arguments,
+    record_fields,
+    refuse_taken,
+)
 from .spec import Spec
 from .user_code import with_place
 
@@ -155,14 +162,16 @@ def register(
         )
     taken = VARIANTS.get(name)
     refuse_taken("register", name, taken and taken.layer, layer)
-    check_module(
-        f"register({name!r})",
+    told = f"register({name!r})"
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise ValueError(f"{told}: {layer!r} is not a class of flax.linen.Module.")
+    check_call(
+        told,
         layer,
-        argument="use_running_average",
-        meaning="which tells training from evaluation; a layer without statistics may ignore it",
-        filled_in=_NOT_SETTABLE,
-        record=VariantSpec,
+        "use_running_average",
+        "which tells training from evaluation; a layer without statistics may ignore it",
     )
+    check_arguments(told, layer, filled_in=_NOT_SETTABLE, record=VariantSpec)
     enter(VARIANTS, name, Variant(name, layer, statistics, source, formula, cost))
     return layer
 
@@ -175,7 +184,7 @@ def variant_spec_type() -> Any:
 
 def settable_fields(layer: type[nn.Module]) -> dict[str, Any]:
     """Returns the fields of a layer that a configuration can set, with their types."""
-    return plain_fields(layer, _NOT_SETTABLE)
+    return plain_arguments(layer, _NOT_SETTABLE)
 
 
 def _spec_model(variant: Variant) -> type[VariantSpec]:

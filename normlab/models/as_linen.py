@@ -1,12 +1,14 @@
 """A Flax Linen module as training sees it."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from .network import Network, Roles
+from ..registration import check_call
+from .network import Network, Roles, marked
 
 # The modules whose last call makes the outputs.
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvTranspose, nn.ConvLocal)
@@ -28,6 +30,21 @@ class LinenNetwork(Network):
         self.name = type(model).__name__
         self._norms: set[tuple[str, ...]] = set()
         self._head: tuple[str, ...] = ()
+
+    @classmethod
+    def is_made_by(cls, maker: Any) -> bool:
+        """Tells whether a class is one of Linen modules."""
+        return isinstance(maker, type) and issubclass(maker, nn.Module)
+
+    @classmethod
+    def check(cls, told: str, maker: Any) -> None:
+        """Refuses a class whose call does not take `train`."""
+        check_call(told, maker, "train", "which tells training from evaluation")
+
+    @classmethod
+    def made(cls, maker: Any, norm: Callable[..., Any], given: Mapping[str, Any]) -> nn.Module:
+        """Returns the module."""
+        return maker(**given, norm=norm)
 
     def init(self, key: PRNGKeyArray, inputs: Array) -> tuple[Any, Any]:
         """Returns parameters and state.
@@ -69,19 +86,15 @@ class LinenNetwork(Network):
         if own := getattr(self.model, "parameter_roles", None):
             return own(params)
 
-        def marked(holds: Any) -> Any:
-            def of_leaf(path: Any, _: Any) -> bool:
-                return holds(tuple(str(getattr(entry, "key", entry)) for entry in path))
-
-            return jax.tree_util.tree_map_with_path(of_leaf, params)
-
         def is_norm(path: tuple[str, ...]) -> bool:
             return any(path[: len(norm)] == norm for norm in self._norms)
 
         return Roles(
-            weights=marked(lambda path: path[-1] == "kernel" and not is_norm(path)),
-            norms=marked(is_norm),
-            head=marked(lambda path: bool(self._head) and path[: len(self._head)] == self._head),
+            weights=marked(params, lambda path: path[-1] == "kernel" and not is_norm(path)),
+            norms=marked(params, is_norm),
+            head=marked(
+                params, lambda path: bool(self._head) and path[: len(self._head)] == self._head
+            ),
         )
 
     def _note(self, call, arguments, named, context) -> Any:

@@ -1,8 +1,10 @@
 """What training sees of a model, whatever it is written in."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 from jaxtyping import Array, PRNGKeyArray
 
 
@@ -29,10 +31,48 @@ class Network(ABC):
     Attributes:
         model: The model itself.
         name: Of the model, for messages.
+        arguments: What a study gives to whatever makes models of this kind.
     """
 
     model: Any
     name: str
+    arguments: ClassVar[tuple[str, ...]] = ("norm", "classes")
+
+    @classmethod
+    @abstractmethod
+    def is_made_by(cls, maker: Any) -> bool:
+        """Tells whether a class or function that a user registers makes models of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, told: str, maker: Any) -> None:
+        """Refuses a class or function beside whose arguments something is wrong.
+
+        Args:
+            told: How the message begins.
+            maker: The class or function.
+
+        Raises:
+            ValueError: That says what.
+        """
+
+    @classmethod
+    @abstractmethod
+    def made(cls, maker: Any, norm: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+        """Returns the model that a class or function makes.
+
+        Args:
+            maker: The class or function.
+            norm: Constructor of the Linen norm layers, which the model gets in its own form.
+            given: All other arguments.
+        """
+
+    def try_out(self) -> None:  # noqa: B027  (most have nothing to try)
+        """Finds out what is wrong with the model and can be found out without inputs.
+
+        Raises:
+            Exception: Whatever the model's own code raises.
+        """
 
     @abstractmethod
     def init(self, key: PRNGKeyArray, inputs: Array) -> tuple[Any, Any]:
@@ -53,3 +93,12 @@ class Network(ABC):
     @abstractmethod
     def roles(self, params: Any) -> Roles:
         """Tells what the parameters are for, once `init` has been traced."""
+
+
+def marked(params: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
+    """Returns a tree of truth values: what holds of the path of each parameter."""
+
+    def of_leaf(path: Any, _: Any) -> bool:
+        return holds(tuple(str(getattr(entry, "key", entry)) for entry in path))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)

@@ -22,6 +22,7 @@ from .layers import ProxyNorm as ProxyNorm
 from .layers import RMSNorm as RMSNorm
 from .layers import ScaleNorm as ScaleNorm
 from .layers import SwitchableNorm as SwitchableNorm
+from .layers import form_of as form_of
 from .weights import ScaledWeightStandardization as ScaledWeightStandardization
 from .weights import SpectralNorm as SpectralNorm
 from .weights import WeightNorm as WeightNorm

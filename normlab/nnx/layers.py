@@ -2,6 +2,11 @@
 
 # ruff: noqa: D101  (their docstrings are made of those of the Linen layers)
 
+import functools
+import types
+
+from flax import linen as nn
+
 from .. import linen
 from .layer import Layer
 
@@ -64,3 +69,12 @@ class ScaleNorm(Layer, of=linen.ScaleNorm): ...
 
 
 class SwitchableNorm(Layer, of=linen.SwitchableNorm): ...
+
+
+_FORMS = {it.linen_module: it for it in (*vars().values(),) if getattr(it, "linen_module", None)}
+
+
+@functools.lru_cache
+def form_of(layer: type[nn.Module]) -> type[Layer]:
+    """Returns the NNX form of a Linen layer: the one above, or one made of a user's own layer."""
+    return _FORMS.get(layer) or types.new_class(layer.__name__, (Layer,), {"of": layer})

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from flax import nnx
 
 import normlab
 from normlab.compare.study import study_type
@@ -100,6 +101,50 @@ class WithTakenField(Mine):
     build: int = 1
 
 
+class NNX(nnx.Module):
+    def __init__(self, *, norm, classes: int, width: int = 8, rngs: nnx.Rngs):
+        if width % 2:
+            raise ValueError(f"width={width} is odd")
+        self.head = nnx.Linear(width, classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x)
+
+
+class NNXWithoutCall(nnx.Module):
+    def __init__(self, *, norm, classes, rngs): ...
+
+
+class NNXWithoutStreams(NNX):
+    def __init__(self, *, norm, classes): ...
+
+
+class NNXWithTakenArgument(NNX):
+    def __init__(self, *, norm, classes, rngs, build: int = 1): ...
+
+
+class NNXWithoutDefault(NNX):
+    def __init__(self, *, norm, classes, width, rngs): ...
+
+
+def pair(*, norm, classes: int, width: int = 8):
+    return (lambda key, inputs: ({}, {})), (lambda params, state, inputs, train, key: (inputs, {}))
+
+
+def without_classes(*, norm): ...
+
+
+def without_default(*, norm, classes, width): ...
+
+
+def not_a_pair(*, norm, classes):
+    return 1
+
+
+def without_key(*, norm, classes):
+    return (lambda key, inputs: ({}, {})), (lambda params, state, inputs, train: (inputs, {}))
+
+
 @pytest.mark.parametrize(
     ("model", "told"),
     [
@@ -107,12 +152,43 @@ class WithTakenField(Mine):
         (WithoutTrain, "the call of WithoutTrain must take train"),
         (WithoutClasses, "WithoutClasses has no field classes"),
         (WithTakenField, "WithTakenField has a field build, a name that"),
+        (1, "is not a class of flax.linen.Module or flax.nnx.Module, nor a function"),
+        (NNXWithoutCall, "NNXWithoutCall has no method __call__"),
+        (NNXWithoutStreams, "NNXWithoutStreams has no argument rngs; a study fills in norm, the"),
+        (NNXWithTakenArgument, "NNXWithTakenArgument has an argument build, a name that"),
+        (NNXWithoutDefault, "the arguments width of NNXWithoutDefault need defaults"),
+        (without_classes, "without_classes has no argument classes; a study fills in"),
+        (without_default, "the arguments width of without_default need defaults"),
     ],
 )
 def test_what_cannot_stand_in_a_study_is_refused(model, told):
     with pytest.raises(ValueError, match=told):
         normlab.register_model("mine", model)
     assert "mine" not in MODELS
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "told"),
+    [
+        (NNX, {"width": 3}, "width=3 is odd"),
+        (NNX, {"width": "wide"}, "valid integer"),
+        (NNX, {"depth": 3}, "Extra inputs are not permitted"),
+        (pair, {"width": "wide"}, "valid integer"),
+        (not_a_pair, {}, "not_a_pair returned a int; expected two functions"),
+        (without_key, {}, "without_key: apply must take key by name"),
+    ],
+)
+def test_fields_of_every_kind_are_checked_with_the_study(model, fields, told):
+    normlab.register_model("mine", model)
+    with pytest.raises(ValueError, match=told):
+        study(**fields)
+
+
+@pytest.mark.parametrize("model", [NNX, pair])
+def test_the_precision_is_refused_where_no_kind_could_take_it(model):
+    normlab.register_model("mine", model)
+    with pytest.raises(ValueError, match="has no argument dtype, so that it cannot compute in"):
+        study().model.build(normlab.RMSNorm, 2, "bfloat16")
 
 
 def test_other_fields_need_defaults():
