@@ -4,7 +4,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, EllipsisType, FunctionType, NoneType
 from typing import Any
@@ -43,8 +43,8 @@ def of_normlab() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
-def of_user_code(module: type) -> str | None:
-    """Hashes the code of a user's layer or model; None for normlab's own.
+def of_user_code(module: Callable[..., Any]) -> str | None:
+    """Hashes the code of a user's layer, model or objective; None for normlab's own.
 
     That is the file it stands in; of a file beside a study, with the neighbours that it imports,
     as they were when they were loaded. In a notebook, where there is none, it is the class with all

@@ -136,7 +136,7 @@ def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> d
     model, objective = type(study.model), type(study.objective)
     user_code = (
         spec.layer_class,
-        getattr(model, "module", model),
+        getattr(model, "maker", model),
         getattr(objective, "code", objective),
     )
     return {

@@ -40,7 +40,7 @@ class RegisteredModelSpec(Spec):
     """A model of the user's own in a study; fields as the arguments of what makes it."""
 
     maker: ClassVar[Any]
-    kind: ClassVar[type[Network]]
+    adapter: ClassVar[type[Network]]
     takes_integers: ClassVar[bool] = True
     name: str
 
@@ -54,7 +54,7 @@ class RegisteredModelSpec(Spec):
                 f"{self.maker.__name__} has no {word_for(self.maker)} dtype, so that it cannot "
                 f"compute in {dtype}; add one, or leave out train.precision."
             )
-        return self.kind.made(self.maker, norm, {**given, "classes": classes})
+        return self.adapter.made(self.maker, norm, {**given, "classes": classes})
 
     @model_validator(mode="after")
     def _let_the_model_check(self) -> "RegisteredModelSpec":
@@ -177,7 +177,7 @@ def register_model(name: str, model: Any = None) -> Any:
     names: Any = Literal[name]
     settable = record_fields(model, _FILLED_IN)
     spec = create_model(model.__name__, __base__=RegisteredModelSpec, name=(names, ...), **settable)
-    spec.maker, spec.kind = staticmethod(model), kind  # no function becomes a method
+    spec.maker, spec.adapter = staticmethod(model), kind  # no function becomes a method
     enter(MODELS, name, spec)
     return model
 
