@@ -23,7 +23,7 @@ from pydantic import (
 from ..data import LOADERS, DataSpec, data_spec_type
 from ..errors import UserError
 from ..inference.power import enough_pairs
-from ..models import MODELS, ModelSpec, RegisteredModelSpec, model_spec_type
+from ..models import MODELS, ModelSpec, model_spec_type
 from ..objectives import (
     OBJECTIVES,
     Classification,
@@ -545,14 +545,20 @@ class Study(Spec):
             integers: Whether its inputs are integers, as the numbers of tokens.
 
         Raises:
-            StudyError: If the inputs are integers, and the model is none of the user's own.
+            StudyError: If the model does not compute with inputs of that kind.
         """
-        if integers and not isinstance(self.model, RegisteredModelSpec):
+        if integers and self.model.takes == "values":
             raise StudyError(
                 f"model.name={self.model.name} computes with real values, but the data "
                 f"{self.data.name} are integers, which arrive as they are. Give them as uint8 or "
-                "floating, as with .astype(numpy.float32), or register a model that takes "
-                "integers, as through flax.linen.Embed."
+                "floating, as with .astype(numpy.float32), take model.name=gpt, or register a "
+                "model that takes integers, as through flax.linen.Embed."
+            )
+        if not integers and self.model.takes == "tokens":
+            raise StudyError(
+                f"model.name={self.model.name} computes with the numbers of tokens, but the data "
+                f"{self.data.name} are real values or pixels. Take data.name=text, or integers of "
+                "another type than uint8, as with .astype(numpy.int32)."
             )
         norm = self.variants[arm.variant].constructor()
         return self.model.build(norm, classes, self.train.precision)

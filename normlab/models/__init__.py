@@ -3,6 +3,8 @@
 from .adapt import network_of as network_of
 from .cnn import CNN as CNN
 from .cnn import CNNSpec as CNNSpec
+from .gpt import GPT as GPT
+from .gpt import GPTSpec as GPTSpec
 from .mlp import MLP as MLP
 from .mlp import MLPSpec as MLPSpec
 from .network import Network as Network

@@ -13,6 +13,8 @@ from ..functional import ACTIVATIONS, NONLINEARITY_GAINS, Activation
 NormPosition = Literal["before", "after"]
 Weights = Literal["plain", "standardized", "scaled_standardized", "weight_norm", "spectral_norm"]
 Norm = Callable[..., nn.Module]
+# What a model computes with: real values, the numbers of tokens, or either.
+Takes = Literal["values", "tokens", "either"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -1,6 +1,6 @@
 """The plain convolutional network."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +14,7 @@ from .block import (
     Norm,
     NormPosition,
     Share,
+    Takes,
     Weights,
     apply_linear,
     drop,
@@ -100,6 +101,8 @@ class CNN(nn.Module):
 
 class CNNSpec(Spec):
     """The plain convolutional network of a study; fields as in `CNN`."""
+
+    takes: ClassVar[Takes] = "values"
 
     name: Literal["cnn"] = "cnn"
     channels: Annotated[tuple[Count, ...], Field(min_length=1, max_length=1_000)] = (32, 64)

@@ -1,6 +1,6 @@
 """The multilayer perceptron."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +14,7 @@ from .block import (
     Norm,
     NormPosition,
     Share,
+    Takes,
     Weights,
     apply_linear,
     drop,
@@ -69,6 +70,8 @@ class MLP(nn.Module):
 
 class MLPSpec(Spec):
     """The multilayer perceptron of a study; fields as in `MLP`."""
+
+    takes: ClassVar[Takes] = "values"
 
     name: Literal["mlp"] = "mlp"
     hidden: Annotated[tuple[Count, ...], Field(min_length=1, max_length=1_000)] = (128, 128)

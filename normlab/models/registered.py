@@ -18,8 +18,9 @@ from ..registration import (
 from ..spec import Spec
 from ..user_code import with_place
 from .adapt import kind_of, network_of
-from .block import Norm
+from .block import Norm, Takes
 from .cnn import CNNSpec
+from .gpt import GPTSpec
 from .mlp import MLPSpec
 from .network import Network
 from .resnet import ResNetSpec
@@ -41,7 +42,7 @@ class RegisteredModelSpec(Spec):
 
     maker: ClassVar[Any]
     adapter: ClassVar[type[Network]]
-    takes_integers: ClassVar[bool] = True
+    takes: ClassVar[Takes] = "either"
     name: str
 
     def build(self, norm: Norm, classes: int, dtype: Any) -> Any:
@@ -66,13 +67,16 @@ class RegisteredModelSpec(Spec):
 
 
 # What a study knows without registration, for type checkers.
-ModelSpec = Annotated[MLPSpec | CNNSpec | ResNetSpec | ViTSpec, Field(discriminator="name")]
+ModelSpec = Annotated[
+    MLPSpec | CNNSpec | ResNetSpec | ViTSpec | GPTSpec, Field(discriminator="name")
+]
 
 MODELS: dict[str, type[Any]] = {
     "mlp": MLPSpec,
     "cnn": CNNSpec,
     "resnet": ResNetSpec,
     "vit": ViTSpec,
+    "gpt": GPTSpec,
 }
 
 

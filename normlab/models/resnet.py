@@ -1,6 +1,6 @@
 """The residual network for small images."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +15,7 @@ from .block import (
     Norm,
     NormPosition,
     Share,
+    Takes,
     Weights,
     apply_linear,
     drop,
@@ -166,6 +167,8 @@ class ResNet(nn.Module):
 
 class ResNetSpec(Spec):
     """The residual network of a study; fields as in `ResNet`."""
+
+    takes: ClassVar[Takes] = "values"
 
     name: Literal["resnet"] = "resnet"
     depth: Depth = 8

@@ -1,7 +1,7 @@
 """The Vision Transformer for small images."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from pydantic import model_validator
 
 from ..spec import Count, Few, Spec
-from .block import ACTIVATIONS, Activation, Norm, needs_bias, normalize
+from .block import ACTIVATIONS, Activation, Norm, Takes, needs_bias, normalize
 
 BlockNorm = Literal["pre", "post"]
 
@@ -121,6 +121,8 @@ class ViT(nn.Module):
 
 class ViTSpec(Spec):
     """The Vision Transformer of a study; fields as in `ViT`."""
+
+    takes: ClassVar[Takes] = "values"
 
     name: Literal["vit"] = "vit"
     patch_size: Few = 4

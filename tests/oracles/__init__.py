@@ -35,6 +35,7 @@ from .standardizing import layer_norm as layer_norm
 from .standardizing import position_norm as position_norm
 from .standardizing import rms_norm as rms_norm
 from .standardizing import scale_norm as scale_norm
+from .transformer import gpt as gpt
 from .unpooled import dynamic_erf as dynamic_erf
 from .unpooled import dynamic_tanh as dynamic_tanh
 from .unpooled import identity as identity
