@@ -30,6 +30,7 @@ from .own import (
 )
 from .reading import DataError, MissingDataError
 from .targets import KINDS, outputs_without_labels
+from .text import BYTES, read_text
 
 Indices = Int32[np.ndarray, "_"]
 Strata = Int32[np.ndarray, "_"]
@@ -40,8 +41,9 @@ Parts = tuple[
 ]  # the files to train on, which are put together once; the test split
 
 DIGITS_TEST_SHARE = 0.2
+DEFAULT_BLOCK = 128
 
-_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "npz")
+_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "npz", "text")
 
 # Loaders of the user's own sets, by name.
 LOADERS: dict[str, Callable[[], Any]] = {}
@@ -110,10 +112,12 @@ class DataSpec(Spec):
 
     Attributes:
         name: The data set. `digits` comes with scikit-learn; `mnist`, `fashion_mnist` and
-            `cifar10` are read from their official files; `npz` is a file of one's own; others are
+            `cifar10` are read from their official files; `npz` is a file of one's own; `text` is
+            a text of one's own, whose bytes are tokens, cut into blocks in their order; others are
             those that `normlab.register_data` has added.
         folder: Where the files are: the folder of this set, or one that holds a folder with the
-            set's name. For `npz` the path of the file. Without it, a set is looked for in the
+            set's name. For `npz` the path of the file; for `text` that of the file, or of a folder
+            whose files are put together by name. Without it, a set is looked for in the
             folder of its name below the one that the variable NORMLAB_DATA names, and
             Fashion-MNIST also where Debian's package dataset-fashion-mnist puts it.
         standardize: What is done to images before a model gets them: `true` takes mean and
@@ -122,7 +126,9 @@ class DataSpec(Spec):
             All of them arrive in the dtype of `train.precision`. Integers of another type than
             uint8, as the numbers of tokens, always arrive as they are, as int32.
         batch_size: Examples in each training step.
-        validation: Share of the training split that is held out for tuning.
+        block: Of `text`: how many bytes of each example are predicted, each from those before it
+            in the example, which has one more; 128 if not given.
+        validation: Share of the training split that is held out for tuning; of `text` its end.
         train_examples: Train on only so many of the examples that are left for training.
         train_share: Train on only this share of them.
     """
@@ -141,6 +147,7 @@ class DataSpec(Spec):
         Field(json_schema_extra={"enum": [True, False, "per_feature"]}),
     ] = True
     batch_size: Count = 64
+    block: Annotated[int, Field(gt=0, le=65_536)] | None = None
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
@@ -165,6 +172,10 @@ class DataSpec(Spec):
     def _folder_fits_name(self) -> "DataSpec":
         if self.name == "npz" and self.folder is None:
             raise ValueError("npz needs the path of its file, folder=FILE.npz")
+        if self.name != "text" and self.block is not None:
+            raise ValueError(
+                f"block={self.block} cuts a text, but name={self.name}; leave it out, or name text"
+            )
         if self.name == "digits" and self.folder is not None:
             raise ValueError(
                 f"digits comes with scikit-learn and reads no folder, but folder={self.folder}; "
@@ -246,8 +257,10 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
 
     The official test split is the test split. Digits has none: a fixed, stratified fifth of its
     examples is taken. From the rest, the training split, a fixed share of `spec.validation` is held
-    out, of classes that share of each. Images stay in the units of their files; the constants that
-    standardize them, as `spec.standardize` says, come from the examples to train on alone.
+    out, of classes that share of each. A text is split by position: its last tenth is the test
+    split, and what is held out lies before that. Images stay in the units of their files; the
+    constants that standardize them, as `spec.standardize` says, come from the examples to train on
+    alone.
 
     Args:
         spec: Which set, and how it is split.
@@ -260,6 +273,12 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
             what the spec asks.
     """
     own = spec.name == "npz" or spec.name in spec.loaders
+    is_text = spec.name == "text"
+    if is_text and targets != "none":
+        raise DataError(
+            "data.name=text has no labels beside its bytes, but the objective expects "
+            f"{KINDS[targets].expected}; predict the bytes, with objective.name=next_token."
+        )
     if not own and targets not in ("classes", "none"):
         raise DataError(
             f"data.name={spec.name} has classes, but the objective expects "
@@ -274,11 +293,17 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
     count = len(images)
     strata = labels if labels is not None and targets == "classes" else np.zeros(count, np.int32)
     official, test = np.split(np.arange(count, dtype=np.int32), [-len(test_part[0])])
-    if labels is None:
+    if is_text:
+        outputs = BYTES
+    elif labels is None:
         outputs = outputs_without_labels(spec.name, images, len(official))
     else:
         outputs = KINDS[targets].outputs(labels[official]) if own else formats.CLASSES
-    train, validation = _stratified(strata, official, spec.validation)
+    held = round(spec.validation * len(official))
+    if is_text:
+        train, validation = np.split(official, [len(official) - held])
+    else:
+        train, validation = _stratified(strata, official, spec.validation)
     if not len(train) or not len(validation):
         raise DataError(
             f"data.validation={spec.validation} leaves {len(train)} of {len(official)} training "
@@ -425,15 +450,22 @@ _PUBLISHED = {
 }
 
 
-def _npz_remedy(targets: Targets = "classes") -> str:
-    arrays = ", ".join(f"{name}=..." for name in names_for(targets)[0])
-    return (
-        f"Write a file with numpy.savez(FILE, {arrays}), {expected(targets)}, and name it with "
-        "data.folder=FILE."
-    )
+# Whose files are a user's own, which no one can get again.
+_OWN_FILES = ("npz", "text")
 
 
-def _remedy(name: str) -> str:
+def _remedy(name: str, targets: Targets = "classes") -> str:
+    if name == "npz":
+        arrays = ", ".join(f"{name}=..." for name in names_for(targets)[0])
+        return (
+            f"Write a file with numpy.savez(FILE, {arrays}), {expected(targets)}, and name it with "
+            "data.folder=FILE."
+        )
+    if name == "text":
+        return (
+            "Name a file of text, or a folder of such files, with data.folder=PLACE, or put them "
+            "into the folder text of the one that the variable NORMLAB_DATA names."
+        )
     return (
         f"{_PUBLISHED[name].source} Name their folder with data.folder=FOLDER, or put them into "
         f"the folder {name} of the one that the variable NORMLAB_DATA names."
@@ -490,6 +522,14 @@ def _path(folder: str) -> Path:
         raise MissingDataError(f"{folder}: {error}; give the path in full.") from error
 
 
+def _place_of_text(folder: str | None) -> Path:
+    if folder is not None:
+        return _path(folder)
+    if root := os.environ.get("NORMLAB_DATA"):
+        return _path(root) / "text"
+    raise MissingDataError("The text was not found: NORMLAB_DATA is not set, nor data.folder.")
+
+
 def _read(spec: DataSpec, targets: Targets) -> Parts:
     if spec.name == "digits":
         return _read_digits()
@@ -500,15 +540,18 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
             assert spec.folder is not None  # DataSpec sees to it
             train, test = read_npz(_path(spec.folder), targets)
             return [train], test
+        if spec.name == "text":
+            train, test = read_text(_place_of_text(spec.folder), spec.block or DEFAULT_BLOCK)
+            return [(train, None)], (test, None)
         layout, paths = _find(spec.name, spec.folder)
         return layout.read(paths)
     except MissingDataError as error:
-        if spec.name != "npz":
+        if spec.name not in _OWN_FILES:
             raise
-        raise MissingDataError(f"{error}\n{_npz_remedy(targets)}") from error
+        raise MissingDataError(f"{error}\n{_remedy(spec.name, targets)}") from error
     except DataError as error:
-        npz = spec.name == "npz"
-        remedy = _npz_remedy(targets) if npz else f"Get it again: {_remedy(spec.name)}"
+        again = "" if spec.name in _OWN_FILES else "Get it again: "
+        remedy = f"{again}{_remedy(spec.name, targets)}"
         raise DataError(f"{error}\n{remedy}") from error
 
 
@@ -597,7 +640,14 @@ def _listing(name: str) -> Listing:
     if name == "digits":
         return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
     if name == "npz":
-        return Listing(name, None, None, None, _npz_remedy())
+        return Listing(name, None, None, None, _remedy(name))
+    if name == "text":
+        try:
+            place = _place_of_text(None)
+        except MissingDataError:
+            place = None
+        found = str(place) if place is not None and place.is_dir() else None
+        return Listing(name, found, None, None, _remedy(name))
     if name in LOADERS:
         place = f"registered by {known_as(LOADERS[name].__module__)}"
         return Listing(name, place, None, None, "Nothing to do.")
