@@ -5,12 +5,15 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 
+import normlab
 from normlab.config import load_study
 from normlab.data.sources import LOADERS
-from normlab.models import MODELS
+from normlab.models import MODELS, network_of
 from normlab.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +24,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-(OWN,) = [block for block in blocks("python") if "register_model" in block]
+OWN, KINDS = [block for block in blocks("python") if "register_model" in block]
 
 
 def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
@@ -29,7 +32,7 @@ def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     names: dict = {}
     try:
         for block in blocks("python"):
-            if block != OWN:
+            if block not in (OWN, KINDS):
                 exec(compile(block, "README.md", "exec"), names)
     finally:
         VARIANTS.pop("centred", None)
@@ -50,6 +53,23 @@ def test_a_users_own_model_and_data_run_alone_in_less_than_thirty_lines(tmp_path
     assert len(names["results"].runs) == 5 * (2 + 8)
     assert names["results"].runs["test_accuracy"].max() > 0.9
     assert (tmp_path / "runs/wine/report.html").is_file()
+
+
+def test_the_other_kinds_of_models_shown_compute_logits():
+    names: dict = {"__name__": "pasted", "normlab": normlab}
+    before = dict(MODELS)
+    try:
+        exec(compile(KINDS, "README.md", "exec"), names)
+        specs = [MODELS[name](name=name) for name in ("tabular_nnx", "tabular_pair")]
+    finally:
+        MODELS.clear()
+        MODELS.update(before)
+    inputs = jnp.ones((2, 1, 1, 13))
+    for spec in specs:
+        network = network_of(spec.build(normlab.BatchNorm, 3, "float32"))
+        params, state = network.init(jax.random.key(0), inputs)
+        logits, _ = network.train(params, state, inputs, jax.random.key(1))
+        assert logits.shape == network.evaluate(params, state, inputs).shape == (2, 3)
 
 
 def test_the_study_shown_is_the_quickstart():

@@ -13,7 +13,7 @@ from .reading import DataError, MissingDataError, exactly, opened, refuse_more_t
 BYTES = 256
 TEST_SHARE = 0.1
 
-Blocks = Int32[np.ndarray, "blocks tokens"]
+Blocks = Int32[np.ndarray, "_ tokens"]
 
 
 def read_text(place: Path, block: int) -> tuple[Blocks, Blocks]:

@@ -92,6 +92,8 @@ SCALARS = [
         "sgd",
         "mlp",
         "vit",
+        "gpt",
+        "text",
     ),
     *(
         "batch_norm",
@@ -214,6 +216,7 @@ VALUES = [
         [math.nan],
         {"low": 1, "high": 2},
         {"name": "vit"},
+        {"name": "gpt"},
         ["a"] * 1001,
     ),
     *({"layer": "rms_norm"}, {"layer": 3}, {"layer": None}, {"layer": ["a"]}, {"name": ["a"]}),

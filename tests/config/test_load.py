@@ -104,7 +104,7 @@ def test_all_problems_are_told_at_once_with_path_and_nearest_name():
 
 def test_a_name_that_is_like_none_gets_the_whole_list():
     (told,) = problems(QUICKSTART, "model.name=transformer")
-    assert told == "model: unknown name 'transformer'; expected one of mlp, cnn, resnet, vit"
+    assert told == "model: unknown name 'transformer'; expected one of mlp, cnn, resnet, vit, gpt"
 
 
 def test_a_layer_checks_its_own_fields():

@@ -377,7 +377,7 @@ def test_describe_says_what_is_where(tmp_path, monkeypatch, write_mnist):
     write_mnist(tmp_path / "mnist")
     monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
     listing = {entry.name: entry for entry in describe()}
-    assert list(listing) == ["digits", "mnist", "fashion_mnist", "cifar10", "npz"]
+    assert list(listing) == ["digits", "mnist", "fashion_mnist", "cifar10", "npz", "text"]
     assert listing["mnist"].place == str(tmp_path / "mnist")
     assert (listing["mnist"].examples, listing["mnist"].image_shape) == (70_000, (28, 28, 1))
     assert listing["digits"].place == "part of scikit-learn"

@@ -8,10 +8,14 @@ import numpy as np
 import oracles
 import pytest
 from pydantic import TypeAdapter
+from training import programs_of, run
 
 import normlab
+from normlab.data import DataSpec, load
 from normlab.models import GPT, ModelSpec, network_of
 from normlab.models.gpt import rotated
+from normlab.objectives import NextToken
+from normlab.train import AdamSpec, TrainSpec
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 7, size=(2, 5)), jnp.int32)
 small = partial(GPT, classes=7, width=8, depth=2, heads=2, mlp_ratio=3)
@@ -185,3 +189,18 @@ def test_a_study_refuses_images_for_it():
     )
     with pytest.raises(StudyError, match="computes with the numbers of tokens, but the data digit"):
         study.network(study.arms()[0], 10, integers=False)
+
+
+def test_it_learns_what_follows_what(tmp_path):
+    (tmp_path / "text").write_bytes(b"abcdefgh" * 400)
+    spec = DataSpec(name="text", folder=str(tmp_path / "text"), block=16, batch_size=8)
+    programs = programs_of(
+        small(classes=256, norm=normlab.RMSNorm, depth=1, positions="rotary"),
+        load(spec, "none"),
+        optimizer=AdamSpec(name="adam", learning_rate=0.03),
+        train=TrainSpec(steps=60, evaluate_every=60),
+        objective=NextToken(),
+    )
+    (point,) = run(programs, 0).curve
+    assert point.train["bits_per_byte"] > 1
+    assert point.validation["bits_per_byte"] < 0.1
