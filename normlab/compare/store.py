@@ -29,8 +29,8 @@ from pydantic import (
 )
 from yaml import YAMLError
 
+from ..checksum import checksum, sealed, unsealed
 from ..errors import UserError, refused
-from .checksum import checksum, sealed, unsealed
 from .search import Range
 from .yaml_text import escaped, from_yaml, to_yaml, unescaped
 

@@ -4,6 +4,8 @@ from .accumulation import refuse_uneven as refuse_uneven
 from .feed import Placed as Placed
 from .feed import Resident as Resident
 from .feed import place as place
+from .hooks import Hook as Hook
+from .hooks import Moment as Moment
 from .hooks import Record as Record
 from .hooks import RecordHook as RecordHook
 from .hooks import StateHook as StateHook

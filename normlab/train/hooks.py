@@ -24,18 +24,22 @@ class Record:
 
 
 class Moment(NamedTuple):
-    """Where several runs that are trained at a time stand, on the device.
+    """Where several runs that are trained at a time stand; also where they can go on from.
 
     Attributes:
         step: Steps done, by each of them.
-        state: Their state, which the next step uses up: what shall last must be copied or fetched
-            before the hook returns.
-        sums: Sums since the last point of their curves.
+        state: Their state, on the device, which the next step uses up: what shall last must be
+            copied or fetched before the hook returns.
+        sums: Sums since the last point of their curves, likewise.
+        curves: The points of the curve of each, but for one that is due at this step.
+        seconds: Wall time until then, compilation excluded.
     """
 
     step: int
     state: TrainState
     sums: Sums
+    curves: list[list[Record]]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class StateHook:
     Attributes:
         every: Steps between two calls; one comes after the last step in any case.
         call: What is called.
+        asked: Whether it is to be called as well where the loop stops next, for whatever reason.
     """
 
     every: int
     call: Callable[[Moment], None]
+    asked: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

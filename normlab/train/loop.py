@@ -36,6 +36,7 @@ def fit(
     *,
     hooks: Sequence[Hook] = (),
     test: bool = False,
+    start: Moment | None = None,
 ) -> list[Outcome]:
     """Trains up to `programs.width` runs at a time, from initialization to the end or divergence.
 
@@ -49,9 +50,10 @@ def fit(
         values: Numbers of the optimizer, of each run, that differ from those it was built with.
         hooks: What is told of them.
         test: Whether to evaluate on the test split at the end.
+        start: Where they stood, to go on from there with the same numbers; None for the beginning.
     """
     programs.compile()
-    start = time.perf_counter()
+    before = time.perf_counter() - (start.seconds if start is not None else 0)
     length, count = programs.length, len(seeds)
     seed, traced = programs.inputs(seeds, values or [{}] * count)
     wanting = [hook for hook in hooks if isinstance(hook, StateHook)]
@@ -59,17 +61,20 @@ def fit(
     stops = _Stops(programs.feed.steps_per_epoch, length.record_every, length.steps)
     stops.every |= {hook.every for hook in wanting}
 
-    curves: list[list[Record]] = [[] for _ in range(count)]
-    left = list(range(count))
-    step = 0
-    state, sums = programs.initialize(seed, traced)
-    state, sums = programs.advance(state, sums, traced, stops.after(step) - step)
+    if start is None:
+        step, curves = stops.after(0), [[] for _ in range(count)]
+        state, sums = programs.initialize(seed, traced)
+        state, sums = programs.advance(state, sums, traced, step)
+    else:
+        step, curves = start.step, [list(curve) for curve in start.curves]
+        state, sums = start.state, start.sums
+    left = [run for run in range(count) if not curves[run] or _is_finite(curves[run][-1])]
     while left:
-        step = stops.after(step)
         done = step == length.steps
         for hook in wanting:
-            if done or step % hook.every == 0:
-                hook.call(Moment(step, state, sums))
+            if done or step % hook.every == 0 or hook.asked():
+                so_far = [list(curve) for curve in curves]
+                hook.call(Moment(step, state, sums, so_far, time.perf_counter() - before))
         recorded, evaluated = sums, None
         record = done or step % length.record_every == 0
         if record:
@@ -91,8 +96,9 @@ def fit(
             left = [run for run in left if _is_finite(curves[run][-1])]
         if done:
             break
+        step = stops.after(step)
     tested = programs.metrics(programs.evaluate(state, "test")) if test and left else None
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - before
     return [
         Outcome(
             curves[run],

@@ -76,6 +76,12 @@ class Programs:
         """What the programs compute for one run: initialization, some steps, evaluation."""
         return self._initialize, self._advance, self._evaluate
 
+    @property
+    def abstract(self) -> tuple[TrainState, Any]:
+        """Shapes and dtypes of the state of the runs, and of the sums."""
+        told = self._lowered[0].out_info
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), told)
+
     def compile(self) -> tuple[Any, Any, Any]:
         """Compiles the programs for initialization, steps and evaluation, once."""
         with self._compiling:

@@ -49,6 +49,8 @@ class TrainSpec(Spec):
         augment: How training images are changed at random: `"none"`; `"flip"` for mirror images of
             half of them; `"crop_flip"` for a crop of each as well, moved by up to 4 pixels each
             way, with zeros, in the units of the files, coming in.
+        checkpoint_every: Steps after which a run is saved, to go on from there if it is stopped or
+            killed; None for none. Changes no number.
     """
 
     epochs: Count | None = None
@@ -59,6 +61,7 @@ class TrainSpec(Spec):
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0
     augment: Augmentation = "none"
+    checkpoint_every: Count | None = None
 
     @model_validator(mode="before")
     @classmethod

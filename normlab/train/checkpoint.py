@@ -1,0 +1,376 @@
+"""Checkpoints: all that a run needs to go on, written by orbax while training goes on.
+
+A folder has one folder a checkpoint, named by its step. It appears whole, by a rename, and
+`checksum.json` in it tells whether it is as it was written. What is read is looked through before,
+so that orbax never meets a damaged file; what comes later than the one that is used is removed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..checksum import sealed, unsealed
+from ..errors import UserError, refused
+from ..interrupts import StoppedError
+from .hooks import Moment, Record, StateHook
+from .programs import Programs
+
+# Kept of each run, beside the best one where that is asked for: where the newest is damaged, the
+# one before is used.
+LAST = 2
+
+_SEAL = "checksum.json"
+_UNFINISHED, _REMOVED = ".part", ".tmp"
+_ELSEWHERE = "give another folder; what was saved before stays, and a run goes on from there"
+
+
+class CheckpointError(UserError, OSError):
+    """Checkpoints cannot be written or used."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, which one process at a time may have.
+
+    Args:
+        folder: Where they lie. Writing creates it.
+        last: How many are kept.
+        tell: Is told in a line of each checkpoint that is damaged.
+    """
+
+    def __init__(self, folder: Path, last: int = LAST, tell: Callable[[str], object] = print):
+        # Orbax takes a second to import, which is not for those who save nothing.
+        import orbax.checkpoint as orbax
+
+        # It logs with a traceback what it also raises.
+        logging.getLogger("absl").addFilter(_is_not_of_orbax)
+        self.folder = folder.absolute()
+        self.best: int | None = None
+        """The step of a checkpoint that is kept for as long as this says so."""
+        self._last = last
+        self._tell = tell
+        self._orbax: Any = orbax
+        self._checkpointer: Any = orbax.AsyncCheckpointer(orbax.CompositeCheckpointHandler())
+        self._finishing = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+        sweep(self.folder)
+
+    def hook(
+        self,
+        runs: Sequence[str],
+        every: int,
+        asked: Callable[[], bool] = lambda: False,
+        score: Callable[[Record], float | None] = lambda _: None,
+    ) -> StateHook:
+        """Returns what saves runs as they are trained.
+
+        Args:
+            runs: Their names.
+            every: Steps between two checkpoints.
+            asked: Whether to save at once and stop.
+            score: Of a point of a curve, None for none; of those saved at a point the one with the
+                highest is kept as well.
+        """
+
+        def save(moment: Moment) -> None:
+            best = [
+                (value, record.step)
+                for record in moment.curves[0]
+                if record.step in self.steps() and (value := score(record)) is not None
+            ]
+            # Of equals the first.
+            self.best = max(best, key=lambda it: (it[0], -it[1]))[1] if best else None
+            self.save(moment, runs)
+            if asked():
+                self.wait()
+                raise StoppedError
+
+        return StateHook(every, save, asked)
+
+    def save(self, moment: Moment, runs: Sequence[str]) -> None:
+        """Begins to write where some runs stand; returns as soon as training may go on.
+
+        Raises:
+            CheckpointError: The system refused, this time or the time before.
+        """
+        record = {
+            "runs": [*runs],
+            "step": moment.step,
+            "seconds": moment.seconds,
+            "curves": [[asdict(point) for point in curve] for curve in moment.curves],
+        }
+        self.write(moment.step, _parts(moment.state, moment.sums), record)
+
+    def newest(self, programs: Programs, runs: Sequence[str]) -> Moment | None:
+        """Returns where runs can go on from; None if there is no checkpoint of them.
+
+        Raises:
+            CheckpointError: Those that are there are of other runs.
+        """
+        step = self.newest_whole()
+        if step is None:
+            return None
+        state, sums = programs.abstract
+        tree, record = self.read(step, _parts(state, sums))
+        if record["runs"] != [*runs]:
+            raise CheckpointError(
+                f"{self._path(step)} is of {', '.join(record['runs'])}, not of {', '.join(runs)}; "
+                "give another folder"
+            )
+        curves = [[Record(**point) for point in curve] for curve in record["curves"]]
+        sums = tree.pop("sums")
+        return Moment(step, state.replace(**tree), sums, curves, record["seconds"])
+
+    def write(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
+        """Begins to write arrays and a record of what JSON knows, unless that step is there.
+
+        Raises:
+            CheckpointError: The system refused, this time or the time before.
+        """
+        self.wait()
+        path = self._path(step)
+        if path.exists():  # A run that goes on comes by where it stood.
+            return
+        args = self._orbax.args
+        with self._writing(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            arrays = _flat(tree)
+            told = {**record, "arrays": {name: _in_words(it) for name, it in arrays.items()}}
+            self._checkpointer.save(
+                path.with_name(path.name + _UNFINISHED),
+                args=args.Composite(arrays=args.PyTreeSave(arrays), record=args.JsonSave(told)),
+            )
+        self._under_way = self._finishing.submit(self._finish, path)
+
+    def wait(self) -> None:
+        """Waits until all is written, and removes what is not to be kept.
+
+        Raises:
+            CheckpointError: The system refused.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            with self._writing(self.folder):
+                under_way.result()
+        there = self.steps()
+        for step in there[: -self._last]:
+            if step != self.best:
+                remove(self._path(step))
+
+    def read(self, step: int, target: Any, *, some: bool = False) -> tuple[Any, dict[str, Any]]:
+        """Returns the arrays of a checkpoint and its record.
+
+        Args:
+            step: Which.
+            target: A tree of what has shapes and dtypes.
+            some: Whether there may be further arrays, which are left.
+
+        Raises:
+            CheckpointError: The checkpoint has others.
+        """
+        orbax, path = self._orbax, self._path(step)
+        composite, told = orbax.args.Composite, orbax.args.JsonRestore()
+        record = self._checkpointer.restore(path, args=composite(record=told))["record"]
+        there = record.pop("arrays")
+        wanted = {name: _stored(leaf) for name, leaf in _flat(target).items()}
+        expected = {name: _in_words(leaf) for name, leaf in wanted.items()}
+        for name in wanted if some else sorted(wanted.keys() | there.keys()):
+            has, lacks = (it.get(name, "nothing") for it in (there, expected))
+            if has != lacks:
+                raise CheckpointError(
+                    f"{path} is of another model or optimizer: at {name} it has {has}, where "
+                    f"{lacks} is expected; give another folder"
+                )
+        as_numpy = dict.fromkeys(wanted, orbax.RestoreArgs(restore_type=np.ndarray))
+        arrays = orbax.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        restored = self._checkpointer.restore(path, args=composite(arrays=arrays))["arrays"]
+        return _filled(target, restored), record
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, in their order."""
+        return steps_in(self.folder)
+
+    def newest_whole(self) -> int | None:
+        """The step of the last checkpoint that is as it was written, after those that are not."""
+        return newest_whole(self.folder, self._tell)
+
+    def close(self) -> None:
+        """Ends the threads that write, and leaves what they are writing unfinished."""
+        try:
+            self._checkpointer.close()
+        except (OSError, ValueError) as error:
+            # What was refused has been told by `write` or `wait`, unless another error came first.
+            logging.getLogger(__name__).debug("%s", error)
+        self._finishing.shutdown()
+        sweep(self.folder)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:010d}"
+
+    def _finish(self, path: Path) -> None:
+        """Gives a checkpoint its checksums once all of it is written, and then its name."""
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        self._checkpointer.wait_until_finished()
+        with (unfinished / _SEAL).open("w", encoding="utf-8") as file:
+            file.write(sealed({"files": _digests(unfinished)}))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Tells what the system refuses, which the library that writes arrays says in words."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None)
+            if said := re.search(r"os_error_code='(\d+)'", str(error)):
+                number = int(said[1])
+            if number is None:
+                raise
+            sweep(self.folder)
+            refusal = OSError(number, os.strerror(number))
+            raise CheckpointError(refused("written", path, refusal, _ELSEWHERE)) from error
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, in their order."""
+    names = [path.name for path in folder.glob("[0-9]*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def newest_whole(
+    folder: Path, tell: Callable[[str], object], *, remove_damaged: bool = True
+) -> int | None:
+    """Returns the step of the last checkpoint that is as it was written.
+
+    Args:
+        folder: Where the checkpoints lie.
+        tell: Is told in a line of each after it, which is damaged.
+        remove_damaged: Whether these are removed, since the run will save them anew.
+    """
+    steps = steps_in(folder)
+    while steps:
+        step = steps.pop()
+        path = folder / f"{step:010d}"
+        if (why := _damage(path)) is None:
+            return step
+        if remove_damaged:
+            use = f"that of step {steps[-1]} is used" if steps else "the run begins anew"
+            tell(f"{path} is damaged: {why}. It is removed, and {use}.")
+            remove(path)
+        else:
+            tell(f"{path} is damaged: {why}")
+    return None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write or to remove."""
+    for ending in (_UNFINISHED, _REMOVED):
+        for path in folder.glob(f"[0-9]*{ending}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint, so that nobody ever takes a part of it for a damaged one."""
+    aside = path.with_name(path.name + _REMOVED)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _damage(path: Path) -> str | None:
+    """Says what in a checkpoint is not as it was written; None for nothing."""
+    try:
+        content, _ = unsealed((path / _SEAL).read_bytes())
+        written = json.loads(content)["files"]
+        found = _digests(path)
+    except FileNotFoundError:
+        return f"{_SEAL} is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{_SEAL} cannot be used ({error})"
+    for name in sorted(written.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in written:
+            return f"{name} was added since it was written"
+        if written[name] != found[name]:
+            return f"{name} was changed since it was written"
+    return None
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Hashes the files of a checkpoint."""
+    files = {str(it.relative_to(path)): it for it in sorted(path.rglob("*")) if it.is_file()}
+    digests = {}
+    for name in files.keys() - {_SEAL}:
+        with files[name].open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return digests
+
+
+def _parts(state: Any, sums: Any) -> dict[str, Any]:
+    """A state and sums as one tree, whose names say what they are."""
+    return {**vars(state), "sums": sums}
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """A tree as a mapping: path -> array, the keys of random numbers as their data.
+
+    What has no size is left out, which orbax cannot write.
+    """
+    flat = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        while name in flat:  # Keys may have the separator in them.
+            name += "'"
+        if leaf.size:
+            flat[name] = jax.random.key_data(leaf) if _is_key(leaf) and _is_array(leaf) else leaf
+    return flat
+
+
+def _filled(target: Any, arrays: Mapping[str, Any]) -> Any:
+    """The tree of what was stored by `_flat`."""
+    leaves, structure = jax.tree.flatten(target)
+    there = iter(arrays[name] for name in _flat(target))
+
+    def filled(leaf: Any) -> Any:
+        if not leaf.size:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        array = jax.device_put(next(there))
+        return jax.random.wrap_key_data(array) if _is_key(leaf) else array
+
+    return jax.tree.unflatten(structure, map(filled, leaves))
+
+
+def _stored(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype that a leaf is stored in."""
+    told = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.eval_shape(jax.random.key_data, told) if _is_key(leaf) else told
+
+
+def _in_words(leaf: Any) -> str:
+    return f"{leaf.dtype}{[*leaf.shape]}"
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
