@@ -1,5 +1,6 @@
 from . import nnx as nnx
 from . import surgery as surgery
+from .compare.kept import load as load
 from .comparison import compare as compare
 from .conventions import convention as convention
 from .data import register_data as register_data

@@ -4,7 +4,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest, refuse_stripped, refused
-from .interrupts import end_at_signals
+from .interrupts import Interrupts, end_at_signals
 from .modules import told
 from .process import every_character, importing, settings, settle
 from .progress import PipedConsole, duration, progress_bar
@@ -24,6 +24,8 @@ from .user_code import explained
 if TYPE_CHECKING:
     from .catalog import FieldEntry
     from .compare.grid import Run
+    from .compare.store import Result
+    from .compare.workbench import Group, Workbench
     from .report import Study as StudyThere
     from .train import Record
     from .variants import Variant
@@ -81,8 +83,13 @@ def train(
     variant: str = "",
     seed: int = 0,
     out: Folder = None,
+    save: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: not saved)")
+    ] = None,
 ) -> None:
     """Train one variant of a study once.
+
+    With --save it goes on where it stood, to the same numbers, if it was stopped or killed.
 
     Args:
         config: The study, a YAML file.
@@ -90,6 +97,8 @@ def train(
         variant: Which variant, by its name in the study; by default the baseline.
         seed: Decides initial weights and order of examples.
         out: Where the result goes.
+        save: Where checkpoints go, every train.checkpoint_every steps or, by default, at each point
+            of the curve; the last two are kept, and the best. normlab.load reads the last.
     """
     settle()
     with importing():
@@ -128,7 +137,11 @@ def train(
 
     arm = next(arm for arm in study.arms() if arm.variant == variant)
     group = Group((single_run(study, arm, seed),), 1)
-    (result,) = Workbench(described).execute(group, show)
+    bench = Workbench(described, folder=store.folder)
+    if save is None:
+        (result,) = bench.execute(group, show)
+    else:
+        result = _train_saved(bench, group, show, study.train.checkpoint_every, save)
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
@@ -140,6 +153,30 @@ def train(
             f"   {result.seconds:.1f} s"
         )
     console.print(f"Result: {store.folder / 'runs' / result.id}.json")
+
+
+def _train_saved(
+    bench: "Workbench",
+    group: "Group",
+    show: "Callable[[Run, Record], None]",
+    every: int | None,
+    folder: Path,
+) -> "Result":
+    """Trains a run with checkpoints, and goes on from the last one that is there."""
+    from .compare.kept import Saving, alone_in
+    from .train.checkpoint import steps_in
+
+    def stopped() -> str:
+        there = steps_in(folder)
+        where = f"it is saved up to step {there[-1]}, in {folder}" if there else "nothing is saved"
+        return f"Stopped; {where}. To go on:\n  {_command_line()}"
+
+    with alone_in(folder), Interrupts(stopped) as interrupts:
+        saving = Saving(folder, every, interrupts.asked, _warn, keep_best=True)
+        if there := steps_in(folder):
+            console.print(f"There are checkpoints in {folder}, the last of step {there[-1]}.")
+        (result,) = bench.execute(group, show, saving)
+    return result
 
 
 @app.command

@@ -95,13 +95,17 @@ class Interrupts:
         """Says that whoever stopped it has been told."""
         _Said.yet = True
 
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._noted is not None
+
     def check(self) -> None:
         """Has work be left if a signal has come.
 
         Raises:
             StoppedError: One has.
         """
-        if self._noted is not None:
+        if self.asked():
             raise StoppedError
 
     def _note(self, number: int, _: FrameType | None) -> None:

@@ -198,7 +198,7 @@ def draw(
     }
     if phase == "tune":
         result["test"] = None
-    from normlab.compare.checksum import sealed
+    from normlab.checksum import sealed
 
     # Not by the store, which waits for the disk after each file.
     (folder / "runs" / f"{name}.json").write_text(sealed(result))

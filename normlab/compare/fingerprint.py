@@ -11,9 +11,11 @@ from typing import Any
 
 from ..modules import source_of
 
-# What results do not depend on: what the study is called, where its code is found, and where its
-# runs are made.
-_INDIFFERENT = ("study", "modules", "executor")
+# What results do not depend on: what the study is called, where its code is found, where its runs
+# are made, and what is kept of them.
+_INDIFFERENT = ("study", "modules", "executor", "keep")
+# Likewise, within the parts.
+CHANGES_NO_NUMBER = ("train.checkpoint_every",)
 
 
 def of_config(config: Mapping[str, Any]) -> str:
@@ -28,7 +30,12 @@ def of_config(config: Mapping[str, Any]) -> str:
 
 def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a resolved configuration says of its results."""
-    return {key: value for key, value in config.items() if key not in _INDIFFERENT}
+    told = {key: value for key, value in config.items() if key not in _INDIFFERENT}
+    for path in CHANGES_NO_NUMBER:
+        part, _, field = path.partition(".")
+        if isinstance(there := told.get(part), Mapping):
+            told[part] = {key: value for key, value in there.items() if key != field}
+    return told
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def make_runs(
 
 def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> dict[str, Any]:
     """All that determines the result of a run but its seed and the versions it is made with."""
-    parts = study.model_dump(mode="json", include={*PARTS})
+    parts = fingerprint.telling(study.model_dump(mode="json", include={*PARTS}))
     del parts["data"]["folder"]  # The fingerprint of the data says what was found there.
     spec = study.variants[arm.variant]
     # What the variant overrides stands in the parts.

@@ -1,7 +1,7 @@
 """Running a study: what is to be run, what is there, what others are at, and what comes of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from .executors.processes import end_unguarded
 from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
+from .kept import has_weights, look_through, sweep_checkpoints
 from .selection import best_values
 from .store import Failure, Label, Result, Store, StoreError, left_aside_in_words
 from .study import Study, StudyError
@@ -76,12 +77,13 @@ def run_study(
     """
     end_unguarded()
     _refuse_another_study(store, study)
-    bench = Workbench(environment, check)
+    bench = Workbench(environment, check, store.folder)
     arms = study.arms()
     advance("reading data", 0, 0)
     tuning = {arm.key: tuning_runs(study, arm) for arm in arms}
     every = [run for runs in tuning.values() for run in runs]
-    work = _Work(study, store, bench, advance, len(every) + len(arms) * study.seeds)
+    planned = len(every) + len(arms) * study.seeds
+    work = _Work(study, store, bench, advance, tell, planned)
     for line in left_aside_in_words(store.left_aside):
         tell(line)
     plan: dict[str, Label] = {}
@@ -160,6 +162,8 @@ def run_study(
         plan_further(final)
         store.write_plan(plan)
         work.complete(final, where)
+    if study.keep != "none":
+        _tell_without_weights(store, work.finished & {bench.name(run) for run in final}, tell)
     left_out = len(work.finished - plan.keys())
     return Ending(*work.counts(), work.here, tuple(work.failed.values()), left_out)
 
@@ -181,7 +185,13 @@ class _Work:
     """What this process does of a study: what it knows to be finished, failed, or others' now."""
 
     def __init__(
-        self, study: Study, store: Store, bench: Workbench, advance: Advance, planned: int
+        self,
+        study: Study,
+        store: Store,
+        bench: Workbench,
+        advance: Advance,
+        tell: Callable[[str], object],
+        planned: int,
     ):
         # By their names, since thousands of results would fill the memory.
         self.finished = store.finished()
@@ -194,6 +204,7 @@ class _Work:
         self._store = store
         self._bench = bench
         self._advance = advance
+        self._tell = tell
 
     def counts(self) -> tuple[int, int]:
         """How many runs of the study are done, as far as they were asked for, and of how many."""
@@ -239,6 +250,8 @@ class _Work:
                     self._submit(waiting, active, where)  # They train while these are written.
                 for results, claimed in ended:
                     self._take(results)
+                    if not self.missing(claimed.group.runs):
+                        sweep_checkpoints(self._store.folder, self._names(claimed.group))
                     claimed.release()
                     self._count(claimed.group.runs)
                 for future in broken:  # Not before what ended beside it is written.
@@ -256,6 +269,7 @@ class _Work:
         """Gives the executor what it has room for and no other process is at."""
         while len(active) < where.slots and (claimed := self._claim_one_of(waiting)):
             self._advance(_words(claimed.group.runs[0]), *self.counts())
+            look_through(self._store.folder, self._names(claimed.group), self._tell)
             active[where.submit(claimed.group)] = claimed
 
     def _claim_one_of(self, waiting: list[Group]) -> _Claimed | None:
@@ -296,9 +310,26 @@ class _Work:
     def _name(self, run: Run) -> str:
         return self._bench.name(run)
 
+    def _names(self, group: Group) -> list[str]:
+        return [self._name(run) for run in group.runs]
+
 
 def _words(run: Run) -> str:
     return f"{'tuning' if run.phase == 'tune' else 'repeating'} {run.arm.title}"
+
+
+def _tell_without_weights(
+    store: Store, finished: Collection[str], tell: Callable[[str], object]
+) -> None:
+    """Tells which reported runs are done and have no weights, as the study says that it keeps."""
+    without = sorted(name for name in finished if not has_weights(store.folder, name))
+    ended = [result for name in without if (result := store.result(name)) is not None]
+    if lacking := [result.id for result in ended if not result.diverged]:
+        tell(
+            f"Of {len(lacking)} finished runs no weights are kept, since the study did not say so "
+            f"as they were made: {', '.join(lacking[:5])}{', ...' * (len(lacking) > 5)}. To have "
+            f"them made again, delete their files in {store.folder / 'runs'}."
+        )
 
 
 def _refuse_another_study(store: Store, study: Study) -> None:

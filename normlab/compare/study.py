@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -35,7 +35,7 @@ from ..train import OptimizerSpec, SGDSpec, TrainSpec, refuse_uneven
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
-from .fingerprint import of_config
+from .fingerprint import CHANGES_NO_NUMBER, of_config
 from .paths import flatten, value_at, with_values
 from .search import Range, Trials, points
 
@@ -44,16 +44,16 @@ PARTS = ("data", "model", "objective", "optimizer", "train")
 
 
 TUNABLE_PATHS = (
-    "model.*, objective.*, optimizer.*, train.* (but no name, nor how often a run is validated), "
-    "data.batch_size, layer.FIELD and variants.NAME.FIELD"
+    "model.*, objective.*, optimizer.*, train.* (but no name, nor how often a run is validated or "
+    "saved), data.batch_size, layer.FIELD and variants.NAME.FIELD"
 )
 
 # Bounds of what is listed or enumerated: values of a path, arms, points of a search, runs.
 MOST_VALUES, MOST_ARMS, MOST_POINTS, MOST_RUNS = 1_000, 1_000, 10_000, 100_000
 
 
-# How often a run is looked at, which changes nothing of it.
-_OF_NO_RUN = ("train.validate_every", "train.evaluate_every")
+# How often a run is looked at or saved, which changes nothing of it.
+_OF_NO_RUN = ("train.validate_every", "train.evaluate_every", *CHANGES_NO_NUMBER)
 
 
 def is_tunable(path: str) -> bool:
@@ -357,6 +357,9 @@ class Study(Spec):
         seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, or null, as
             many as show a clear difference among so many arms, see `enough_pairs`.
         executor: Where the runs are made, which is no part of what they are.
+        keep: The weights that are kept of each reported run, in `weights/RUN` of the study's
+            folder, for `normlab.load`: those it ends with, `"last"`, or those with the best value
+            on the validation split, `"best"`.
     """
 
     study: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
@@ -376,6 +379,7 @@ class Study(Spec):
     significance: Annotated[float, AfterValidator(_plausible_level)] = Field(0.05, ge=1e-3, lt=1)
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
+    keep: Literal["last", "best", "none"] = "none"
 
     @model_validator(mode="before")
     @classmethod

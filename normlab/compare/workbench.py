@@ -1,19 +1,24 @@
 """The data sets and compiled programs of a study, and its runs as these make them."""
 
 import hashlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from ..data import Dataset, DataSpec, load
+from ..interrupts import StoppedError
 from ..models import network_of
 from ..objectives import Objective
 from ..spec import Targets
 from ..train import (
+    Hook,
     Outcome,
     Placed,
     Programs,
@@ -25,15 +30,12 @@ from ..train import (
 )
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
+from .kept import Saved, Saving, Weights, checkpoint_folder
 from .store import Curve, Evaluation, Failure, Label, Result, Store
 from .study import Study, StudyError
 
 # The share of an accelerator's memory that runs trained at a time may fill.
 MEMORY_SHARE = 0.8
-
-
-class _StoppedError(BaseException):
-    """A run was given up because the study stops; not an error of the run."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,20 @@ class Workbench:
     Args:
         environment: Versions and device, part of the identity of every run.
         check: Called where work can be left; it raises to have that done.
+        folder: Where checkpoints and weights go, if the study has any.
+        stop: A file that says, once it is there, that the study stops.
     """
 
-    def __init__(self, environment: dict[str, Any], check: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        environment: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+        folder: Path | None = None,
+        stop: Path | None = None,
+    ):
         self.check = check
+        self._folder = folder
+        self._stop_file = stop
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
         self._data: dict[tuple[DataSpec, Targets], tuple[Placed, Dataset, str]] = {}
@@ -137,8 +149,9 @@ class Workbench:
         """
 
         def log(run: Run, record: Record) -> None:
-            if self._stopping.is_set():
-                raise _StoppedError
+            # A run that is saved is stopped where it is saved.
+            if self._stopping.is_set() and self._saving(group) is None:
+                raise StoppedError
             if store is not None:
                 steps = self.programs(run, group.width).feed.steps_per_epoch
                 store.write_epoch(self.name(run), record.step // steps, steps, _by_name(record))
@@ -150,8 +163,20 @@ class Workbench:
             return self.failures(group, explained(error))
 
     def stop(self) -> None:
-        """Has every attempt under way, in whatever thread, given up with its epoch."""
+        """Has every attempt under way, in whatever thread, given up with its epoch, or saved."""
         self._stopping.set()
+
+    def _is_stopping(self) -> bool:
+        stop = self._stop_file
+        return self._stopping.is_set() or (stop is not None and stop.exists())
+
+    def _saving(self, group: Group) -> Saving | None:
+        """Where and when a study saves the runs of a group; None if it does not."""
+        every = group.runs[0].study.train.checkpoint_every
+        if every is None or self._folder is None:
+            return None
+        folder = checkpoint_folder(self._folder, [self.name(run) for run in group.runs])
+        return Saving(folder, every, self._is_stopping, _warn)
 
     def failures(self, group: Group, why: Explained) -> list[Result | Failure]:
         """Returns that all runs of a group failed."""
@@ -170,13 +195,22 @@ class Workbench:
         ]
 
     def execute(
-        self, group: Group, after_record: Callable[[Run, Record], None] | None = None
+        self,
+        group: Group,
+        after_record: Callable[[Run, Record], None] | None = None,
+        saving: Saving | None = None,
     ) -> list[Result]:
         """Trains a group and returns its results.
 
         Args:
             group: What to train.
-            after_record: Called with a run and each new point of its curve.
+            after_record: Called with a run and each point of its curve, those included that it
+                goes on from.
+            saving: Where and when to save the runs; by default as their study says.
+
+        Raises:
+            StoppedError: They were asked to stop, and are saved.
+            CheckpointError: Checkpoints or weights cannot be written or used.
         """
         runs = group.runs
         programs = self.programs(runs[0], group.width)
@@ -187,13 +221,37 @@ class Workbench:
 
         first = next((it for it in runs if it.phase == "final" and it.seed == 0), None)
         weights = programs.initial_weights(0) if first is not None else None
-        outcomes = fit(
-            programs,
-            [run.seed for run in runs],
-            [run.study.optimizer.traced() for run in runs],
-            hooks=[RecordHook(after)],
-            test=runs[0].phase == "final",
-        )
+        names = [self.name(run) for run in runs]
+        saving = saving or self._saving(group)
+        hooks: list[Hook] = [RecordHook(after)]
+        with ExitStack() as opened:
+            start = saved = keeping = None
+            if saving is not None:
+                saved = opened.enter_context(closing(Saved(saving, runs, names, programs)))
+                start = saved.start
+            if runs[0].study.keep != "none" and runs[0].phase == "final" and self._folder:
+                kept = Weights(self._folder, runs, names, programs, start)
+                keeping = opened.enter_context(closing(kept))
+                hooks += kept.hooks()
+                if saved is not None:  # What was the best before a checkpoint is written by then.
+                    hooks.append(replace(saved.hook, call=lambda _: kept.wait()))
+            if saved is not None:
+                hooks.append(saved.hook)
+            for place, curve in enumerate(start.curves if start is not None else []):
+                for record in curve:
+                    after(place, record)
+            outcomes = fit(
+                programs,
+                [run.seed for run in runs],
+                [run.study.optimizer.traced() for run in runs],
+                hooks=hooks,
+                test=runs[0].phase == "final",
+                start=start,
+            )
+            if saved is not None:
+                saved.finish()
+            if keeping is not None:
+                keeping.finish(outcomes)
         if self.seconds_of_step is None:
             steps = max(it.curve[-1].step for it in outcomes)
             self.seconds_of_step = outcomes[0].seconds / steps
@@ -294,6 +352,10 @@ class Workbench:
                 placed = place(dataset, spec.batch_size)
                 self._data[key] = placed, dataset, _fingerprint(dataset)
             return self._data[key]
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def label(run: Run) -> Label:

@@ -24,9 +24,11 @@ class LocalExecutor(Executor):
     Args:
         bench: Data and programs.
         store: Takes the curves as training goes.
+        saves: Whether runs are saved, which is waited for.
     """
 
-    def __init__(self, bench: Workbench, store: Store):
+    def __init__(self, bench: Workbench, store: Store, saves: bool):
+        self._saves = saves
         self._bench = bench
         self._store = store
         self._training = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -54,7 +56,7 @@ class LocalExecutor(Executor):
         return self._training.submit(self._bench.attempt, group, self._store)
 
     def close(self) -> None:
-        """Lets no further run begin, and ends those under way with their epoch."""
+        """Lets no further run begin, and ends those under way with their epoch, or saved."""
         self._bench.stop()
         self._compiling.shutdown(wait=False, cancel_futures=True)
-        self._training.shutdown(wait=False, cancel_futures=True)
+        self._training.shutdown(wait=self._saves, cancel_futures=True)

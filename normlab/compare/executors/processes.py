@@ -21,7 +21,7 @@ from ..store import Failure, Result
 from ..study import StudyError
 from ..workbench import Group, Workbench
 from .interface import ATTEMPTS, Executor
-from .worker import Setting, check, orders, work
+from .worker import Setting, check, orders, stopping, work
 
 # A process that was forked could not use JAX.
 _SPAWN = multiprocessing.get_context("spawn")
@@ -102,9 +102,13 @@ class ProcessExecutor(Executor):
         return self._threads.submit(self._train, group)
 
     def close(self) -> None:
-        """Kills the workers."""
+        """Kills the workers, once what is under way is saved if the study says so."""
         with self._closing:
             self._closed = True
+        if self._setting.stop is not None:
+            with stopping(self._setting):
+                self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._closing:
             for seat in self._seats:
                 if seat.process is not None:
                     seat.process.kill()

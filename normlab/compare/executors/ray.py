@@ -13,7 +13,7 @@ from ..store import Failure, Result
 from ..study import StudyError
 from ..workbench import Group, Workbench
 from .interface import ATTEMPTS, Executor
-from .worker import Setting, check, orders, work
+from .worker import Setting, check, orders, stopping, work
 
 # What the numbers of a worker depend on, or how fast it starts.
 _PASSED_ON = ("XLA_FLAGS", "JAX_PLATFORMS", "NORMLAB_DATA")
@@ -65,6 +65,7 @@ class RayExecutor(Executor):
                 "with `ray start --address=ADDRESS --num-cpus=N`"
             )
         self._slots = workers or gpus or cores
+        self._saved = setting
         self._setting = ray.put(setting)
         self._task: Any = ray.remote(
             num_cpus=1, num_gpus=1 if gpus else 0, max_retries=ATTEMPTS - 1
@@ -85,7 +86,10 @@ class RayExecutor(Executor):
         return self._waiting.submit(self._train, group)
 
     def close(self) -> None:
-        """Leaves the cluster, which ends the tasks."""
+        """Leaves the cluster, which ends the tasks, once they are saved if the study says so."""
+        if self._saved.stop is not None:
+            with stopping(self._saved):
+                self._waiting.shutdown(wait=True, cancel_futures=True)
         self._ray.shutdown()
         self._waiting.shutdown(wait=False, cancel_futures=True)
 

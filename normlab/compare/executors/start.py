@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..kept import saves
 from ..store import Store
 from ..study import Study
 from ..workbench import Workbench
@@ -26,7 +27,9 @@ def start_executor(
     """
     spec = study.executor
     if isinstance(spec, LocalSpec):
-        return LocalExecutor(bench, store)
+        return LocalExecutor(bench, store, saves(study))
     if isinstance(spec, ProcessesSpec):
-        return ProcessExecutor(bench, setting(study, environment, store), spec.workers)
-    return RayExecutor(bench, setting(study, environment, None), spec.address, spec.workers)
+        told = setting(study, environment, store, curves=True)
+        return ProcessExecutor(bench, told, spec.workers)
+    told = setting(study, environment, store, curves=False)
+    return RayExecutor(bench, told, spec.address, spec.workers)

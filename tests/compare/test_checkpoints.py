@@ -1,0 +1,211 @@
+"""Commands that save: killed, stopped, on a full disk, on damaged files; and what is loaded."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command import ENVIRONMENT, NORMLAB, normlab, started, table
+from compare.killing import compare, kill_at_random, train, write_study
+
+import normlab as public
+from normlab import surgery
+from normlab.config import ConfigError, make_study
+from normlab.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a run that nothing came in the way of."""
+    folder = tmp_path_factory.mktemp("saved")
+    write_study(folder)
+    normlab(*train("whole"), folder=folder)
+    return folder
+
+
+def wait_for_checkpoints(process, folder, pattern, count):
+    while len([*folder.glob(pattern)]) < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(folder):
+    kill_at_random(train("killed"), folder, "killed_saved", 3, random.Random(1))
+    normlab(*train("killed"), folder=folder)
+    compare(folder, "whole", "killed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_and_ends_it(folder, number):
+    name = f"stopped{number}"
+    process = started(*train(name), "train.checkpoint_every=1000000", folder=folder)
+    first = process.stdout.readline()
+    while not first.startswith("step"):
+        first = process.stdout.readline()
+        assert first, "it ended"
+    process.send_signal(number)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, printed
+    assert "Traceback" not in printed
+    (saved,) = (folder / f"{name}_saved").glob("[0-9]*")
+    assert f"Stopped; it is saved up to step {int(saved.name)}, in {name}_saved." in printed
+    assert "To go on:\n  normlab train small.yaml" in printed
+    normlab(*train(name), folder=folder)
+    compare(folder, "whole", name)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(folder):
+    kill_at_random(train("damaged"), folder, "damaged_saved", 1, random.Random(0))
+    process = started(*train("damaged"), folder=folder)
+    wait_for_checkpoints(process, folder, "damaged_saved/[0-9]*[0-9]", 2)
+    process.kill()
+    process.communicate()
+    last = max(it for it in (folder / "damaged_saved").glob("[0-9]*") if it.name.isdecimal())
+    record = last / "record" / "metadata"
+    record.write_bytes(record.read_bytes()[:-2])
+    done = normlab(*train("damaged"), folder=folder)
+    assert f"{last.name} is damaged: record/metadata was changed since it was" in done.stderr
+    assert f"that of step {int(last.name) - 1} is used" in done.stderr
+    compare(folder, "whole", "damaged")
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(folder):
+    """By a limit on the size of files, below the arrays of a wider model."""
+    arguments = [*train("full"), "model.hidden=[400]", "train.checkpoint_every=40"]
+    process = started(*arguments, folder=folder)
+    wait_for_checkpoints(process, folder, "full_saved/[0-9]*[0-9]", 1)
+    process.kill()
+    process.communicate()
+    there = sorted(it.name for it in (folder / "full_saved").glob("[0-9]*") if it.name.isdecimal())
+    done = subprocess.run(
+        [*NORMLAB, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    told = " ".join(done.stderr.split())
+    assert "full_saved" in told
+    assert "cannot be written: File too large. Raise the limit on the size of files" in told
+    assert "Traceback" not in done.stderr
+    assert sorted(it.name for it in (folder / "full_saved").glob("[0-9]*")) == there
+    normlab(*arguments, folder=folder)
+
+
+def test_checkpoints_of_another_run_are_refused(folder):
+    done = normlab(
+        "train", "small.yaml", "--save", "whole_saved", "--seed", 7, folder=folder, code=2
+    )
+    told = " ".join(done.stderr.split())
+    assert "whole_saved holds checkpoints of the run final-batch-0-" in told
+    assert "give another folder, or delete it" in told
+
+
+def test_what_was_saved_is_a_model_and_its_variables(folder):
+    model, variables = public.load(folder / "whole_saved")
+    images = jnp.zeros((4, 8, 8, 1))
+    assert model.apply(variables, images, train=False).shape == (4, 10)
+    assert "BatchNorm" in str(surgery.summary(model, variables, images))
+
+
+@pytest.mark.parametrize(
+    ("executor", "width"), [("local", 1), ("local", 2), ("processes", 1), ("processes", 2)]
+)
+def test_a_study_that_is_stopped_within_runs_goes_on_where_they_stood(tmp_path, executor, width):
+    path = write_study(tmp_path, keep="last", tune={"optimizer.learning_rate": [0.02, 0.05]})
+    arguments = [f"executor.name={executor}", f"executor.width={width}"]
+    if executor == "processes":
+        arguments.append("executor.workers=1")
+    normlab("compare", path.name, *arguments, "--out", "whole", folder=tmp_path)
+    process = started("compare", path.name, *arguments, "--out", "stopped", folder=tmp_path)
+    wait_for_checkpoints(process, tmp_path, "stopped/checkpoints/*/[0-9]*[0-9]", 2)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    (at,) = (tmp_path / "stopped/checkpoints").glob("*-*")
+    step = max(int(it.name) for it in at.glob("[0-9]*[0-9]"))
+    assert step > 1
+    normlab("compare", path.name, *arguments, "--out", "stopped", folder=tmp_path)
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+    assert not [*(tmp_path / "stopped/checkpoints").glob("*-*")]
+    kept = sorted(it.name for it in (tmp_path / "whole/weights").iterdir())
+    assert [name.rsplit("-", 1)[0] for name in kept] == ["final-batch-0", "final-batch-1"]
+    for name in kept:
+        one, two = (public.load(tmp_path / it / "weights" / name)[1] for it in ("whole", "stopped"))
+        for collection in ("params", "batch_stats"):
+            np.testing.assert_equal(one[collection], two[collection])
+
+
+def small(**changes):
+    study = {
+        "study": "kept",
+        "data": {"name": "digits", "batch_size": 16, "train_examples": 160},
+        "model": {"name": "mlp", "hidden": [8]},
+        "train": {"epochs": 4},
+        "variants": {"batch": {"layer": "batch_norm"}},
+        "seeds": 1,
+    }
+    return make_study(study, changes)
+
+
+def test_the_best_weights_have_the_accuracy_that_the_curve_has(tmp_path):
+    results = public.compare(small(), out=tmp_path, keep="best", **{"train.epochs": 6})
+    (name,) = [it.name for it in (tmp_path / "weights").iterdir()]
+    told = json.loads((tmp_path / "runs" / f"{name}.json").read_text())
+    (step,) = (it for it in (tmp_path / "weights" / name).glob("[0-9]*"))
+    curve = results.curves.sort("validation_accuracy", "step", descending=[True, False])
+    assert int(step.name) == curve["step"][0]
+    assert told["status"] == "finished"
+
+
+def test_weights_that_a_study_did_not_keep_are_told(tmp_path, capsys):
+    public.compare(small(), out=tmp_path)
+    public.compare(small(), out=tmp_path, keep="last")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Of 1 finished runs no weights are kept, since the study did not say so" in told
+
+
+def test_how_often_runs_are_saved_is_no_part_of_what_they_are(tmp_path):
+    one, other = small(), small(**{"train.checkpoint_every": 3, "keep": "last"})
+    assert one.hash == other.hash
+    public.compare(one, out=tmp_path)
+    (run,) = (tmp_path / "runs").glob("*.json")
+    before = run.stat().st_mtime_ns
+    public.compare(other, out=tmp_path)
+    (again,) = (tmp_path / "runs").glob("*.json")
+    assert (again, again.stat().st_mtime_ns) == (run, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"keep": "all"}, "keep: "),
+        ({"train.checkpoint_every": 0}, "train.checkpoint_every: "),
+        ({"tune": {"train.checkpoint_every": [1, 2]}}, "cannot be tuned"),
+        ({"factors": {"train.checkpoint_every": [1, 2]}}, "cannot be a factor"),
+    ],
+)
+def test_mistakes_are_told(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        small(**changes)
+
+
+def test_folders_without_weights_are_told_with_the_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"holds no weights; give weights/RUN in the folder of a"):
+        public.load(tmp_path)
+    public.compare(small(), out=tmp_path, keep="last")
+    with pytest.raises(UserError, match=r"holds no weights, but those of 1 runs: .*final-batch-0"):
+        public.load(tmp_path)
+    (kept,) = (tmp_path / "weights").iterdir()
+    (step,) = kept.glob("[0-9]*")
+    (step / "record" / "metadata").unlink()
+    with pytest.raises(UserError, match=r"is damaged: record/metadata is missing"):
+        public.load(kept)
