@@ -97,13 +97,15 @@ def train(
         variant: Which variant, by its name in the study; by default the baseline.
         seed: Decides initial weights and order of examples.
         out: Where the result goes.
-        save: Where checkpoints go, every train.checkpoint_every steps or, by default, at each point
-            of the curve; the last two are kept, and the best. normlab.load reads the last.
+        save: Where checkpoints go and stay, every train.checkpoint_every steps or, by default, at
+            each point of the curve: the last two, and the best of those at an evaluation.
+            normlab.load reads the last.
     """
     settle()
     with importing():
         from .compare.environment import environment
         from .compare.grid import single_run
+        from .compare.kept import checkpoint_folder, sweep_checkpoints
         from .compare.store import Store
         from .compare.workbench import Group, Workbench
         from .config import ConfigError, load_study
@@ -138,13 +140,16 @@ def train(
     arm = next(arm for arm in study.arms() if arm.variant == variant)
     group = Group((single_run(study, arm, seed),), 1)
     bench = Workbench(described, folder=store.folder)
-    if save is None:
+    every, names = study.train.checkpoint_every, [bench.name(run) for run in group.runs]
+    if save is None and every is None:
         (result,) = bench.execute(group, show)
     else:
-        result = _train_saved(bench, group, show, study.train.checkpoint_every, save)
+        saved = save or checkpoint_folder(store.folder, names)
+        result = _train_saved(bench, group, show, every, saved)
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)
+    sweep_checkpoints(store.folder, names)
     if result.test is None:
         console.print(f"Diverged: the loss of epoch {len(result.curve.train_loss)} is not finite.")
     else:

@@ -340,7 +340,16 @@ class Store:
 
     def sweep(self) -> None:
         """Removes what processes that were killed had begun to write."""
-        places = (".", "runs", "failed", "former", "charts", "charts/*")
+        places = (
+            ".",
+            "runs",
+            "failed",
+            "former",
+            "charts",
+            "charts/*",
+            "checkpoints/*",
+            "weights/*",
+        )
         for path in (it for place in places for it in self.folder.glob(f"{place}/.*.tmp")):
             if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):  # It is in nobody's way, or another sweeps it as well.

@@ -1,6 +1,7 @@
 """Training: an Optax loop over any network and objective, compiled once for every rate and seed."""
 
 from .accumulation import refuse_uneven as refuse_uneven
+from .checkpoint import Checkpoints as Checkpoints
 from .feed import Placed as Placed
 from .feed import Resident as Resident
 from .feed import place as place
