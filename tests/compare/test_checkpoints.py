@@ -117,12 +117,21 @@ def test_what_was_saved_is_a_model_and_its_variables(folder):
 
 
 @pytest.mark.parametrize(
-    ("executor", "width"), [("local", 1), ("local", 2), ("processes", 1), ("processes", 2)]
+    ("executor", "width"),
+    [
+        ("local", 1),
+        ("local", 2),
+        ("processes", 2),
+        pytest.param("ray", 1, marks=pytest.mark.ray),
+    ],
 )
 def test_a_study_that_is_stopped_within_runs_goes_on_where_they_stood(tmp_path, executor, width):
     path = write_study(tmp_path, keep="last", tune={"optimizer.learning_rate": [0.02, 0.05]})
     arguments = [f"executor.name={executor}", f"executor.width={width}"]
-    if executor == "processes":
+    if executor == "ray":
+        pytest.importorskip("ray", reason="Ray comes with the extra `ray`")
+        arguments.append("executor.address=local")
+    if executor != "local":
         arguments.append("executor.workers=1")
     normlab("compare", path.name, *arguments, "--out", "whole", folder=tmp_path)
     process = started("compare", path.name, *arguments, "--out", "stopped", folder=tmp_path)

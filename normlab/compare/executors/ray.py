@@ -2,11 +2,14 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ...errors import UserError
+from ...interrupts import SIGNALS
 from ...process import settings
 from ...user_code import Explained
 from ..store import Failure, Result
@@ -44,6 +47,7 @@ class RayExecutor(Executor):
         variables = settings() | {it: os.environ[it] for it in _PASSED_ON if it in os.environ}
         # What a worker imports before it is told anything is the function that it runs.
         variables["PYTHONPATH"] = os.pathsep.join(it for it in setting.path if it)
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             ray.init(
                 address,
@@ -56,6 +60,10 @@ class RayExecutor(Executor):
                 f"executor.address={address}: no Ray cluster is there; start one with `ray start "
                 f"--head`, or give executor.address=local. {error}"
             ) from error
+        # Ray takes SIGTERM for itself, and would end this process with what is under way unsaved.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         resources = ray.cluster_resources()
         gpus, cores = (int(resources.get(it, 0)) for it in ("GPU", "CPU"))
         if not cores:  # Each task takes one, and would wait for it for ever.
