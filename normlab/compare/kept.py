@@ -182,7 +182,8 @@ def load(folder: str | Path) -> tuple[Any, Any]:
             folder that `normlab train` was given as `--save`, for its last checkpoint.
 
     Returns:
-        A Flax module with its norm layers, and `{"params": ..., "batch_stats": ...}`.
+        The model with its norm layers, and `{"params": ..., "batch_stats": ...}`. A Flax NNX module
+        holds them itself.
 
     Raises:
         UserError: The folder has no weights, or they are damaged.
@@ -213,7 +214,7 @@ def load(folder: str | Path) -> tuple[Any, Any]:
         )
     finally:
         checkpoints.close()
-    return model, variables
+    return network.holding(variables["params"], variables["batch_stats"]), variables
 
 
 @contextmanager

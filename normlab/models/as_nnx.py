@@ -130,6 +130,11 @@ class NNXNetwork(Network):
         module.eval()
         return module(inputs)
 
+    def holding(self, params: Any, state: Any) -> Any:
+        """Returns the module with its values, once `init` has been traced."""
+        module, _ = self._module(params, state, jax.random.key(0))
+        return module
+
     def roles(self, params: Any) -> Roles:
         """Tells what the parameters are for, once `init` has been traced."""
         if hasattr(self._class, "parameter_roles"):

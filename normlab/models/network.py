@@ -90,6 +90,11 @@ class Network(ABC):
     def evaluate(self, params: Any, state: Any, inputs: Array) -> Any:
         """Returns the outputs in evaluation."""
 
+    def holding(self, params: Any, state: Any) -> Any:
+        """Returns the model as its user has it, with values where it is to hold them itself."""
+        del params, state
+        return self.model
+
     @abstractmethod
     def roles(self, params: Any) -> Roles:
         """Tells what the parameters are for, once `init` has been traced."""

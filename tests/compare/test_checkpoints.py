@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from command import ENVIRONMENT, NORMLAB, normlab, started, table
 from compare.killing import compare, kill_at_random, train, write_study
+from flax import nnx
 
 import normlab as public
 from normlab import surgery
 from normlab.config import ConfigError, make_study
 from normlab.errors import UserError
+from normlab.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,30 @@ def small(**changes):
         "seeds": 1,
     }
     return make_study(study, changes)
+
+
+def test_a_module_of_nnx_holds_its_weights(tmp_path):
+    @public.register_model("kept_nnx")
+    class Kept(nnx.Module):
+        def __init__(self, norm, classes, hidden: tuple[int, ...] = (), *, rngs):
+            del hidden  # which the study has for another model
+            self.norm = norm(64, rngs=rngs)
+            self.head = nnx.Linear(64, classes, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.norm(x.reshape(len(x), -1)))
+
+    try:
+        study = small(model={"name": "kept_nnx"})
+        public.compare(study, out=tmp_path, keep="last")
+        (kept,) = (tmp_path / "weights").iterdir()
+        module, variables = public.load(kept)
+    finally:
+        MODELS.pop("kept_nnx")
+    assert isinstance(module, Kept)
+    module.eval()
+    assert module(jnp.zeros((2, 8, 8, 1))).shape == (2, 10)
+    np.testing.assert_array_equal(module.head.kernel[...], variables["params"]["head"]["kernel"])
 
 
 def test_the_best_weights_have_the_accuracy_that_the_curve_has(tmp_path):
