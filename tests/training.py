@@ -5,7 +5,7 @@ import numpy as np
 from normlab.data import Dataset
 from normlab.models import network_of
 from normlab.objectives import Classification
-from normlab.train import Outcome, Programs, Resident, SGDSpec, TrainSpec, fit, place
+from normlab.train import MeshSpec, Outcome, Programs, Resident, SGDSpec, TrainSpec, fit, place
 
 
 def small_dataset(train=50, validation=13, test=21):
@@ -35,9 +35,12 @@ def programs_of(
     train: TrainSpec | None = None,
     objective=None,
     width: int = 1,
+    mesh: MeshSpec | None = None,
 ) -> Programs:
     train = train or TrainSpec(epochs=3)
-    feed = Resident(place(dataset, batch_size), batch_size, train.augment, train.precision)
+    devices = mesh.devices() if mesh else None
+    placed = place(dataset, batch_size, devices)
+    feed = Resident(placed, batch_size, train.augment, train.precision)
     return Programs(
         network_of(model),
         objective or Classification(),
@@ -45,6 +48,7 @@ def programs_of(
         optimizer or SGDSpec(learning_rate=0.05),
         train,
         width,
+        devices,
     )
 
 

@@ -301,7 +301,7 @@ def _described(run: Run, names: Sequence[str], programs: Programs) -> dict[str, 
     inputs, *_ = jax.eval_shape(lambda: objective.examples(*programs.feed.example()))
     return {
         "runs": [*names],
-        "study": {**run.study.model_dump(mode="json"), "executor": {"name": "local"}},
+        "study": {**run.study.model_dump(mode="json"), "executor": {"name": "local"}, "mesh": {}},
         "arm": asdict(run.arm),
         "seed": run.seed,
         "outputs": programs.feed.outputs,

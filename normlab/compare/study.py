@@ -31,7 +31,7 @@ from ..objectives import (
     objective_spec_type,
 )
 from ..spec import Spec, invisible
-from ..train import OptimizerSpec, SGDSpec, TrainSpec, refuse_uneven
+from ..train import MeshSpec, OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
@@ -360,6 +360,9 @@ class Study(Spec):
         keep: The weights that are kept of each reported run, in `weights/RUN` of the study's
             folder, for `normlab.load`: those it ends with, `"last"`, or those with the best value
             on the validation split, `"best"`.
+        mesh: The devices that each run is spread over, as in `{data: 8}`. Like the executor no part
+            of what the runs are, so that one that was begun on some devices may go on on others,
+            which round differently.
     """
 
     study: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
@@ -380,6 +383,7 @@ class Study(Spec):
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
     keep: Literal["last", "best", "none"] = "none"
+    mesh: MeshSpec = MeshSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -504,11 +508,21 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
+    def _mesh_is_of_this_process(self) -> "Study":
+        if self.mesh != MeshSpec() and not isinstance(self.executor, LocalSpec):
+            raise ValueError(
+                f"mesh.data={self.mesh.data} spreads each run over the devices of this process, "
+                f"but executor={self.executor.name} makes runs in others; set executor=local, or "
+                "leave out mesh"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_can_be_cut(self) -> "Study":
         # Where arms differ in one of the two, each is checked with its own.
         varied = {*_paths_of_factors(self.factors)}.union(*self.tasks.values())
         if not varied & {"data.batch_size", "train.accumulate"}:
-            refuse_uneven(self.data.batch_size, self.train.accumulate)
+            self.mesh.refuse_uneven(self.data.batch_size, self.train.accumulate)
         return self
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ..data import Dataset, DataSpec, load
 from ..interrupts import StoppedError
@@ -283,6 +284,7 @@ class Workbench:
                         study.optimizer,
                         train,
                         width,
+                        _mesh_of(study),
                     )
                 except ValueError as error:  # a layer that does not fit the model or the batch
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
@@ -349,7 +351,7 @@ class Workbench:
         with self._making:
             if key not in self._data:
                 dataset = load(spec, targets)
-                placed = place(dataset, spec.batch_size)
+                placed = place(dataset, spec.batch_size, _mesh_of(study))
                 self._data[key] = placed, dataset, _fingerprint(dataset)
             return self._data[key]
 
@@ -361,6 +363,13 @@ def _warn(line: str) -> None:
 def label(run: Run) -> Label:
     """Where a run stands in its study."""
     return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
+
+
+def _mesh_of(study: Study) -> Mesh | None:
+    try:
+        return study.mesh.devices()
+    except ValueError as error:
+        raise StudyError(str(error)) from error
 
 
 def _fitted(objective: Objective, dataset: Dataset) -> Objective:

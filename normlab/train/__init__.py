@@ -1,6 +1,5 @@
 """Training: an Optax loop over any network and objective, compiled once for every rate and seed."""
 
-from .accumulation import refuse_uneven as refuse_uneven
 from .checkpoint import Checkpoints as Checkpoints
 from .feed import Placed as Placed
 from .feed import Resident as Resident
@@ -12,6 +11,7 @@ from .hooks import RecordHook as RecordHook
 from .hooks import StateHook as StateHook
 from .loop import Outcome as Outcome
 from .loop import fit as fit
+from .mesh import MeshSpec as MeshSpec
 from .optim import AdamSpec as AdamSpec
 from .optim import OptimizerSpec as OptimizerSpec
 from .optim import SGDSpec as SGDSpec

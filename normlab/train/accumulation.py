@@ -14,32 +14,13 @@ from ..objectives import Sums, add_sums
 Differentiated = Callable[[Any, PRNGKeyArray], tuple[Any, Sums, Any]]
 
 
-def refuse_uneven(batch_size: int, count: int) -> None:
-    """Checks that a batch can be cut.
-
-    Raises:
-        ValueError: If some micro-batch would have fewer examples than others.
-    """
-    if batch_size % count:
-        larger = batch_size + count - batch_size % count
-        raise ValueError(
-            f"a batch of {batch_size} examples cannot be cut into train.accumulate={count} equal "
-            f"micro-batches; set data.batch_size={larger}, or accumulate to a number that divides "
-            f"{batch_size}"
-        )
-
-
 def cut(batch: Any, count: int) -> Any:
     """Cuts a batch into micro-batches along a new first axis; the first has examples 0, k, 2 k, ...
 
     Of examples that lie spread over devices in their order, each device keeps its own.
-
-    Raises:
-        ValueError: If the batch is not so many times a whole number.
     """
 
     def parts(leaf: Array) -> Array:
-        refuse_uneven(len(leaf), count)
         return jnp.swapaxes(leaf.reshape(-1, count, *leaf.shape[1:]), 0, 1)
 
     return jax.tree.map(parts, batch)

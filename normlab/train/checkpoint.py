@@ -131,7 +131,9 @@ class Checkpoints:
             )
         curves = [[Record(**point) for point in curve] for curve in record["curves"]]
         sums = tree.pop("sums")
-        return Moment(step, state.replace(**tree), sums, curves, record["seconds"])
+        # On the devices that there are now, whichever it was saved on.
+        state, sums = programs.put((state.replace(**tree), sums))
+        return Moment(step, state, sums, curves, record["seconds"])
 
     def write(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
         """Begins to write arrays and a record of what JSON knows, unless that step is there.

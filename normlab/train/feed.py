@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ..data import Dataset
 from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
+from .mesh import whole
 from .step import Batch
 
 
@@ -55,12 +57,13 @@ class Placed(NamedTuple):
     outputs: int
 
 
-def place(dataset: Dataset, batch_size: int) -> Placed:
-    """Puts a data set on the device.
+def place(dataset: Dataset, batch_size: int, mesh: Mesh | None = None) -> Placed:
+    """Puts a data set on the device, or the whole of it on each device of a mesh.
 
     Args:
         dataset: Images, labels and splits.
         batch_size: Examples in a batch of an evaluation.
+        mesh: The devices; None for one.
     """
     splits = [padded_batches(split, batch_size) for split in (dataset.validation, dataset.test)]
     # Of one shape, so that one program evaluates both.
@@ -74,7 +77,7 @@ def place(dataset: Dataset, batch_size: int) -> Placed:
         (padded(batches), padded(mask), np.int32(len(batches))) for batches, mask in splits
     )
     data = [getattr(dataset, name) for name in DeviceData._fields]
-    data, validation, test = jax.device_put((data, validation, test))
+    data, validation, test = jax.device_put((data, validation, test), whole(mesh))
     return Placed(DeviceData(*data), Split(*validation), Split(*test), dataset.classes)
 
 
@@ -108,7 +111,7 @@ class Resident:
         self.outputs = placed.outputs
         self.steps_per_epoch = len(placed.data.train) // batch_size
         self._placed = placed
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._augmentation: Augmentation = augmentation
         self._precision = precision
 
@@ -140,7 +143,7 @@ class Resident:
         Returns:
             Number of the step in its epoch, key of its augmentation -> the batch.
         """
-        batches = shuffled_batches(key, data.train, self._batch_size)
+        batches = shuffled_batches(key, data.train, self.batch_size)
 
         def batch(step: Any, key: PRNGKeyArray) -> Batch:
             indices = batches[step]

@@ -2,19 +2,21 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from jax.stages import Lowered
 from jaxtyping import Array
 
 from ..models import Network
 from ..objectives import Objective, Sums, add_sums
 from .feed import Resident, Split
+from .mesh import MeshSpec, split, whole
 from .optim import AdamSpec, SGDSpec
 from .spec import TrainSpec
 from .state import TrainState
@@ -39,6 +41,11 @@ class Programs:
         optimizer_spec: The optimizer. Numbers of it that may differ between runs are arguments.
         train_spec: How long and how to train.
         width: Runs that the programs train at a time.
+        mesh: The devices that each batch is spread over, and on which the data set was placed;
+            None for one.
+
+    Raises:
+        ValueError: If a batch cannot be cut into micro-batches, or over the devices.
     """
 
     def __init__(
@@ -49,7 +56,11 @@ class Programs:
         optimizer_spec: SGDSpec | AdamSpec,
         train_spec: TrainSpec,
         width: int = 1,
+        mesh: Mesh | None = None,
     ):
+        devices = MeshSpec(data=1 if mesh is None else mesh.size)
+        devices.refuse_uneven(feed.batch_size, train_spec.accumulate)
+        self._whole, self._split = whole(mesh), split(mesh)
         self.feed = feed
         self.width = width
         self.length = train_spec.length(feed.steps_per_epoch)
@@ -63,11 +74,14 @@ class Programs:
         initialization, steps, evaluation = functions
         seed, traced = self.inputs([0] * width, [{}] * width)
         data = feed.shared
-        initialize = jax.jit(initialization).lower(seed, traced)
+        jit = jax.jit
+        if mesh is not None:  # What goes in and comes out is whole on each device.
+            jit = partial(jax.jit, in_shardings=self._whole, out_shardings=self._whole)
+        initialize = jit(initialization).lower(seed, traced)
         state, _ = carry = initialize.out_info
-        advance = jax.jit(steps, donate_argnums=0).lower(carry, traced, data, np.int32(1))
+        advance = jit(steps, donate_argnums=0).lower(carry, traced, data, np.int32(1))
         variables = (state.params, state.batch_stats)
-        evaluate = jax.jit(evaluation).lower(*variables, data, feed.split("test"))
+        evaluate = jit(evaluation).lower(*variables, data, feed.split("test"))
         self._lowered = (initialize, advance, evaluate)
         self._no_sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), carry[1])
 
@@ -109,10 +123,14 @@ class Programs:
             for seed, own in zip(seeds, values, strict=True)
         ]
         if self.width == 1:
-            return jax.device_put(told[0])
+            return self.put(told[0])
         # Where there are fewer runs than places, the last one is trained several times.
         told += [told[-1]] * (self.width - len(told))
-        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *told))
+        return self.put(jax.tree.map(lambda *leaves: np.stack(leaves), *told))
+
+    def put(self, tree: Any) -> Any:
+        """Returns arrays from elsewhere, as a saved state, where the programs take them."""
+        return jax.device_put(tree, self._whole)
 
     def initialize(self, seed: Array, traced: dict[str, Array]) -> tuple[TrainState, Sums]:
         """Returns the state that runs start from, and sums over nothing."""
@@ -138,7 +156,7 @@ class Programs:
 
     def no_sums(self) -> Sums:
         """Returns sums over nothing."""
-        return jax.device_put(self._no_sums)
+        return self.put(self._no_sums)
 
     def metrics(self, sums: Sums) -> list[dict[str, float]]:
         """Fetches sums and returns the metrics of each run, those of places left over included."""
@@ -184,6 +202,11 @@ class Programs:
                 told[name] = [size, *ends, *map(float, values.shape)]
         return told
 
+    def _spread(self, batch: Any) -> Any:
+        """Spreads a batch over the devices; traced."""
+        # All else follows: the compiler has each device compute with its part, and adds up.
+        return batch if self._split is None else lax.with_sharding_constraint(batch, self._split)
+
     def _initialize(self, seed, traced) -> tuple[TrainState, Sums]:
         return self.steps.initialize(seed, traced, self.feed.example())
 
@@ -199,7 +222,7 @@ class Programs:
             step_key = jax.random.fold_in(draws_key, state.step)
             augment_key, dropout_key = jax.random.split(step_key)
             examples = batch(state.step % self.feed.steps_per_epoch, augment_key)
-            state, measured = self.steps.train(state, traced, examples, dropout_key)
+            state, measured = self.steps.train(state, traced, self._spread(examples), dropout_key)
             return state, add_sums(sums, measured)
 
         state, sums = lax.fori_loop(0, steps, one, carry)
@@ -208,7 +231,7 @@ class Programs:
 
     def _evaluate(self, params, batch_stats, data, split: Split) -> Sums:
         def add(index, sums):
-            examples, counted = self.feed.evaluated(data, split, index)
+            examples, counted = self._spread(self.feed.evaluated(data, split, index))
             measured = self.steps.evaluate(params, batch_stats, examples, counted)
             return add_sums(sums, measured)
 

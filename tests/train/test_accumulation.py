@@ -145,7 +145,7 @@ STUDY = {
 def test_a_batch_that_cannot_be_cut_is_refused_with_the_remedy():
     told = (
         "a batch of 32 examples cannot be cut into train.accumulate=3 equal micro-batches; set "
-        "data.batch_size=33, or accumulate to a number that divides 32"
+        "data.batch_size=33, or train.accumulate to a number that divides 32"
     )
     with pytest.raises(ConfigError, match=told):
         make_study(STUDY, {"train.accumulate": 3})

@@ -25,11 +25,14 @@ class LocalExecutor(Executor):
         bench: Data and programs.
         store: Takes the curves as training goes.
         saves: Whether runs are saved, which is waited for.
+        alone: Whether a run is spread over devices, which then must not wait for each other in
+            two programs at a time.
     """
 
-    def __init__(self, bench: Workbench, store: Store, saves: bool):
+    def __init__(self, bench: Workbench, store: Store, *, saves: bool, alone: bool = False):
         self._saves = saves
         self._bench = bench
+        self._alone = alone
         self._store = store
         self._training = ThreadPoolExecutor(os.cpu_count() or 1)
         self._compiling = ThreadPoolExecutor(COMPILING_THREADS)
@@ -41,7 +44,7 @@ class LocalExecutor(Executor):
         The one beyond its cores begins at once where another ends, whose results are yet to be
         written.
         """
-        step = self._bench.seconds_of_step
+        step = None if self._alone else self._bench.seconds_of_step
         short = step is not None and step < SHORT_STEP
         return (os.cpu_count() or 1) + 1 if short and jax.default_backend() == "cpu" else 1
 

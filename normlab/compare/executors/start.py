@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...train import MeshSpec
 from ..kept import saves
 from ..store import Store
 from ..study import Study
@@ -27,7 +28,8 @@ def start_executor(
     """
     spec = study.executor
     if isinstance(spec, LocalSpec):
-        return LocalExecutor(bench, store, saves(study))
+        alone = study.mesh != MeshSpec()
+        return LocalExecutor(bench, store, saves=saves(study), alone=alone)
     if isinstance(spec, ProcessesSpec):
         told = setting(study, environment, store, curves=True)
         return ProcessExecutor(bench, told, spec.workers)
