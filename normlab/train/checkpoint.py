@@ -5,6 +5,7 @@ A folder has one folder a checkpoint, named by its step. It appears whole, by a 
 so that orbax never meets a damaged file; what comes later than the one that is used is removed.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -149,6 +150,7 @@ class Checkpoints:
         with self._writing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             arrays = _flat(tree)
+            _refuse_without_room(self.folder, [it.nbytes for it in arrays.values()])
             told = {**record, "arrays": {name: _in_words(it) for name, it in arrays.items()}}
             self._checkpointer.save(
                 path.with_name(path.name + _UNFINISHED),
@@ -320,6 +322,27 @@ def _digests(path: Path) -> dict[str, str]:
         with files[name].open("rb") as file:
             digests[name] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     return digests
+
+
+def _refuse_without_room(folder: Path, sizes: Sequence[int]) -> None:
+    """Finds out before anything is begun that arrays cannot be written.
+
+    What fails within has the threads of the library that writes them complain beside.
+
+    Raises:
+        OSError: As the system would.
+    """
+    number = None
+    if sum(sizes) > shutil.disk_usage(folder).free:
+        number = errno.ENOSPC
+    if os.name == "posix":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit != resource.RLIM_INFINITY and max(sizes, default=0) > limit:
+            number = errno.EFBIG
+    if number is not None:
+        raise OSError(number, os.strerror(number))
 
 
 def _parts(state: Any, sums: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints: a run goes on to the bit, damage is found and named, a full disk is said."""
 
 import random
+import shutil
 from dataclasses import replace
 from functools import cache, partial
 
@@ -202,6 +203,22 @@ def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
     checkpoints.wait()
     assert checkpoints.steps() == [12, 42, 48]
     checkpoints.close()
+
+
+def test_a_full_disk_is_said_before_a_part_of_a_checkpoint_lies_on_it(tmp_path, monkeypatch):
+    """The library that writes arrays printed a traceback of its threads."""
+    made = saved(tmp_path)
+    before = steps_in(tmp_path)
+    checkpoints = Checkpoints(tmp_path, tell=refuse)
+    start = checkpoints.newest(made, ["run-3"])
+    assert start is not None
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device. Free"):
+        checkpoints.save(start._replace(step=99), ["run-3"])
+    checkpoints.close()
+    assert steps_in(tmp_path) == before
+    assert not [*tmp_path.glob("*.part*")]
 
 
 def test_what_was_begun_when_the_process_was_killed_is_swept(tmp_path):
