@@ -12,6 +12,9 @@ from flax import nnx
 from training import programs_of, run
 
 import normlab
+from normlab.compare.study import study_type
+from normlab.cost.step import study_cost
+from normlab.cost.targets import find_target
 from normlab.data.sources import LOADERS, Dataset
 from normlab.models import MODELS, network_of
 from normlab.models.as_functions import norm_for_functions
@@ -306,3 +309,24 @@ def test_a_users_own_layer_reaches_an_nnx_model():
     network = network_of(built(InNNX, partial(Doubling, factor=3.0)))
     params, _ = network.init(jax.random.key(0), jnp.zeros((1, FEATURES)))
     assert params["norm"]["scale"].tolist() == [3.0] * WIDTH
+
+
+def test_a_step_of_each_kind_costs_the_same():
+    normlab.register_data("made", _as_loaded)
+    told = {}
+    try:
+        for kind, maker in KINDS.items():
+            normlab.register_model(kind, maker)
+            study = study_type().model_validate(
+                {
+                    "study": "kinds",
+                    "data": {"name": "made", "batch_size": 8},
+                    "model": {"name": kind},
+                    "variants": {"batch": {"layer": "batch_norm"}},
+                }
+            )
+            (cost,) = study_cost(study, [find_target("cpu")])
+            told[kind] = cost.normalized, cost.program.traffic
+    finally:
+        LOADERS.pop("made")
+    assert told["linen"] == told["nnx"] == told["pair"]
