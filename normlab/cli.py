@@ -86,6 +86,11 @@ def train(
     save: Annotated[
         Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: not saved)")
     ] = None,
+    coordinator: Annotated[
+        str, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(default: one process)")
+    ] = "",
+    num_processes: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    process_id: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
 ) -> None:
     """Train one variant of a study once.
 
@@ -100,6 +105,10 @@ def train(
         save: Where checkpoints go and stay, every train.checkpoint_every steps or, by default, at
             each point of the curve: the last two, and the best of those at an evaluation.
             normlab.load reads the last.
+        coordinator: Where process 0 of several that train the run together is found, or auto where
+            Slurm, MPI or a cloud says that and the two below. Each is started with this command.
+        num_processes: How many there are; mesh.data is the number of their devices.
+        process_id: Which one this is, from 0, which tells and writes.
     """
     settle()
     with importing():
@@ -109,6 +118,7 @@ def train(
         from .compare.store import Store
         from .compare.workbench import Group, Workbench
         from .config import ConfigError, load_study
+        from .train.processes import join, with_others
 
     study = load_study(config, overrides)
     variant = variant or study.baseline
@@ -121,6 +131,14 @@ def train(
     if store.plan() is not None:
         raise ConfigError(f"--out {store.folder}", ["holds a comparison; give another folder"])
     store.refuse_unwritable()
+    saves = save or study.train.checkpoint_every or study.keep != "none"
+    if saves and (coordinator or num_processes is not None or process_id is not None):
+        problem = (
+            "several processes save nothing yet; leave out --save, train.checkpoint_every, keep"
+        )
+        raise ConfigError(str(config), [problem])
+    first = join(coordinator, num_processes, process_id)
+    console.quiet = not first
     described = environment(_command_line())
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
     console.print("mean loss and accuracy")
@@ -142,10 +160,13 @@ def train(
     bench = Workbench(described, folder=store.folder)
     every, names = study.train.checkpoint_every, [bench.name(run) for run in group.runs]
     if save is None and every is None:
-        (result,) = bench.execute(group, show)
+        with with_others():
+            (result,) = bench.execute(group, show)
     else:
         saved = save or checkpoint_folder(store.folder, names)
         result = _train_saved(bench, group, show, every, saved)
+    if not first:
+        return
     store.write_config(study.model_dump(mode="json"))
     store.write_environment(described)
     store.write(result)

@@ -1,5 +1,6 @@
 """The README says what is so: its snippets run, its studies are those of the repository."""
 
+import inspect
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import normlab
+from normlab.cli import train
 from normlab.config import load_study
 from normlab.data.sources import LOADERS
 from normlab.models import MODELS, network_of
@@ -89,7 +91,7 @@ def test_what_else_a_study_can_say_is_understood_of_the_study_shown():
 
 
 def test_the_commands_shown_install_this_project():
-    compare, test, _ = blocks("sh")
+    compare, test, *_ = blocks("sh")
     assert "-c constraints.txt -e ." in compare
     assert re.search(r"normlab compare (\S+)", compare)[1] == "configs/quickstart.yaml"
     assert test.strip().endswith("-e '.[test]' && .venv/bin/pytest -n auto")
@@ -100,6 +102,15 @@ def test_the_places_where_runs_are_made_are_understood_of_the_study_shown():
     assert [command[:3] for command in commands] == [["normlab", "compare", "study.yaml"]] * 3
     studies = [load_study(ROOT / "configs/quickstart.yaml", it[3:]) for it in commands]
     assert [it.executor.name for it in studies] == ["local", "processes", "ray"]
+
+
+def test_the_processes_of_a_run_are_started_with_options_that_there_are():
+    commands = [shlex.split(line, comments=True) for line in blocks("sh")[3].splitlines()]
+    options = {word for command in commands for word in command if word.startswith("--")}
+    accepted = {f"--{name.replace('_', '-')}" for name in inspect.signature(train).parameters}
+    assert options == {"--coordinator", "--num-processes", "--process-id"}
+    assert options < accepted
+    assert all("mesh.data=2" in command for command in commands)
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))

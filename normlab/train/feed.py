@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -12,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from ..data import Dataset
 from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
-from .mesh import whole
+from .mesh import put
 from .step import Batch
 
 
@@ -77,7 +76,7 @@ def place(dataset: Dataset, batch_size: int, mesh: Mesh | None = None) -> Placed
         (padded(batches), padded(mask), np.int32(len(batches))) for batches, mask in splits
     )
     data = [getattr(dataset, name) for name in DeviceData._fields]
-    data, validation, test = jax.device_put((data, validation, test), whole(mesh))
+    data, validation, test = put((data, validation, test), mesh)
     return Placed(DeviceData(*data), Split(*validation), Split(*test), dataset.classes)
 
 

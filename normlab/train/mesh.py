@@ -1,6 +1,9 @@
 """Several devices for one run: how many, and what lies where."""
 
+from typing import Any
+
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..spec import Few, Spec
@@ -46,9 +49,14 @@ class MeshSpec(Spec):
         Raises:
             ValueError: If there are not so many devices.
         """
+        there, processes = jax.devices(), jax.process_count()
+        if processes > 1 and self.data != len(there):
+            raise ValueError(
+                f"mesh.data={self.data}, but the {processes} processes of the run have "
+                f"{len(there)} devices together; set mesh.data={len(there)}"
+            )
         if self.data == 1:
             return None
-        there = jax.devices()
         if len(there) < self.data:
             of_cpu = (
                 "; to try a mesh on a CPU, set the environment variable XLA_FLAGS="
@@ -62,6 +70,20 @@ class MeshSpec(Spec):
         return jax.make_mesh(
             (self.data,), (_DATA,), axis_types=(AxisType.Auto,), devices=there[: self.data]
         )
+
+
+def put(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts arrays on the device, or the whole of them on each device of a mesh."""
+    sharding = whole(mesh)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # All processes have the same; to be sure of it, JAX would send all of it around.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(
+            np.shape(leaf), sharding, lambda index, leaf=leaf: np.asarray(leaf)[index]
+        ),
+        tree,
+    )
 
 
 def whole(mesh: Mesh | None) -> NamedSharding | None:

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ..models import Network
 from ..objectives import Objective, Sums, add_sums
 from .feed import Resident, Split
-from .mesh import MeshSpec, split, whole
+from .mesh import MeshSpec, put, split, whole
 from .optim import AdamSpec, SGDSpec
 from .spec import TrainSpec
 from .state import TrainState
@@ -60,7 +60,7 @@ class Programs:
     ):
         devices = MeshSpec(data=1 if mesh is None else mesh.size)
         devices.refuse_uneven(feed.batch_size, train_spec.accumulate)
-        self._whole, self._split = whole(mesh), split(mesh)
+        self._mesh, self._split = mesh, split(mesh)
         self.feed = feed
         self.width = width
         self.length = train_spec.length(feed.steps_per_epoch)
@@ -76,7 +76,7 @@ class Programs:
         data = feed.shared
         jit = jax.jit
         if mesh is not None:  # What goes in and comes out is whole on each device.
-            jit = partial(jax.jit, in_shardings=self._whole, out_shardings=self._whole)
+            jit = partial(jax.jit, in_shardings=whole(mesh), out_shardings=whole(mesh))
         initialize = jit(initialization).lower(seed, traced)
         state, _ = carry = initialize.out_info
         advance = jit(steps, donate_argnums=0).lower(carry, traced, data, np.int32(1))
@@ -130,7 +130,7 @@ class Programs:
 
     def put(self, tree: Any) -> Any:
         """Returns arrays from elsewhere, as a saved state, where the programs take them."""
-        return jax.device_put(tree, self._whole)
+        return put(tree, self._mesh)
 
     def initialize(self, seed: Array, traced: dict[str, Array]) -> tuple[TrainState, Sums]:
         """Returns the state that runs start from, and sums over nothing."""

@@ -1,0 +1,94 @@
+"""Several processes, on one machine or many, that train one run together."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from ..errors import UserError
+
+# Seconds after which a process that is not heard of counts as ended, and the others end.
+SILENCE = 30
+# Seconds that the others are waited for at the end.
+_TO_PART = 10
+
+
+class ProcessesError(UserError):
+    """The processes of a run do not come together."""
+
+
+def join(coordinator: str, count: int | None, number: int | None) -> bool:
+    """Makes this process one of several whose devices are those of one run.
+
+    All of them call the same, before JAX has looked for devices.
+
+    Args:
+        coordinator: Address and port of process 0, where the others find it; "auto" for what Slurm,
+            MPI or a cloud says of all three; empty for a process by itself.
+        count: How many processes there are.
+        number: Which one this is, from 0.
+
+    Returns:
+        Whether this process is the one that tells and writes.
+
+    Raises:
+        ProcessesError: If the arguments are not those of one of several, or not all came.
+    """
+    told = {"--num-processes": count, "--process-id": number}
+    given = [name for name, value in told.items() if value is not None]
+    if not coordinator and not given:
+        return True
+    if coordinator == "auto":
+        if given:
+            raise ProcessesError(
+                f"--coordinator auto finds out {' and '.join(given)} itself; leave out one or the "
+                "other"
+            )
+    elif not coordinator or count is None or number is None:
+        raise ProcessesError(
+            "of --coordinator, --num-processes and --process-id some were given; expected all "
+            "three, as in --coordinator 10.0.0.1:1234 --num-processes 2 --process-id 0, or "
+            "--coordinator auto alone, where Slurm, MPI or a cloud says them"
+        )
+    elif not 0 <= number < count:
+        raise ProcessesError(f"--process-id: {number} is none of 0 to {count - 1}")
+    elif not all(coordinator.rpartition(":")) or not coordinator.rpartition(":")[2].isdecimal():
+        raise ProcessesError(
+            f"--coordinator: {coordinator!r} is no address and port, as 10.0.0.1:1234"
+        )
+    try:
+        jax.distributed.initialize(
+            None if coordinator == "auto" else coordinator,
+            count,
+            number,
+            heartbeat_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=_TO_PART,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ProcessesError(f"--coordinator {coordinator}: {error}") from error
+    return jax.process_index() == 0
+
+
+@contextmanager
+def with_others() -> Iterator[None]:
+    """Ends this process with a message where an exchange with the others fails.
+
+    That is how the end of one of them shows, or `SILENCE` seconds without a sign of it, where no
+    exchange was under way.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()} ends, as when another "
+            f"has ended or is out of reach: {str(error).splitlines()[0]}; start all of them again",
+            file=sys.stderr,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At an exit JAX would wait for those that are no more.
+        os._exit(1)
