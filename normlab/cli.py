@@ -22,6 +22,8 @@ from .progress import PipedConsole, duration, progress_bar
 from .user_code import explained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .catalog import FieldEntry
     from .compare.grid import Run
     from .compare.store import Result
@@ -115,6 +117,7 @@ def train(
         from .compare.environment import environment
         from .compare.grid import single_run
         from .compare.kept import checkpoint_folder, sweep_checkpoints
+        from .compare.metric import measures_of
         from .compare.store import Store
         from .compare.workbench import Group, Workbench
         from .config import ConfigError, load_study
@@ -141,19 +144,19 @@ def train(
     console.quiet = not first
     described = environment(_command_line())
     console.print(f"{study.study}: {variant}, seed {seed}, {described['device']}")
-    console.print("mean loss and accuracy")
+    resolved = study.model_dump(mode="json")
+    measure, _ = measures_of(resolved)
+    alone = measure.name == "loss"
+    console.print("mean loss" if alone else f"mean loss and {measure.words}")
+
+    def told(metrics: "Mapping[str, float | None]") -> str:
+        loss, value = metrics["loss"], metrics.get(measure.name)
+        of_loss = "not finite" if loss is None else f"{loss:.4f}"
+        return of_loss if alone or value is None else f"{of_loss}  {measure.told(value)}"
 
     def show(_: "Run", record: "Record") -> None:
-        validation = ""
-        if record.validation is not None:
-            validation = (
-                f"   validation {record.validation['loss']:.4f}"
-                f"  {record.validation['accuracy']:.2%}"
-            )
-        console.print(
-            f"step {record.step:6}"
-            f"   train {record.train['loss']:.4f}  {record.train['accuracy']:.2%}{validation}"
-        )
+        validation = f"   validation {told(record.validation)}" if record.validation else ""
+        console.print(f"step {record.step:6}   train {told(record.train)}{validation}")
 
     arm = next(arm for arm in study.arms() if arm.variant == variant)
     group = Group((single_run(study, arm, seed),), 1)
@@ -167,17 +170,14 @@ def train(
         result = _train_saved(bench, group, show, every, saved)
     if not first:
         return
-    store.write_config(study.model_dump(mode="json"))
+    store.write_config(resolved)
     store.write_environment(described)
     store.write(result)
     sweep_checkpoints(store.folder, names)
     if result.test is None:
-        console.print(f"Diverged: the loss of epoch {len(result.curve.train_loss)} is not finite.")
+        console.print(f"Diverged: the loss at step {result.steps} is not finite.")
     else:
-        console.print(
-            f"test          {result.test.loss:.4f}  {result.test.accuracy:.2%}"
-            f"   {result.seconds:.1f} s"
-        )
+        console.print(f"test          {told(result.test)}   {result.seconds:.1f} s")
     console.print(f"Result: {store.folder / 'runs' / result.id}.json")
 
 
@@ -301,7 +301,7 @@ def export(
 ) -> None:
     """Print or write one row a run: arm, task, levels, seed, chosen values, metrics, status.
 
-    With --table it is one row an arm instead: accuracy, difference to the baseline, verdict.
+    With --table it is one row an arm instead: the metric, difference to the baseline, verdict.
 
     Args:
         folder: Where `normlab compare` left its results.

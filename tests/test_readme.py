@@ -16,6 +16,7 @@ from normlab.cli import train
 from normlab.config import load_study
 from normlab.data.sources import LOADERS
 from normlab.models import MODELS, network_of
+from normlab.objectives import OBJECTIVES
 from normlab.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,7 @@ def test_python_snippets_run_one_after_the_other(tmp_path, monkeypatch):
                 exec(compile(block, "README.md", "exec"), names)
     finally:
         VARIANTS.pop("centred", None)
+        OBJECTIVES.pop("pinball", None)
     assert names["logits"].shape == (64, 10)
     assert set(names["batch_stats"]) == {"BatchNorm_0"}
 

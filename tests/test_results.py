@@ -83,13 +83,13 @@ def test_frames_have_a_row_a_run_and_a_row_an_epoch(results):
     assert set(results.runs["id"]) == set(stored)
     for row in results.runs.iter_rows(named=True):
         it = stored[row["id"]]
-        assert row["test_accuracy"] == (it.test.accuracy if it.test else None)
+        assert row["test_accuracy"] == (it.test["accuracy"] if it.test else None)
         assert (row["arm"], row["seed"], row["phase"]) == (it.arm, it.seed, it.phase)
         assert row["optimizer.learning_rate"] == it.values["optimizer.learning_rate"]
     assert len(results.curves) == 2 * len(stored)
     for row in results.curves.iter_rows(named=True):
         curve = stored[row["id"]].curve
-        assert row["validation_accuracy"] == curve.validation_accuracy[row["epoch"] - 1]
+        assert row["validation_accuracy"] == curve.validation["accuracy"][row["epoch"] - 1]
 
 
 def test_results_show_themselves_as_table_and_verdicts(results):
@@ -103,7 +103,7 @@ def test_a_notebook_shows_the_table_of_the_page(results):
     assert "<script" not in shown
     for arm in results.summary.arms:
         row = shown[shown.index(f"<span>{arm.name}</span>") :].partition("</tr>")[0]
-        assert f"{100 * arm.accuracy.value:.2f} <small>" in row
+        assert f"{100 * arm.mean.value:.2f} <small>" in row
         told = arm.comparison.verdict if arm.comparison else "baseline"
         assert told in row
 
@@ -123,7 +123,7 @@ def test_the_plot_is_the_overview_of_the_page(results):
     assert isinstance(chart, alt.HConcatChart)
     drawn = chart.to_dict()
     assert results.headline in drawn["title"]["text"]
-    runs = drawn["datasets"]["accuracy-runs"]
+    runs = drawn["datasets"]["test-runs"]
     assert {(row["arm"], row["seed"]) for row in runs} == {
         (arm, seed) for arm in ("none", "batch") for seed in range(3)
     }

@@ -177,12 +177,9 @@ def draw(
     accuracy = end - 0.6 * np.exp(-0.4 * np.arange(EPOCHS)) + 0.004 * rng.normal(size=EPOCHS)
     accuracy = np.clip(accuracy, 0, 1).tolist()
     loss = (2.2 * (1 + np.arange(EPOCHS)) ** -0.7 * (1 + 0.05 * rng.normal())).tolist()
-    curve = {
-        "train_loss": loss,
-        "train_accuracy": accuracy,
-        "validation_loss": loss,
-        "validation_accuracy": accuracy,
-    }
+    measured = {"loss": loss, "accuracy": accuracy}
+    steps = [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
+    curve = {"step": steps, "train": measured, "validation": measured}
     result = {
         "id": name,
         "phase": phase,
@@ -205,7 +202,11 @@ def draw(
     lines = (
         json.dumps(
             {"epoch": epoch + 1, "step": (epoch + 1) * STEPS}
-            | {key: values[epoch] for key, values in curve.items()}
+            | {
+                f"{split}_{name}": values[epoch]
+                for split in ("train", "validation")
+                for name, values in measured.items()
+            }
         )
         for epoch in range(EPOCHS)
     )

@@ -1,4 +1,4 @@
-"""Results as tables for other programs: a row a run, or a row an epoch; without JAX."""
+"""Results as tables for other programs: a row a run, or a row a point of a curve; without JAX."""
 
 import io
 import json
@@ -12,7 +12,15 @@ from typing import Any
 import polars as pl
 
 from ..errors import UserError
-from .store import Failure, Result, Store, left_aside_in_words, write_whole, writing
+from .store import (
+    Failure,
+    Result,
+    Store,
+    epochs_of,
+    left_aside_in_words,
+    write_whole,
+    writing,
+)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -59,13 +67,13 @@ def results_table(runs: Iterable[Result | Failure]) -> pl.DataFrame:
 
 
 def curve_table(folder: str | Path, tell: Tell = warnings.warn) -> pl.DataFrame:
-    """Returns one row an epoch of each run of a study; see `run_table` for arguments and errors."""
+    """Returns one row a point of each run's curve; see `run_table` for arguments and errors."""
     rows = []
     for it in _runs(Store(folder), tell)[0]:
-        curve = it.curve.model_dump()
-        for epoch in range(len(it.curve.train_loss)):
-            where = {"epoch": epoch + 1, "step": (epoch + 1) * it.steps_per_epoch}
-            rows.append(_place(it) | where | {name: curve[name][epoch] for name in curve})
+        curves = it.curve.flat()
+        for place, step in enumerate(it.curve.step):
+            where = {"epoch": epochs_of(step, it.steps_per_epoch), "step": step}
+            rows.append(_place(it) | where | {name: curves[name][place] for name in curves})
     return frame(rows)
 
 
@@ -148,15 +156,12 @@ def write_tensorboard(folder: str | Path, to: Path, tell: Tell = warnings.warn) 
         # The library's own writer leaves the writing to a thread, whose errors nobody hears of.
         path = Path(scratch) / "events"
         for result in _runs(Store(folder), tell)[0]:
-            to_epoch = result.seconds / max(1, len(result.curve.train_loss))
+            of_step = result.seconds / max(1, result.steps)
             events = [protocol.Event(wall_time=0, file_version="brain.Event:2")]
-            for name, curve in result.curve.model_dump().items():
-                for epoch, value in enumerate(curve, start=1):
+            for name, curve in result.curve.flat().items():
+                for step, value in zip(result.curve.step, curve, strict=True):
                     if value is not None:
-                        where = {
-                            "wall_time": epoch * to_epoch,
-                            "step": epoch * result.steps_per_epoch,
-                        }
+                        where = {"wall_time": step * of_step, "step": step}
                         events.append(protocol.Event(**where, summary=scalar(name, value)))
             with writing(path):
                 records = RecordWriter(str(path))
@@ -194,12 +199,9 @@ def _place(run: Result | Failure) -> dict[str, Any]:
 def _row(run: Result | Failure) -> dict[str, Any]:
     if isinstance(run, Failure):
         return _place(run) | {"status": "failed"}
-    last = {name: (curve or [None])[-1] for name, curve in run.curve.model_dump().items()}
-    tested = {
-        "test_loss": run.test.loss if run.test else None,
-        "test_accuracy": run.test.accuracy if run.test else None,
-    }
-    epochs = {"epochs": len(run.curve.train_loss), "seconds": run.seconds}
+    last = {name: (curve or [None])[-1] for name, curve in run.curve.flat().items()}
+    tested = {f"test_{name}": (run.test or {}).get(name) for name in run.curve.train}
+    epochs = {"epochs": run.epochs, "seconds": run.seconds}
     return _place(run) | last | tested | epochs | {"status": run.status}
 
 

@@ -17,7 +17,6 @@ from ..checksum import sealed, unsealed
 from ..errors import UserError
 from ..models import network_of
 from ..modules import import_modules
-from ..objectives import Objective
 from ..train import Moment, Outcome, Programs, Record, RecordHook, StateHook
 from ..train.checkpoint import LAST, CheckpointError, Checkpoints, newest_whole, steps_in
 from .arm import Arm
@@ -65,7 +64,7 @@ class Saved:
         _refuse_another(saving.folder, record)
         self._names, self._programs = names, programs
         self._checkpoints = Checkpoints(saving.folder, LAST, saving.tell)
-        score = score_of(programs.steps.objective) if saving.keep_best else lambda _: None
+        score = score_of(runs[0].study) if saving.keep_best else lambda _: None
         every = saving.every or programs.length.record_every
         self.hook = self._checkpoints.hook(names, every, saving.asked, score)
         self.start: Moment | None = self._checkpoints.newest(programs, names)
@@ -101,7 +100,7 @@ class Weights:
     ):
         self._programs = programs
         self._best = runs[0].study.keep == "best"
-        self._score = score_of(programs.steps.objective)
+        self._score = score_of(runs[0].study)
         self._held: tuple[int, Any] | None = None
         self._writers: list[Checkpoints] = []
         self._highest: list[float | None] = []
@@ -282,9 +281,13 @@ def has_weights(study: Path, name: str) -> bool:
     return bool(steps_in(weights_folder(study, name)))
 
 
-def score_of(objective: Objective) -> Callable[[Record], float | None]:
-    """Returns how good a point of a curve is, higher for better; None without an evaluation."""
-    name, metric = next(iter(objective.all_metrics().items()))
+def score_of(study: Study) -> Callable[[Record], float | None]:
+    """Returns how good a point of a curve is, by what tuning selects by, higher for better.
+
+    None without an evaluation.
+    """
+    metric = study.metric.select_by or study.metric
+    name = metric.name
 
     def score(record: Record) -> float | None:
         value = record.validation[name] if record.validation is not None else None

@@ -16,6 +16,7 @@ from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
 from .kept import has_weights, look_through, sweep_checkpoints
+from .metric import measures_of
 from .selection import best_values
 from .store import Failure, Label, Result, Store, StoreError, left_aside_in_words
 from .study import Study, StudyError
@@ -87,6 +88,7 @@ def run_study(
     for line in left_aside_in_words(store.left_aside):
         tell(line)
     plan: dict[str, Label] = {}
+    _, selected_by = measures_of(study.model_dump(mode="json", include={"metric"}))
     searched, extensions = study, study.tune.extend if study.tune else 0
     repeated: dict[Any, tuple[dict[str, Any], list[Run]]] = {}  # arm's key -> values, runs
 
@@ -96,7 +98,8 @@ def run_study(
     def best(arm: Arm) -> dict[str, Any]:
         """The best values of an arm whose tuning is done."""
         names = [(bench.name(run), label(run)) for run in tuning[arm.key]]
-        return best_values([work.result(it).labelled(where) for it, where in names], arm.name)
+        results = [work.result(it).labelled(where) for it, where in names]
+        return best_values(results, arm.name, selected_by)
 
     def chosen() -> list[Run]:
         """The reported runs of all arms whose tuning is done."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ..inference.estimates import Estimate, estimate
-from .outcome import accuracy_on_validation, loss_on_validation
+from ..inference.estimates import CONFIDENCE, Estimate, estimate
+from ..inference.measure import LOSS, Measure
+from .outcome import on_validation
 from .store import Result, StoreError
 
 
@@ -19,26 +20,28 @@ class Trial:
 
     Attributes:
         values: Dotted path -> value tried.
-        accuracy: Validation accuracy after the last epoch; a diverged run counts as 0.
-        loss: Mean validation loss after the last epoch; infinite when a run diverged.
+        reached: Mean of what is selected by, on the validation split at the end; a diverged run
+            counts as the worst.
+        loss: Mean validation loss at the end; infinite when a run diverged.
         diverged: How many of the runs diverged.
     """
 
     values: dict[str, Any]
-    accuracy: Estimate
+    reached: Estimate
     loss: float
     diverged: int
 
 
-def trials(results: Iterable[Result], arm: str) -> list[Trial]:
+def trials(results: Iterable[Result], arm: str, measure: Measure) -> list[Trial]:
     """All points of the search space that an arm was tuned on, best first.
 
-    Best is the highest mean validation accuracy after the last epoch, then the lowest mean
-    validation loss, then the smallest values.
+    Best is the best mean on the validation split at the end, then the lowest mean validation loss,
+    then the smallest values.
 
     Args:
         results: Those of one task, for which the arm is tuned by itself.
         arm: Name of the arm.
+        measure: What is selected by.
 
     Raises:
         StoreError: Two runs have the same values and seed.
@@ -50,25 +53,37 @@ def trials(results: Iterable[Result], arm: str) -> list[Trial]:
     tried = [
         Trial(
             dict(runs[0].values),
-            estimate([[accuracy_on_validation(run) for run in runs]]).of_shares,
-            fmean(loss_on_validation(run) for run in runs),
+            mean_of([[on_validation(run, measure) for run in runs]], measure),
+            fmean(on_validation(run, LOSS) for run in runs),
             sum(run.diverged for run in runs),
         )
         for runs in map(_by_seed, points.values())
     ]
-    return sorted(tried, key=lambda it: (-it.accuracy.value, it.loss, _order(it.values)))
+
+    def order(trial: Trial) -> Any:
+        return -measure.score(trial.reached.value), trial.loss, _order(trial.values)
+
+    return sorted(tried, key=order)
 
 
-def best_values(results: Iterable[Result], arm: str) -> dict[str, Any]:
+def mean_of(
+    values: Sequence[Sequence[float]], measure: Measure, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Estimates a mean of what was measured, of shares with its interval within 0 and 1."""
+    found = estimate(values, confidence=confidence)
+    return found.of_shares if measure.share else found
+
+
+def best_values(results: Iterable[Result], arm: str, measure: Measure) -> dict[str, Any]:
     """The tuned values with which an arm's final runs are made; empty without tuning runs.
 
     See `trials` for the arguments, what is best and what is an error.
     """
-    tried = trials(results, arm)
+    tried = trials(results, arm, measure)
     return tried[0].values if tried else {}
 
 
-def final_runs(results: Sequence[Result], arm: str) -> list[Result]:
+def final_runs(results: Sequence[Result], arm: str, measure: Measure) -> list[Result]:
     """The final runs of an arm, by task and seed.
 
     A study that is run again with a wider search space leaves final runs behind whose values no
@@ -82,7 +97,7 @@ def final_runs(results: Sequence[Result], arm: str) -> list[Result]:
         of_task = [it for it in results if it.task == task]
         runs = [it for it in of_task if it.arm == arm and it.phase == "final"]
         if any(run.values != runs[0].values for run in runs):
-            best = best_values(of_task, arm)
+            best = best_values(of_task, arm, measure)
             runs = [run for run in runs if run.values == best]
         counted += runs
     return _by_seed(counted)

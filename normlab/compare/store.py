@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,22 +54,8 @@ def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _share(value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= 1 + _ROUNDING:
-        raise ValueError(f"an accuracy lies between 0 and 1, but is {value:g}")
-    return value
-
-
-def _not_negative(value: float | None) -> float | None:
-    if value is not None and value < -_ROUNDING:
-        raise ValueError(f"a loss is not negative, but is {value:g}")
-    return value
-
-
-_ROUNDING = 1e-5  # of sums in float32
 Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
-Accuracy = Annotated[Metric, AfterValidator(_share)]
-Loss = Annotated[Metric, AfterValidator(_not_negative)]
+Curves = dict[str, list[Metric]]
 
 
 _ELSEWHERE = (
@@ -99,29 +86,61 @@ class _Record(BaseModel):
 
 
 class Curve(_Record):
-    """Metrics at the end of each epoch done.
+    """Metrics as training went on.
 
-    `None` where a metric was not finite, and on validation where an epoch had no evaluation.
+    Attributes:
+        step: Steps done at each point, rising.
+        train: Metric -> its value at each point, over the steps since the one before; None where it
+            was not finite.
+        validation: Likewise on the validation split, and None where there was no evaluation.
     """
 
-    train_loss: list[Loss]
-    train_accuracy: list[Accuracy]
-    validation_loss: list[Loss]
-    validation_accuracy: list[Accuracy]
+    step: list[int]
+    train: Curves
+    validation: Curves
 
     @model_validator(mode="after")
     def _all_of_one_length(self) -> "Curve":
-        lengths = {name: len(getattr(self, name)) for name in type(self).model_fields}
+        lengths = {"step": len(self.step)} | {it: len(curve) for it, curve in self.flat().items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"curves need one entry for each epoch done, but have {lengths}")
+            raise ValueError(f"curves need one entry for each point, but have {lengths}")
+        if any(one >= other for one, other in pairwise([0, *self.step])):
+            raise ValueError(f"steps of a curve rise from 1 on, but are {self.step[:10]}")
         return self
 
+    def flat(self) -> dict[str, list[float | None]]:
+        """Returns all curves by name, as "train_loss"."""
+        return {f"train_{name}": it for name, it in self.train.items()} | {
+            f"validation_{name}": it for name, it in self.validation.items()
+        }
 
-class Evaluation(_Record):
-    """Metrics on the test split after the last epoch."""
+    def last(self) -> "Curve":
+        """Returns the last point alone."""
+        return Curve.model_construct(
+            step=self.step[-1:],
+            train={name: it[-1:] for name, it in self.train.items()},
+            validation={name: it[-1:] for name, it in self.validation.items()},
+        )
 
-    loss: Loss
-    accuracy: Accuracy
+
+def _from_former(curve: Mapping[str, Any], steps_per_epoch: int) -> dict[str, Any]:
+    """Returns a curve of the former format, by epoch and of four names, as it is now."""
+    epochs = len(next(iter(curve.values()), []))
+    splits: dict[str, Any] = {"train": {}, "validation": {}}
+    for name, values in curve.items():
+        split, _, metric = name.partition("_")
+        splits.setdefault(split, {})[metric] = values
+    return {"step": [(epoch + 1) * steps_per_epoch for epoch in range(epochs)], **splits}
+
+
+def _refuse_what_cannot_be(curves: Mapping[str, Any]) -> None:
+    """Refuses accuracies and losses that none can be, in results without a checksum."""
+    for name, values in curves.items():
+        for value in values if isinstance(values, list) else []:
+            if isinstance(value, int | float) and not value >= -1e-5:
+                raise ValueError(f"{name} is not negative, but is {value:g}")
+            if isinstance(value, int | float) and name.endswith("_accuracy") and value > 1 + 1e-5:
+                raise ValueError(f"{name} lies between 0 and 1, but is {value:g}")
 
 
 class Label(_Record):
@@ -175,8 +194,8 @@ class Result(Label):
         values: Dotted path in the configuration -> tuned value of this run.
         status: "diverged" when the run was stopped because its loss was no longer finite.
         steps_per_epoch: Optimizer steps in one epoch.
-        curve: Metrics by epoch.
-        test: Metrics on the test split, for final runs that finished.
+        curve: Metrics as training went on.
+        test: Metric -> its value on the test split, for final runs that finished.
         seconds: Wall time of the run without compilation; of runs that were trained at a time, of
             all of them.
         git_revision: Commit of the working folder that the run was started in.
@@ -193,26 +212,50 @@ class Result(Label):
     status: Literal["finished", "diverged"]
     steps_per_epoch: int = Field(ge=1)
     curve: Curve
-    test: Evaluation | None
+    test: dict[str, Metric] | None
     seconds: float = Field(ge=0, allow_inf_nan=False)
     git_revision: str | None = None
     identity: dict[str, JsonValue]
     initial_weights: dict[str, list[Metric]] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_former_format(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            curve, steps = given.get("curve"), given.get("steps_per_epoch")
+            if isinstance(curve, Mapping) and "train_loss" in curve and isinstance(steps, int):
+                test = given.get("test")
+                told = test.items() if isinstance(test, Mapping) else []
+                _refuse_what_cannot_be({**curve, **{f"test_{name}": [it] for name, it in told}})
+                return {**given, "curve": _from_former(curve, steps)}
+        return given
+
     @model_validator(mode="after")
     def _has_what_its_status_promises(self) -> "Result":
         if (self.test is not None) != (self.phase == "final" and self.status == "finished"):
             raise ValueError("`test` belongs to final runs that finished, to all and only to them")
-        if self.status == "finished" and not self.curve.validation_accuracy:
-            raise ValueError("a finished run needs at least one epoch in its curve")
-        trained = self.identity.get("train")
-        epochs = trained.get("epochs") if isinstance(trained, dict) else None
-        done = len(self.curve.train_loss)
-        if isinstance(epochs, int) and (
-            done > epochs or (self.status == "finished" and done < epochs)
+        if self.status == "finished" and not (self.curve.step and self.curve.validation):
+            raise ValueError("a finished run needs at least one point in its curve")
+        told = self.identity.get("train")
+        trained: Any = told if isinstance(told, dict) else {}
+        steps = trained.get("steps")
+        if isinstance(trained.get("epochs"), int):
+            steps = trained["epochs"] * self.steps_per_epoch
+        if isinstance(steps, int) and (
+            self.steps > steps or (self.status == "finished" and self.steps < steps)
         ):
-            raise ValueError(f"a {self.status} run of {epochs} epochs has {done} in its curve")
+            raise ValueError(f"a {self.status} run of {steps} steps has {self.steps} in its curve")
         return self
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.curve.step[-1] if self.curve.step else 0
+
+    @property
+    def epochs(self) -> int | float:
+        """Epochs done, a whole number of them as such."""
+        return epochs_of(self.steps, self.steps_per_epoch)
 
     def labelled(self, label: Label) -> "Result":
         """Returns the same result as that of the run that stands at this place of a study."""
@@ -223,9 +266,8 @@ class Result(Label):
         return self.model_copy(update={"identity": {}})
 
     def in_brief(self) -> "Result":
-        """Returns the same result with the last epoch alone of its curve and without `identity`."""
-        last = {name: it[-1:] for name, it in self.curve}
-        changes = {"identity": {}, "initial_weights": None, "curve": Curve.model_construct(**last)}
+        """Returns the same result with the last point alone of its curve and without `identity`."""
+        changes = {"identity": {}, "initial_weights": None, "curve": self.curve.last()}
         return self.model_copy(update=changes)
 
     @property
@@ -242,8 +284,24 @@ class _Named(_Strict):
     name: str
 
 
-class _Epochs(_Strict):
-    epochs: int
+class _Length(_Strict):
+    epochs: int | None = None
+    steps: int | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> "_Length":
+        if self.epochs is self.steps is None:
+            raise ValueError("neither epochs nor steps are given")
+        return self
+
+
+class _Metric(_Strict):
+    name: str
+    higher_is_better: bool
+    share: bool = False
+    title: str = ""
+    unit: str = ""
+    select_by: "_Metric | None" = None
 
 
 class _Tune(_Strict):
@@ -262,17 +320,19 @@ class _Config(_Strict):
     data: _Named
     model: _Named
     optimizer: _Named
-    train: _Epochs
+    train: _Length
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     baseline: str
     seeds: int
     factors: dict[str, list[Any]] | list[dict[str, Any]] | None = None
     tasks: dict[str, dict[str, Any]] | None = None
     tune: _Tune | None = None
-    target_accuracy: float | None = None
+    metric: _Metric | None = None
+    target: float | None = None
     margin_points: float | None = None
-    # What studies had before, as a share.
     margin: float | None = None
+    # What studies had before.
+    target_accuracy: float | None = None
     significance: float = 0.05
 
     @model_validator(mode="after")
@@ -292,16 +352,6 @@ class _Environment(_Strict):
 
 
 _PLAN = TypeAdapter(dict[str, Label])
-
-
-def margin_of(config: Mapping[str, Any]) -> float | None:
-    """Returns the margin of a stored configuration as a share; None for no margin.
-
-    It is written in points of a percentage, and was once written as a share.
-    """
-    if (points := config.get("margin_points")) is not None:
-        return points / 100
-    return config.get("margin")
 
 
 class Store:
@@ -357,11 +407,10 @@ class Store:
 
     def write(self, result: Result) -> None:
         """Writes `runs/<id>.json`, after `runs/<id>.jsonl`; not finite numbers become null."""
-        epochs = range(1, 1 + len(result.curve.train_loss))
-        curve = result.curve.model_dump().items()
+        curve = result.curve.flat().items()
         lines = [
-            _line(epoch, result.steps_per_epoch, {name: it[epoch - 1] for name, it in curve})
-            for epoch in epochs
+            _line(step, result.steps_per_epoch, {name: it[place] for name, it in curve})
+            for place, step in enumerate(result.curve.step)
         ]
         write_whole(self._curve(result.id), "".join(lines))
         write_whole(self._path(result.id), sealed(result.model_dump(mode="json")))
@@ -369,24 +418,31 @@ class Store:
         with writing(failed):
             failed.unlink(missing_ok=True)
 
-    def write_epoch(
-        self, run: str, epoch: int, steps_per_epoch: int, metrics: Mapping[str, float | None]
+    def write_point(
+        self,
+        run: str,
+        step: int,
+        steps_per_epoch: int,
+        metrics: Mapping[str, float | None],
+        *,
+        first: bool,
     ) -> None:
-        """Adds a line to `runs/<id>.jsonl` of a run under way, or begins it with the first epoch.
+        """Adds a line to `runs/<id>.jsonl` of a run under way, or begins it with the first point.
 
         Args:
             run: The run's id.
-            epoch: Epochs done.
-            steps_per_epoch: Optimizer steps in one of them.
-            metrics: The last epoch's, by the names of `Curve`.
+            step: Steps done.
+            steps_per_epoch: Steps of an epoch.
+            metrics: Of the point, by the names of `Curve.flat`.
+            first: Whether it is the first point of the curve.
         """
         if self._path(run).exists():
             return
         path = self._curve(run)
         with writing(path):
             self._runs.mkdir(parents=True, exist_ok=True)
-            with path.open("w" if epoch == 1 else "a", encoding="utf-8") as file:
-                file.write(_line(epoch, steps_per_epoch, metrics))
+            with path.open("w" if first else "a", encoding="utf-8") as file:
+                file.write(_line(step, steps_per_epoch, metrics))
 
     def result(self, run: str) -> Result | None:
         """The result of one run; None if there is none yet, or none that can be used."""
@@ -725,9 +781,16 @@ def _sync(folder: Path) -> None:
             os.close(opened)
 
 
-def _line(epoch: int, steps_per_epoch: int, metrics: Mapping[str, float | None]) -> str:
+def epochs_of(step: int, steps_per_epoch: int) -> int | float:
+    """Returns steps in epochs, a whole number of them as such."""
+    whole, rest = divmod(step, steps_per_epoch)
+    return step / steps_per_epoch if rest else whole
+
+
+def _line(step: int, steps_per_epoch: int, metrics: Mapping[str, float | None]) -> str:
     finite = {name: _finite_or_none(value) for name, value in metrics.items()}
-    return json.dumps({"epoch": epoch, "step": epoch * steps_per_epoch, **finite}) + "\n"
+    where = {"epoch": epochs_of(step, steps_per_epoch), "step": step}
+    return json.dumps(where | finite) + "\n"
 
 
 def _is_there(path: Path) -> bool:

@@ -27,6 +27,7 @@ from ..models import MODELS, ModelSpec, model_spec_type
 from ..objectives import (
     OBJECTIVES,
     Classification,
+    Objective,
     ObjectiveSpec,
     objective_spec_type,
 )
@@ -36,6 +37,7 @@ from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
 from .executors.spec import ExecutorSpec, LocalSpec
 from .fingerprint import CHANGES_NO_NUMBER, of_config
+from .metric import ReportedSpec, completed
 from .paths import flatten, value_at, with_values
 from .search import Range, Trials, points
 
@@ -230,6 +232,15 @@ def _enough_seeds(given: Mapping[str, Any]) -> int:
     return enough_pairs(level if 0 < level < 1 else 0.05, pairs * places)
 
 
+def _known_metrics(objective: Any) -> Mapping[str, Any]:
+    """The metrics of the objective that a study names; those of classification for none."""
+    if isinstance(objective, Objective):
+        return objective.all_metrics()
+    named = objective.get("name") if isinstance(objective, Mapping) else None
+    known = OBJECTIVES.get(named) if isinstance(named, str) else None
+    return (known or Classification).all_metrics()
+
+
 def _plausible_margin(given: float) -> float:
     if not 0.05 <= given <= 20:
         meant = f"; as a share, {given:g} is margin_points={100 * given:g}" * (0 < given < 0.05)
@@ -347,11 +358,15 @@ class Study(Spec):
         tune: What is tuned for each arm; None for nothing.
         baseline: The variant that the others are compared with, at the same levels and on the same
             task; the first one if not given.
-        target_accuracy: Validation accuracy to count the steps to, as a share between 0 and 1; if
-            not given, 95% of the best arm's.
-        margin_points: Differences of accuracy within plus and minus so many points of a percentage
-            are of no practical importance, and an arm shown to lie within is no different; None
-            for no such margin.
+        metric: What is reported and tested, of what the objective measures, and what tuning selects
+            by: a name, or `{name: rmse, unit: m}`; by default the objective's first one. With
+            `select_by`, tuning selects by another one, as in `{name: accuracy, select_by: loss}`.
+        target: What to count the steps to, on the validation split, as the metric has it: a share
+            between 0 and 1; if not given, a twentieth short of what the best arm ends with.
+        margin_points: Differences of a metric that is a share, within plus and minus so many points
+            of a percentage, are of no practical importance, and an arm shown to lie within is no
+            different; None for no such margin. Of other metrics there is `margin`.
+        margin: The same of a metric that is no share, in its own unit; None for no margin.
         significance: Level of the tests over all comparisons, and one minus the confidence of
             the intervals.
         seeds: Runs of each arm with its tuned values, on fresh seeds; if not given, or null, as
@@ -359,7 +374,7 @@ class Study(Spec):
         executor: Where the runs are made, which is no part of what they are.
         keep: The weights that are kept of each reported run, in `weights/RUN` of the study's
             folder, for `normlab.load`: those it ends with, `"last"`, or those with the best value
-            on the validation split, `"best"`.
+            on the validation split of what tuning selects by, `"best"`.
         mesh: The devices that each run is spread over, as in `{data: 8}`. Like the executor no part
             of what the runs are, so that one that was begun on some devices may go on on others,
             which round differently.
@@ -377,8 +392,10 @@ class Study(Spec):
     tasks: Tasks = Field(default_factory=dict)
     tune: TuneSpec | None = None
     baseline: str = ""
-    target_accuracy: float | None = Field(None, gt=0, le=1)
+    metric: ReportedSpec = ReportedSpec(name="accuracy", higher_is_better=True, share=True)
+    target: float | None = None
     margin_points: Annotated[float, AfterValidator(_plausible_margin)] | None = 0.5
+    margin: Annotated[float, Field(gt=0)] | None = None
     significance: Annotated[float, AfterValidator(_plausible_level)] = Field(0.05, ge=1e-3, lt=1)
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
@@ -405,6 +422,9 @@ class Study(Spec):
             given["optimizer"] = {"name": "sgd", **optimizer}
         if isinstance(objective := given.get("objective"), Mapping):
             given["objective"] = {"name": "classification", **objective}
+        given["metric"] = completed(given.get("metric"), _known_metrics(given.get("objective")))
+        if isinstance(metric := given["metric"], Mapping) and metric.get("share") is False:
+            given.setdefault("margin_points", None)
         if isinstance(executor, str):
             given["executor"] = {"name": executor}
         elif isinstance(executor, Mapping):
@@ -461,6 +481,47 @@ class Study(Spec):
             raise ValueError(
                 f"{told}, each with {points} points of {seeds} seeds and {self.seeds} final runs, "
                 f"make {runs} runs; expected at most {MOST_RUNS}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metric_is_measured(self) -> "Study":
+        known = self.objective.all_metrics()
+        for place, it in (("metric", self.metric), ("metric.select_by", self.metric.select_by)):
+            if it is None:
+                continue
+            if it.name not in known:
+                raise ValueError(
+                    f"{place}.name={it.name} is not measured by objective.name="
+                    f"{self.objective.name}; expected one of {', '.join(known)}"
+                )
+            meant = known[it.name]
+            for field in ("higher_is_better", "share"):
+                if (is_meant := getattr(meant, field)) != getattr(it, field):
+                    raise ValueError(
+                        f"{place}.{field}={str(not is_meant).lower()}, but of {it.name} it is "
+                        f"{str(is_meant).lower()}; leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _target_and_margin_are_of_the_metric(self) -> "Study":
+        name, share = self.metric.name, self.metric.share
+        if share and self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(
+                f"target={self.target:g}, but metric.name={name} is a share, above 0 and at most 1"
+                + f"; {self.target:g}% as a share is {self.target / 100:g}" * (self.target > 1)
+            )
+        if share and self.margin is not None:
+            points = 100 * self.margin if self.margin < 0.1 else self.margin
+            raise ValueError(
+                f"margin={self.margin:g}, but metric.name={name} is a share, whose margin is given "
+                f"in points of a percentage: margin_points={points:g}"
+            )
+        if not share and self.margin_points is not None:
+            raise ValueError(
+                f"margin_points={self.margin_points:g}, but metric.name={name} is no share; give "
+                "margin, in its own unit, or leave it out"
             )
         return self
 

@@ -1,5 +1,6 @@
 """What the runs of a study say: estimates, comparisons with a baseline, contests, tasks."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 from ..inference.budget import BudgetCurve, expected_best
 from ..inference.estimates import Estimate, Statistic, estimate, interquartile_mean, mean, median
 from ..inference.improvement import probability_of_improvement
+from ..inference.measure import LOSS, Measure
 from ..inference.pairs import Pairs, all_pairs
 from ..inference.profiles import Profile, performance_profile
 from ..inference.ranks import Ranking, rank
@@ -25,17 +27,17 @@ from ..inference.survival import (
 )
 from ..inference.verdict import Comparison
 from .arm import Arm, baseline_arms
-from .outcome import accuracy_on_test, accuracy_on_validation, loss_on_test, steps_to
+from .outcome import on_test, on_validation, steps_to
 from .search import Range, at_edge
-from .selection import Trial, final_runs, trials
+from .selection import Trial, final_runs, mean_of, trials
 from .store import Result
 
-SHARE_OF_BEST = 0.95  # of the best arm's validation accuracy, as the target if none is set
+SHARE_OF_BEST = 0.95  # of what the best arm ends with on validation, as the target if none is set
 PROFILE_THRESHOLDS = 101
-EQUAL = 1e-9  # means of accuracies that are equal but for rounding
+EQUAL = 1e-9  # means that are equal but for rounding
 
-Scores = Mapping[str, Mapping[int, float]]
-"""Task -> seed -> score."""
+Measured = Mapping[str, Mapping[int, float]]
+"""Task -> seed -> what was measured."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,11 @@ class ArmSummary:
         name: The arm's name in the study.
         variant: The name of its variant.
         levels: Dotted path -> value of each factor.
-        accuracies: Task -> seed -> accuracy on the test split; 0 for a diverged run.
+        measured: Task -> seed -> what was measured on the test split; the worst for a diverged run.
         diverged: Task and seed of each final run that diverged.
-        accuracy: Mean over tasks and seeds of the accuracy on the test split, its interval within
-            0 and 1. This and what follows is None as long as some task has no final run.
+        mean: Mean over tasks and seeds of what was measured on the test split, of shares with its
+            interval within 0 and 1. This and what follows is None as long as some task has no
+            final run.
         median: The median of the same.
         interquartile_mean: The mean of the middle half of the same.
         loss: Mean loss on the test split, infinite when a run diverged.
@@ -57,25 +60,25 @@ class ArmSummary:
             these exist, the best so far.
         at_edge: Dotted paths whose value lies at the edge of what was tried.
         trials: The points that were tried in tuning, best first; none over several tasks.
-        budget: Expected best validation accuracy against the number of trials; None over several
-            tasks and without tuning.
+        budget: Expected best on validation, of what is selected by, against the number of trials;
+            None over several tasks and without tuning.
         seconds: Mean wall time of the final runs that finished; None without any.
         comparison: The arm against its baseline; None for the baseline, and as long as some task
             has no seed that both have.
         improvement: The probability that a run of the arm beats an independent run of its
             baseline; None where there is no comparison.
-        time_to_target: Optimizer steps until the first epoch end whose validation accuracy reaches
-            the target; None without a target, and over several tasks, whose steps are not alike.
+        time_to_target: Optimizer steps until the first evaluation on validation that reaches the
+            target; None without a target, and over several tasks, whose steps are not alike.
         first_to_target: Which of the arm and its baseline reached the target first, by pairs.
-        profile: Share of the runs above each accuracy; None on a single task.
+        profile: Share of the runs above each score; None on a single task.
     """
 
     name: str
     variant: str
     levels: dict[str, Any]
-    accuracies: Scores
+    measured: Measured
     diverged: tuple[tuple[str, int], ...]
-    accuracy: Estimate | None
+    mean: Estimate | None
     median: Estimate | None
     interquartile_mean: Estimate | None
     loss: Estimate | None
@@ -93,12 +96,12 @@ class ArmSummary:
     @property
     def runs(self) -> int:
         """Number of final runs, diverged ones included."""
-        return sum(map(len, self.accuracies.values()))
+        return sum(map(len, self.measured.values()))
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """Seed -> mean accuracy over the tasks, where all of them have the seed."""
-        tasks = list(self.accuracies.values())
+        """Seed -> mean over the tasks, where all of them have the seed."""
+        tasks = list(self.measured.values())
         return {
             seed: fmean(task[seed] for task in tasks)
             for seed in (tasks[0] if tasks else {})
@@ -114,11 +117,11 @@ class Contest:
         levels: Dotted path -> value of each factor.
         name: The levels as in the arms' names: "batch_size=16"; empty without factors.
         arms: Names of the arms.
-        best: The arm with the highest mean accuracy on the test split, at equal accuracy with the
-            lowest loss; None as long as no final run finished. Of unequal numbers of runs those
-            seeds count that all arms have, if there are any on every task.
-        first: The arms whose mean accuracy is the highest, the best one first: several where they
-            tie.
+        best: The arm with the best mean on the test split, of equal ones that with the lowest loss;
+            None as long as no final run finished. Of unequal numbers of runs those seeds count that
+            all arms have, if there are any on every task.
+        first: The arms whose mean is the best, those with the lowest loss first: several where
+            they tie.
         leads: Name of each other arm with final runs -> the best compared with it.
     """
 
@@ -139,10 +142,12 @@ class Summary:
         baseline: The variant that the others are compared with.
         baselines: Name of each arm -> that of the arm that it is compared with.
         contests: One for each combination of levels, in the order of the study.
-        target_accuracy: Validation accuracy that `time_to_target` waits for; None without one, and
-            over several tasks.
-        target_given: Whether the study set the target. Otherwise it is 95% of the mean validation
-            accuracy that the best arm ends with.
+        measure: What is measured.
+        selected_by: What tuning selects by, on the validation split.
+        target: What `time_to_target` waits for on the validation split; None without one, and over
+            several tasks.
+        target_given: Whether the study set the target. Otherwise it lies a twentieth below the mean
+            that the best arm ends with, or above it where the lower is the better.
         margin: Differences within plus and minus this are of no practical account; 0 for none.
         significance: Level of all tests; the intervals are of one minus this.
         pairs: All pairs of arms at the same levels, tested as one family; every comparison is one
@@ -157,7 +162,9 @@ class Summary:
     baseline: str
     baselines: dict[str, str]
     contests: tuple[Contest, ...]
-    target_accuracy: float | None
+    measure: Measure
+    selected_by: Measure
+    target: float | None
     target_given: bool
     margin: float
     significance: float
@@ -176,7 +183,8 @@ class Summary:
     @property
     def best(self) -> str | None:
         """The best arm of all contests; None as long as no final run finished."""
-        return next(iter(_first([self[it.best] for it in self.contests if it.best])), None)
+        reached = [self[it.best] for it in self.contests if it.best]
+        return next(iter(_first(reached, self.measure)), None)
 
     def against(self, baselines: Mapping[str, str]) -> dict[str, Comparison]:
         """Compares arms as if the study had other baselines.
@@ -196,7 +204,9 @@ def summarize(
     arms: Sequence[Arm],
     baseline: str,
     *,
-    target_accuracy: float | None = None,
+    measure: Measure,
+    selected_by: Measure | None = None,
+    target: float | None = None,
     margin: float | None = None,
     significance: float = 0.05,
     ranges: Mapping[str, Range] | None = None,
@@ -207,7 +217,9 @@ def summarize(
         results: Tuning and final runs; those of other arms and tasks are left out.
         arms: The arms of the study, on each of its tasks.
         baseline: Name of the variant that the others are compared with, at the same levels.
-        target_accuracy: See `Summary.target_accuracy`.
+        measure: See `Summary.measure`.
+        selected_by: See `Summary.selected_by`; the same by default.
+        target: See `Summary.target`.
         margin: See `Summary.margin`.
         significance: See `Summary.significance`.
         ranges: Dotted path -> the range from which tuned values were drawn, where it was one.
@@ -219,6 +231,7 @@ def summarize(
         ValueError: The baseline is none of the variants.
         StoreError: Two runs have the same arm, task, values and seed.
     """
+    selected_by = selected_by or measure
     variants = list(dict.fromkeys(arm.variant for arm in arms))
     if baseline not in variants:
         raise ValueError(f"baseline {baseline!r} is none of the variants {', '.join(variants)}")
@@ -234,29 +247,37 @@ def summarize(
             if result.arm in by_arm:
                 by_arm[result.arm][task].append(result)
     final = {
-        name: {task: final_runs(of_arm, name) for task, of_arm in by_task.items()}
+        name: {task: final_runs(of_arm, name, selected_by) for task, of_arm in by_task.items()}
         for name, by_task in by_arm.items()
     }
     alone = {
         name: _summarize_arm(
             arm,
             final[name],
-            trials(next(iter(by_arm[name].values())), name) if len(tasks) == 1 else [],
+            trials(next(iter(by_arm[name].values())), name, selected_by) if len(tasks) == 1 else [],
             ranges or {},
             1 - significance,
+            measure,
+            selected_by,
         )
         for name, arm in named.items()
     }
 
     levels = _by_levels(named)
     pairs = all_pairs(
-        {name: list(arm.accuracies.values()) for name, arm in alone.items()},
+        {
+            name: [{seed: measure.score(it) for seed, it in of_task.items()} for of_task in tasks]
+            for name, tasks in ((name, it.measured.values()) for name, it in alone.items())
+        },
         [names for _, names in levels.values()],
         margin=margin or 0.0,
         level=significance,
         diverged={name: len(arm.diverged) for name, arm in alone.items()},
+        measure=measure,
     )
-    leading = {words: _first([alone[it] for it in names]) for words, (_, names) in levels.items()}
+    leading = {
+        words: _first([alone[it] for it in names], measure) for words, (_, names) in levels.items()
+    }
     compared = pairs.compare(
         [*baselines.items()]
         + [(it[0], other) for words, it in leading.items() if it for other in levels[words][1]]
@@ -276,28 +297,28 @@ def summarize(
         )
         for words, (at, names) in levels.items()
     )
-    target, times, first = None, {}, {}
+    waited_for, times, first = None, {}, {}
     if len(tasks) == 1:
         runs = {name: next(iter(it.values())) for name, it in final.items()}
-        target = target_accuracy or _target(runs.values())
-        if target is not None:
-            times, first = _race(runs, baselines, target, 1 - significance)
-    accuracies = [it.accuracies for it in alone.values() if it.accuracy]
-    thresholds = _thresholds(accuracies) if len(tasks) > 1 else None
+        waited_for = _target(runs.values(), measure) if target is None else target
+        if waited_for is not None:
+            times, first = _race(runs, baselines, waited_for, 1 - significance, measure)
+    complete = [_scores(it.measured, measure) for it in alone.values() if it.mean]
+    thresholds = _thresholds(complete) if len(tasks) > 1 else None
     return Summary(
         arms=tuple(
             replace(
                 arm,
                 comparison=compared.get((name, baselines[name])),
-                improvement=_improvement(arm, alone[baselines[name]], 1 - significance)
+                improvement=_improvement(arm, alone[baselines[name]], 1 - significance, measure)
                 if (name, baselines[name]) in compared
                 else None,
                 time_to_target=times.get(name),
                 first_to_target=first.get(name),
                 profile=performance_profile(
-                    _scores(arm.accuracies), thresholds, confidence=1 - significance
+                    _scores(arm.measured, measure), thresholds, confidence=1 - significance
                 )
-                if arm.accuracy and thresholds is not None
+                if arm.mean and thresholds is not None
                 else None,
             )
             for name, arm in alone.items()
@@ -305,22 +326,29 @@ def summarize(
         baseline=baseline,
         baselines=baselines,
         contests=contests,
-        target_accuracy=target,
-        target_given=target_accuracy is not None,
+        measure=measure,
+        selected_by=selected_by,
+        target=waited_for,
+        target_given=target is not None,
         margin=margin or 0.0,
         significance=significance,
         pairs=pairs,
         ranking=rank(
-            {arm.name: [fmean(it) for it in _scores(arm.accuracies)] for arm in alone.values()}
+            {
+                arm.name: [fmean(it) for it in _scores(arm.measured, measure)]
+                for arm in alone.values()
+            }
         )
-        if len(tasks) > 1 and len(alone) > 1 and len(accuracies) == len(alone)
+        if len(tasks) > 1 and len(alone) > 1 and len(complete) == len(alone)
         else None,
         tasks={
             task: summarize(
                 of_task,
                 [arm for arm in arms if arm.task == task],
                 baseline,
-                target_accuracy=target_accuracy,
+                measure=measure,
+                selected_by=selected_by,
+                target=target,
                 margin=margin,
                 significance=significance,
                 ranges=ranges,
@@ -337,13 +365,16 @@ def _summarize_arm(
     tried: Sequence[Trial],
     ranges: Mapping[str, Range],
     confidence: float,
+    measure: Measure,
+    selected_by: Measure,
 ) -> ArmSummary:
     """What an arm's runs say by themselves, without other arms beside it."""
     complete = all(final.values())
-    accuracies = {
-        task: {run.seed: accuracy_on_test(run) for run in runs} for task, runs in final.items()
+    measured = {
+        task: {run.seed: on_test(run, measure) for run in runs} for task, runs in final.items()
     }
-    losses = [[loss_on_test(run) for run in runs] for runs in final.values()]
+    each = [list(of_task.values()) for of_task in measured.values()]
+    losses = [[on_test(run, LOSS) for run in runs] for runs in final.values()]
     runs = [run for of_task in final.values() for run in of_task]
     values = _common([it.values for it in runs] or [it.values for it in tried[:1]])
     seconds = [run.seconds for run in runs if not run.diverged]
@@ -351,17 +382,20 @@ def _summarize_arm(
     def estimated(scores: Tasks, statistic: Statistic) -> Estimate | None:
         return estimate(scores, statistic, confidence=confidence) if complete else None
 
-    accuracy = estimated(_scores(accuracies), mean)
-
+    budget = None
+    if tried:
+        budget = expected_best([selected_by.score(it.reached.value) for it in tried])
+        if not selected_by.higher_is_better:
+            budget = replace(budget, validation=-budget.validation)
     return ArmSummary(
         name=arm.name,
         variant=arm.variant,
         levels=arm.levels,
-        accuracies=accuracies,
+        measured=measured,
         diverged=tuple((run.task, run.seed) for run in runs if run.diverged),
-        accuracy=accuracy and accuracy.of_shares,
-        median=estimated(_scores(accuracies), median),
-        interquartile_mean=estimated(_scores(accuracies), interquartile_mean),
+        mean=mean_of(each, measure, confidence) if complete else None,
+        median=estimated(each, median),
+        interquartile_mean=estimated(each, interquartile_mean),
         loss=estimated(losses, mean),
         values=values,
         at_edge=tuple(
@@ -370,19 +404,20 @@ def _summarize_arm(
             if at_edge(value, [trial.values.get(path) for trial in tried], ranges.get(path))
         ),
         trials=tuple(tried),
-        budget=expected_best([it.accuracy.value for it in tried]) if tried else None,
+        budget=budget,
         seconds=fmean(seconds) if seconds else None,
     )
 
 
-def _scores(accuracies: Scores) -> list[list[float]]:
-    return [list(of_task.values()) for of_task in accuracies.values()]
+def _scores(measured: Measured, measure: Measure) -> list[list[float]]:
+    return [[measure.score(it) for it in of_task.values()] for of_task in measured.values()]
 
 
-def _improvement(arm: ArmSummary, baseline: ArmSummary, confidence: float) -> Estimate:
-    return probability_of_improvement(
-        _scores(arm.accuracies), _scores(baseline.accuracies), confidence=confidence
-    )
+def _improvement(
+    arm: ArmSummary, baseline: ArmSummary, confidence: float, measure: Measure
+) -> Estimate:
+    ours, theirs = (_scores(it.measured, measure) for it in (arm, baseline))
+    return probability_of_improvement(ours, theirs, confidence=confidence)
 
 
 def _by_levels(arms: Mapping[str, Arm]) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
@@ -394,36 +429,44 @@ def _by_levels(arms: Mapping[str, Arm]) -> dict[str, tuple[dict[str, Any], tuple
     return found
 
 
-def _first(arms: Iterable[ArmSummary]) -> tuple[str, ...]:
-    """The arms of the highest mean accuracy, that of the lowest loss first."""
-    reached = [it for it in arms if it.accuracy]
+def _first(arms: Iterable[ArmSummary], measure: Measure) -> tuple[str, ...]:
+    """The arms of the best mean, that of the lowest loss first."""
+    reached = [it for it in arms if it.mean]
     shared = {
-        task: set.intersection(*(set(it.accuracies[task]) for it in reached))
-        for task in (reached[0].accuracies if reached else {})
+        task: set.intersection(*(set(it.measured[task]) for it in reached))
+        for task in (reached[0].measured if reached else {})
     }
     finished = {
-        it.name: (_accuracy(it, shared), it.loss.value)
+        it.name: (measure.score(_mean(it, shared)), it.loss.value)
         for it in reached
         if it.loss and len(it.diverged) < it.runs
     }
-    highest = max((accuracy for accuracy, _ in finished.values()), default=0.0)
-    first = [name for name, (accuracy, _) in finished.items() if accuracy >= highest - EQUAL]
+    highest = max((score for score, _ in finished.values()), default=0.0)
+    # Of what is no share, in proportion to its size, which may be any.
+    equal = EQUAL if measure.share or math.isinf(highest) else EQUAL * abs(highest)
+    first = [name for name, (score, _) in finished.items() if score >= highest - equal]
     return tuple(sorted(first, key=lambda name: finished[name][1]))
 
 
-def _accuracy(arm: ArmSummary, seeds: Mapping[str, Collection[int]]) -> float:
-    """Mean accuracy over tasks and the seeds given, or over all seeds when some task has none."""
+def _mean(arm: ArmSummary, seeds: Mapping[str, Collection[int]]) -> float:
+    """Mean over tasks and the seeds given, or over all seeds when some task has none."""
     if not all(seeds.values()):
-        seeds = arm.accuracies
+        seeds = arm.measured
     return fmean(
-        fmean(arm.accuracies[task][seed] for seed in of_task) for task, of_task in seeds.items()
+        fmean(arm.measured[task][seed] for seed in of_task) for task, of_task in seeds.items()
     )
 
 
-def _target(final: Iterable[Sequence[Result]]) -> float | None:
-    """The target accuracy of a study that sets none; None as long as no final run has any."""
-    ends = [fmean(map(accuracy_on_validation, runs)) for runs in final if runs]
-    return SHARE_OF_BEST * max(ends, default=0.0) or None
+def _target(final: Iterable[Sequence[Result]], measure: Measure) -> float | None:
+    """The target of a study that sets none; None as long as no final run has reached anything."""
+    ends = [fmean(on_validation(run, measure) for run in runs) for runs in final if runs]
+    ends = [it for it in ends if math.isfinite(it)]
+    if not ends:
+        return None
+    best = max(ends, key=measure.score)
+    if measure.higher_is_better and best >= 0:
+        return SHARE_OF_BEST * best or None
+    return best - measure.score((1 - SHARE_OF_BEST) * abs(best))
 
 
 def _race(
@@ -431,15 +474,16 @@ def _race(
     baselines: Mapping[str, str],
     target: float,
     confidence: float,
+    measure: Measure,
 ) -> tuple[dict[str, TimeToTarget], dict[str, FirstToTarget]]:
     """When each arm with final runs reaches the target, and whether before its baseline."""
-    horizon = max((_steps(run) for runs in final.values() for run in runs), default=0.0)
+    horizon = max((float(run.steps) for runs in final.values() for run in runs), default=0.0)
 
     def arrived(runs: Iterable[Result]) -> Arrivals:
         runs = list(runs)
         return arrivals(
-            [steps_to(run, target) for run in runs],
-            [_steps(run) for run in runs],
+            [steps_to(run, target, measure) for run in runs],
+            [float(run.steps) for run in runs],
             [run.diverged for run in runs],
             horizon,
         )
@@ -460,13 +504,10 @@ def _race(
     return times, first
 
 
-def _steps(run: Result) -> float:
-    return float(run.steps_per_epoch * len(run.curve.validation_accuracy))
-
-
-def _thresholds(accuracies: Iterable[Scores]) -> Floats:
-    """Accuracies at which all profiles are read."""
-    every = [it for scores in accuracies for of_task in _scores(scores) for it in of_task] or [0.0]
+def _thresholds(scores: Iterable[Sequence[Sequence[float]]]) -> Floats:
+    """Scores at which all profiles are read."""
+    every = [it for of_arm in scores for of_task in of_arm for it in of_task if math.isfinite(it)]
+    every = every or [0.0]
     return np.linspace(min(every), max(every), PROFILE_THRESHOLDS)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..train import (
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .kept import Saved, Saving, Weights, checkpoint_folder
-from .store import Curve, Evaluation, Failure, Label, Result, Store
+from .store import Curve, Failure, Label, Result, Store
 from .study import Study, StudyError
 
 # The share of an accelerator's memory that runs trained at a time may fill.
@@ -154,8 +154,17 @@ class Workbench:
             if self._stopping.is_set() and self._saving(group) is None:
                 raise StoppedError
             if store is not None:
-                steps = self.programs(run, group.width).feed.steps_per_epoch
-                store.write_epoch(self.name(run), record.step // steps, steps, _by_name(record))
+                programs = self.programs(run, group.width)
+                metrics = {f"train_{name}": value for name, value in record.train.items()}
+                validation = record.validation or dict.fromkeys(record.train)
+                metrics |= {f"validation_{name}": value for name, value in validation.items()}
+                store.write_point(
+                    self.name(run),
+                    record.step,
+                    programs.feed.steps_per_epoch,
+                    metrics,
+                    first=record.step <= programs.length.record_every,
+                )
 
         try:
             return [*self.execute(group, log)]
@@ -286,6 +295,7 @@ class Workbench:
                         width,
                         _mesh_of(study),
                     )
+                    _refuse_what_is_not_measured(study, self._programs[program])
                 except ValueError as error:  # a layer that does not fit the model or the batch
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
             return self._programs[program]
@@ -298,13 +308,9 @@ class Workbench:
         initial_weights: dict[str, list[float]] | None,
     ) -> Result:
         name, identity = self.identify(run)
-        points = [_by_name(record) for record in outcome.curve]
         weights: dict[str, list[float | None]] | None = None
         if initial_weights is not None:
             weights = {path: [*told] for path, told in initial_weights.items()}
-        test = None
-        if outcome.test is not None:
-            test = Evaluation(loss=outcome.test["loss"], accuracy=outcome.test["accuracy"])
         return Result(
             id=name,
             phase=run.phase,
@@ -314,8 +320,8 @@ class Workbench:
             values=dict(run.values),
             status="diverged" if outcome.diverged else "finished",
             steps_per_epoch=programs.feed.steps_per_epoch,
-            curve=Curve(**{key: [point[key] for point in points] for key in Curve.model_fields}),
-            test=test,
+            curve=_curve(outcome.curve, programs.steps.objective),
+            test=None if outcome.test is None else {**outcome.test},
             seconds=outcome.seconds,
             git_revision=self._git_revision,
             identity=identity,
@@ -378,12 +384,36 @@ def _fitted(objective: Objective, dataset: Dataset) -> Objective:
     return objective.fitted(None if labels is None else labels[dataset.train])
 
 
-def _by_name(record: Record) -> dict[str, float | None]:
-    """A point of a curve as a flat record."""
-    validation = record.validation or dict.fromkeys(record.train)
-    return {f"train_{name}": value for name, value in record.train.items()} | {
-        f"validation_{name}": value for name, value in validation.items()
-    }
+def _refuse_what_is_not_measured(study: Study, programs: Programs) -> None:
+    """Refuses a metric that an objective knows and does not measure on this data.
+
+    Raises:
+        StudyError: That says what it measures.
+    """
+    told = study.metric
+    measured = programs.metrics(programs.no_sums())[0]
+    for path, it in (("metric", told), ("metric.select_by", told.select_by)):
+        if it is not None and it.name not in measured:
+            raise StudyError(
+                f"{path}.name={it.name} is not measured by objective.name="
+                f"{study.objective.name} on these data; expected one of {', '.join(measured)}"
+            )
+
+
+def _curve(records: Sequence[Record], objective: Objective) -> Curve:
+    """The points of a curve by metric: the loss, and the others as the objective has them."""
+    measured = {name: None for record in records for name in record.train}
+    names = dict.fromkeys(["loss", *objective.all_metrics(), *measured])
+    names = [name for name in names if name in measured]
+
+    def of(point: Mapping[str, float] | None, name: str) -> float | None:
+        return None if point is None else point.get(name)
+
+    return Curve(
+        step=[record.step for record in records],
+        train={name: [of(it.train, name) for it in records] for name in names},
+        validation={name: [of(it.validation, name) for it in records] for name in names},
+    )
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -170,19 +170,12 @@ class _Check:
 
 
 def _former_names(raw: Mapping[str, Any]) -> dict[str, str]:
-    """Tells what became of `margin`, which was a share, and of `train.label_smoothing`."""
+    """Tells what became of `target_accuracy` and of `train.label_smoothing`."""
     found = {}
     if "label_smoothing" in _section(raw, "train"):
         found["train.label_smoothing"] = "is now objective.label_smoothing; rename it"
-    if "margin" in raw:
-        share = raw["margin"]
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        points = f"{100 * share:g}" if number and share < 0.1 else "0.5"
-        found["margin"] = (
-            "was a share and is now margin_points, in points of a percentage: "
-            f"margin_points={share if number and share >= 0.1 else points}"
-            + (f" for what was margin={share:g}" if number and share < 0.1 else "")
-        )
+    if "target_accuracy" in raw:
+        found["target_accuracy"] = "is now target; rename it"
     return found
 
 

@@ -11,6 +11,7 @@ from scipy.special import stdtr, stdtrit
 
 from .correction import multipliers, step_down
 from .estimates import Estimate
+from .measure import SHARE, Measure
 from .permutation import sign_flip_ps
 from .power import FEWEST_PAIRS
 from .scores import Floats, paired_differences
@@ -37,7 +38,7 @@ class Pairs:
 
     - The variance of the differences is taken for three quarters of the square of the scores' step
       at least. The step is the smallest gap between two scores on the task, which is one example
-      for accuracies of a small test set. Without it, differences that are equal by rounding would
+      for shares of a small test set. Without it, differences that are equal by rounding would
       look like differences without spread.
     - Over several tasks the degrees of freedom are halfway between Welch and Satterthwaite's and
       the fewest of a task: the former alone finds too much with three or four runs a task.
@@ -65,6 +66,7 @@ class Pairs:
         margin: Differences of at most this size are of no practical account; 0 for none.
         level: Two-sided level of significance.
         diverged: Arm -> number of diverged runs, where there are any.
+        measure: What the scores measure, in which differences are told.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -80,6 +82,7 @@ class Pairs:
     margin: float
     level: float
     diverged: Mapping[str, int]
+    measure: Measure = SHARE
 
     def compare(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Comparison]:
         """Returns what was found of pairs of arms, each in the order its arms are given in.
@@ -125,6 +128,10 @@ class Pairs:
         arm, other = pair
         value, half = sign * float(self.difference[row]), float(self.half[row])
         interval = None if math.isnan(half) else (value - half, value + half)
+        verdict = decide(interval, float(self.adjusted_p[row]), self.margin, self.level)
+        # From here on in what was measured, of which the lower may be the better.
+        value = self.measure.score(value)
+        interval = interval and (value - half, value + half)
         pairs = tuple(self.counts[row].tolist())
         return Comparison(
             arm=arm,
@@ -140,7 +147,8 @@ class Pairs:
             margin=self.margin,
             level=self.level,
             diverged=(self.diverged.get(arm, 0), self.diverged.get(other, 0)),
-            verdict=decide(interval, float(self.adjusted_p[row]), self.margin, self.level),
+            verdict=verdict,
+            measure=self.measure,
         )
 
 
@@ -151,6 +159,7 @@ def all_pairs(
     margin: float = 0.0,
     level: float = 0.05,
     diverged: Mapping[str, int] | None = None,
+    measure: Measure = SHARE,
 ) -> Pairs:
     """Tests all pairs of arms that compete; see `Pairs`.
 
@@ -161,6 +170,7 @@ def all_pairs(
         margin: See `Pairs`; in units of the scores.
         level: Likewise.
         diverged: Likewise.
+        measure: Likewise; the scores are as `Measure.score` makes them.
 
     Raises:
         ValueError: The margin is negative or infinite, the level is not a probability, or a score
@@ -200,6 +210,7 @@ def all_pairs(
         margin=margin,
         level=level,
         diverged=dict(diverged or {}),
+        measure=measure,
     )
 
 
@@ -246,8 +257,8 @@ def _task(runs: Sequence[Mapping[int, float]]) -> tuple[Floats, Floats, Ints, ND
     there = np.array([[seed in arm for seed in seeds] for arm in runs], dtype=bool)
     if np.isnan(scores[there]).any():
         raise ValueError(
-            "a score is not a number; give a diverged run the worst score (accuracy 0, loss "
-            "infinite)"
+            "a score is not a number; give a diverged run the worst score (0 of a share, minus "
+            "infinity else)"
         )
     rounding, step = _steps(scores[there])
     pairs = math.comb(len(runs), 2)

@@ -30,7 +30,7 @@ def checked(tasks: Tasks) -> list[Floats]:
         if np.isnan(array).any():
             raise ValueError(
                 f"task {index} has a score that is not a number; give a diverged run the worst "
-                "score (accuracy 0, loss infinite)"
+                "score (0 of a share, minus infinity else)"
             )
     return arrays
 

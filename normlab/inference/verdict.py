@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Literal
 
 from .estimates import Estimate
+from .measure import SHARE, Measure, digits_of, in_units
 from .power import FEWEST_PAIRS, enough_pairs, pairs_for_power
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 MOST_PAIRS_TOLD = 1000
-MOST_DIGITS = 6  # of points; what is closer is equal up to rounding
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Comparison:
     Attributes:
         arm: Name of the arm.
         baseline: Name of the arm that it is compared with.
-        difference: Mean over tasks of the mean paired difference; its interval leaves out 0 just
-            where the corrected p-value is at most a. None where the data say nothing of the spread.
+        difference: Mean over tasks of the mean paired difference, in what was measured, of which
+            the lower may be the better; its interval leaves out 0 just where the corrected p-value
+            is at most a. None where the data say nothing of the spread.
         pairs: Number of pairs in each task.
         tied: Whether the two arms are equal in every pair.
         p: Of the paired t-test, for this comparison alone.
@@ -48,6 +49,7 @@ class Comparison:
         level: The significance level a.
         diverged: Diverged runs of the arm and of the other, which count as the worst outcome.
         verdict: See above.
+        measure: What the scores measure.
     """
 
     arm: str
@@ -64,6 +66,12 @@ class Comparison:
     level: float
     diverged: tuple[int, int]
     verdict: Verdict
+    measure: Measure = SHARE
+
+    @property
+    def lead(self) -> float:
+        """By how much the arm is the better one."""
+        return self.measure.score(self.difference.value)
 
     @cached_property
     def needed(self) -> float | None:
@@ -79,7 +87,7 @@ class Comparison:
 
     @cached_property
     def digits(self) -> int:
-        """Decimals of points at which difference and interval are told: 2, or as many as it takes.
+        """Decimals at which difference and interval are told: of points 2, or as many as it takes.
 
         That an end or the difference itself is not 0, and on which side of the margin an end lies,
         can be read off what is told; but for what is equal up to rounding.
@@ -87,7 +95,7 @@ class Comparison:
         told = {self.difference.value: [0.0]}
         for end in self.difference.interval or ():
             told[end] = [0.0, -self.margin, self.margin]
-        return digits_beside(told)
+        return digits_beside(told, self.measure)
 
     @property
     def sign_flip_in_words(self) -> str:
@@ -132,26 +140,27 @@ class Comparison:
     def _claim(self) -> str:
         value = self.difference.value
         if self.verdict in ("better", "worse"):
-            sign = 1 if self.verdict == "better" else -1
-            by = in_points(sign * value, self.digits)
+            sign = 1 if value > 0 else -1
+            by = in_units(sign * value, self.digits, self.measure)
             return (
-                f"{self.arm} is {self.verdict} than {self.baseline} by {by} points"
+                f"{self.arm} is {self.verdict} than {self.baseline} by {by} {self.measure.noun}"
                 f"{self._interval(sign)} {self._support()}."
             )
         claim = f"It is undecided whether {self.arm} differs from {self.baseline}"
         if self.verdict == "equivalent":
             claim = (
                 f"{self.arm} is equivalent to {self.baseline} within "
-                f"{margin_in_words(self.margin)} points"
+                f"{margin_in_words(self.margin, self.measure)} {self.measure.noun}"
             )
-        told = in_points(value, self.digits, "+")
-        return f"{claim}: {told} points{self._interval(1)} {self._support()}."
+        told = in_units(value, self.digits, self.measure, "+")
+        return f"{claim}: {told} {self.measure.noun}{self._interval(1)} {self._support()}."
 
     def _interval(self, sign: int) -> str:
         if self.difference.interval is None:
             return ""
         low, high = sorted(sign * end for end in self.difference.interval)
-        return f" [{in_points(low, self.digits)}, {in_points(high, self.digits)}]"
+        low, high = (in_units(end, self.digits, self.measure) for end in (low, high))
+        return f" [{low}, {high}]"
 
     def _support(self) -> str:
         support = _counted(self.difference.count, "paired seed")
@@ -179,38 +188,36 @@ def decide(
     return "undecided"
 
 
-def in_points(difference: float, digits: int = 2, sign: str = "") -> str:
-    """0.0123 -> "1.23", in percentage points."""
-    # Adding 0 turns what rounds to -0.00 into 0.00.
-    return f"{round(100 * difference, digits) + 0:{sign}.{digits}f}"
-
-
-def digits_beside(told: Mapping[float, Iterable[float]], least: int = 2) -> int:
-    """How many decimals of points tell on which side of others some numbers lie.
+def digits_beside(told: Mapping[float, Iterable[float]], measure: Measure) -> int:
+    """How many decimals tell on which side of others some differences lie, 2 at least of points.
 
     Args:
         told: Number -> those that it must not be taken for.
-        least: Decimals that there are anyway.
+        measure: What they are differences of.
     """
+    least, most = digits_of(told, measure)
 
     def side(value: float, digits: int, other: float) -> int:
-        rounded, limit = round(100 * value, digits), round(100 * other, MOST_DIGITS)
+        rounded = round(measure.factor * value, digits)
+        limit = round(measure.factor * other, most)
         return (rounded > limit) - (rounded < limit)
 
     return next(
         digits
-        for digits in range(least, MOST_DIGITS + 1)
+        for digits in range(least, most + 1)
         if all(
-            side(value, digits, other) == side(value, MOST_DIGITS, other)
+            side(value, digits, other) == side(value, most, other)
             for value, others in told.items()
             for other in others
         )
     )
 
 
-def margin_in_words(margin: float) -> str:
-    """0.005 -> "0.50", 0.00125 -> "0.125", in percentage points."""
-    rounded = in_points(margin)
+def margin_in_words(margin: float, measure: Measure = SHARE) -> str:
+    """0.005 -> "0.50", 0.00125 -> "0.125", in percentage points; as it is of what is no share."""
+    if not measure.share:
+        return f"{margin:g}"
+    rounded = in_units(margin, 2, measure)
     return rounded if math.isclose(float(rounded), 100 * margin) else f"{100 * margin:g}"
 
 

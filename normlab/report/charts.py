@@ -8,7 +8,7 @@ import altair as alt
 from altair.utils.schemapi import debug_mode
 
 from . import curves, final, tuning
-from .figure import Figure, apart
+from .figure import Figure, apart, slug
 from .study import Study
 from .style import style
 from .view import View, views
@@ -34,12 +34,12 @@ def _figures(view: View) -> list[Figure | None]:
     if view.left_out_of is not None:
         made += [final.all_arms(view.left_out_of)]
     if view.finals:
-        made += [final.accuracy_on_test(view), final.differences(view)]
+        made += [final.on_test(view), final.differences(view)]
         made += [final.by_level(view, path) for path in view.factors]
     if not view.is_one_task:
         return [*made, final.profiles(view), final.ranks(view)]
     if view.finals:
-        made += [curves.validation_accuracy(view), curves.training_loss(view)]
+        made += [curves.on_validation(view), curves.training_loss(view)]
         made += [curves.time_to_target(view)]
     if any(arm.trials for arm in view.arms):
         made += [*(tuning.tuning(view, path) for path in view.tuned), tuning.budget(view)]
@@ -55,7 +55,8 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
         name: The study's name.
         setting: What it is about.
     """
-    widths = {"validation-accuracy": 320, "test-accuracy": 240, "differences": 240}
+    metric = slug(view.summary.measure.words)
+    widths = {f"validation-{metric}": 320, f"test-{metric}": 240, "differences": 240}
     by_name = {it.name: it for it in made}
     shown = [by_name[name] for name in widths if name in by_name]
     charts = [
@@ -64,7 +65,7 @@ def overview(view: View, made: Sequence[Figure], name: str, setting: str) -> dic
     ]
     title = f"{name}: {conclude(view.summary).headline}"
     intervals = f"{confidence(view.summary)} intervals"
-    dots = any(it.datasets.get("accuracy-runs") for it in shown)
+    dots = any(it.datasets.get("test-runs") for it in shown)
     subtitle = f"{setting}. Mean over seeds with {intervals}"
     subtitle += "; small dots are seeds." if dots else "."
     together = alt.hconcat(*charts, spacing=36).properties(

@@ -1,6 +1,7 @@
 """What all charts of a page are made of: arms in their looks, which buttons hide."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ MOST_LABELS = 12  # that fit beside each other's lines
 MOST_BANDS = 3  # that can be told apart where they overlap
 LINE = 14  # pixels between two labels
 # Round ends would move the lines apart from where their names were put.
-ACCURACY = alt.Scale(zero=False, nice=False, padding=6)
+MEASURED = alt.Scale(zero=False, nice=False, padding=6)
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,11 @@ def apart(names: Iterable[str]) -> list[str]:
             name = f"{plain}-{number}"
         made.append(name)
     return made
+
+
+def slug(words: str) -> str:
+    """Words as part of the name of a file: "test-top-5-accuracy"."""
+    return re.sub(r"\W+", "-", words.lower())
 
 
 def rounded(value: float) -> float:

@@ -1,6 +1,7 @@
 """The charts of final results: by seed, against the baseline, by level of a factor, over tasks."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 from ..compare.arm import in_words, short_names
 from ..compare.summary import ArmSummary, Summary
 from ..inference.estimates import Estimate
+from ..inference.measure import digits_of
 from .figure import (
-    ACCURACY,
+    MEASURED,
     Figure,
     Layers,
     Rows,
@@ -24,12 +26,21 @@ from .figure import (
     number_scale,
     rounded,
     shape,
+    slug,
     together,
 )
 from .style import BASELINE_COLOR
 from .verdicts import verdict
 from .view import View
-from .words import confidence, difference_with_interval, interval, percent, points, rank
+from .words import (
+    by_rank,
+    confidence,
+    difference_with_interval,
+    interval,
+    signed,
+    told_of,
+    worst_in_words,
+)
 
 LABELS = 160  # pixels that the name of an arm may take
 BELOW = 10  # pixels from the bar of an arm to its dots, which it would hide
@@ -43,23 +54,27 @@ VERDICT_COLORS = {
 }
 
 
-def accuracy_on_test(view: View) -> Figure:
-    """Each run's accuracy on the test split, with lines from arm to arm by seed."""
-    estimates = {it.name: it.accuracy for it in view.arms if it.accuracy}
+def on_test(view: View) -> Figure:
+    """What was measured of each run on the test split, with lines from arm to arm by seed."""
+    measure = view.summary.measure
+    estimates = {it.name: it.mean for it in view.arms if it.mean}
     samples = {it.name: _of_finished(it) for it in view.arms}
-    told = {name: f"{percent(it.value)} {interval(it, percent)}" for name, it in estimates.items()}
-    datasets = _by_row_data(view, "accuracy", estimates, samples, percent, told)
+    told = {}
+    for name, it in estimates.items():
+        words = told_of(measure, it.value)
+        told[name] = f"{words(it.value)} {interval(it, words)}"
+    datasets = _by_row_data(view, "test", estimates, samples, told_of(measure), told)
     over = "" if view.is_one_task else ", the mean over the tasks"
     below = (
         f"one seed each{over}; a thin line joins the runs of a seed, which share data order and "
         "initial weights"
     )
     return Figure(
-        "test-accuracy",
-        "Test accuracy",
+        f"test-{slug(measure.words)}",
+        f"Test {measure.words}",
         f"{_below_in_words(datasets, below)} Large dots and bars: mean and its interval."
         + _of_diverged(view),
-        {"": _by_row(view, "accuracy", datasets, estimates, "test accuracy, %")},
+        {"": _by_row(view, "test", datasets, estimates, measure.heading("test"))},
         datasets,
     )
 
@@ -75,17 +90,28 @@ def differences(view: View) -> Figure | None:
         ours, theirs = _of_finished(summary[name]), _of_finished(summary[summary.baselines[name]])
         samples[name] = {seed: it - theirs[seed] for seed, it in ours.items() if seed in theirs}
     told = {it.name: difference_with_interval(it.comparison) for it in view.arms if it.comparison}
-    datasets = _by_row_data(view, "difference", estimates, samples, points, told)
+    measure = summary.measure
+    _, digits = digits_of([0.0, *(it.value for it in estimates.values())], measure)
+    digits = 2 if measure.share else digits - 2
+
+    def words(difference: float) -> str:
+        return signed(difference, digits, measure)
+
+    datasets = _by_row_data(view, "difference", estimates, samples, words, told)
     datasets["zero"] = [{}]
     zero = alt.Chart(alt.NamedData("zero")).mark_rule(strokeDash=[4, 3]).encode(x=alt.datum(0))
-    title = "percentage points of test accuracy"
+    title = f"difference of {measure.heading('test')}"
+    if measure.share:
+        title = f"percentage points of test {measure.words}"
     behind = [zero]
     caption = (
         "Where a bar crosses 0 no difference is shown, which does not mean that there is none."
         + _of_diverged(view)
     )
     if summary.margin:
-        datasets["margin"] = [{"low": -100 * summary.margin, "high": 100 * summary.margin}]
+        datasets["margin"] = [
+            {"low": -measure.factor * summary.margin, "high": measure.factor * summary.margin}
+        ]
         behind.insert(
             0,
             alt.Chart(alt.NamedData("margin"))
@@ -93,7 +119,8 @@ def differences(view: View) -> Figure | None:
             .encode(alt.X("low:Q", title=title), alt.X2("high:Q")),
         )
         caption += (
-            f" Shaded: within {100 * summary.margin:g} points, too small to matter in this study."
+            f" Shaded: within {measure.factor * summary.margin:g} {measure.noun}, too small to "
+            "matter in this study."
         )
     levels = " at the same levels" if view.factors else ""
     return Figure(
@@ -116,13 +143,13 @@ def _below_in_words(datasets: Mapping[str, Rows], dots: str) -> str:
 def _of_diverged(view: View) -> str:
     if any(arm.diverged for arm in view.arms):
         return (
-            " Diverged runs, and the means that they lower, are left out here; the table has them."
+            " Diverged runs, and the means that they worsen, are left out here; the table has them."
         )
     return ""
 
 
 def _of_finished(arm: ArmSummary) -> dict[int, float]:
-    """Seed -> accuracy of an arm, the mean over the tasks, of seeds that diverged on none."""
+    """Seed -> mean of an arm over the tasks, of seeds that diverged on none."""
     diverged = {seed for _, seed in arm.diverged}
     return {seed: it for seed, it in arm.by_seed.items() if seed not in diverged}
 
@@ -145,11 +172,12 @@ def _by_row_data(
     if prefix == "difference":
         lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
     ranked = _by_levels(view, estimates)
+    factor = view.summary.measure.factor
     place = {name: {"arm": name, "rank": number} for number, name in enumerate(ranked)}
     too_many = sum(len(samples[name]) for name in estimates) > MOST_DOTS
     return {
         f"{prefix}-spread": [
-            place[name] | _quantiles([100 * it for it in samples[name].values()])
+            place[name] | _quantiles([factor * it for it in samples[name].values()])
             for name in estimates
             if too_many and samples[name]
         ],
@@ -160,23 +188,24 @@ def _by_row_data(
             | {
                 "levels": str(view.summary[name].levels),
                 "seed": seed,
-                "value": rounded(100 * value),
+                "value": rounded(factor * value),
                 "words": words(value),
             }
             for name in estimates
             for seed, value in samples[name].items()
+            if math.isfinite(value)
         ],
         f"{prefix}-means": [
             place[name]
             | {
-                "value": 100 * it.value,
-                "low": 100 * min(it.interval or (it.value,)),
-                "high": 100 * max(it.interval or (it.value,)),
+                "value": factor * it.value,
+                "low": factor * min(it.interval or (it.value,)),
+                "high": factor * max(it.interval or (it.value,)),
                 "words": told[name],
                 "runs": it.count,
             }
             for name, it in estimates.items()
-            if not lost[name]
+            if not lost[name] and math.isfinite(it.value)
         ],
         f"{prefix}-notes": [
             place[name] | {"words": _diverged(view, name, prefix)}
@@ -200,7 +229,7 @@ def _by_levels(view: View, estimates: Mapping[str, Estimate]) -> list[str]:
         for contest in view.summary.contests
         for name in sorted(
             (arm for arm in contest.arms if arm in estimates),
-            key=lambda name: -estimates[name].value,
+            key=lambda name: -view.summary.measure.score(estimates[name].value),
         )
     ]
 
@@ -280,24 +309,29 @@ def _beside_zero(prefix: str, datasets: Mapping[str, Rows]) -> dict[str, Any]:
 def all_arms(view: View) -> Figure | None:
     """Every arm of a large study by its rank, with its interval and the colour of its verdict."""
     summary = view.summary
-    ranked = sorted((arm for arm in view.arms if arm.accuracy), key=rank)
+    measure = summary.measure
+    # What is infinitely bad has no place on an axis.
+    shown = [arm for arm in view.arms if arm.mean and math.isfinite(arm.mean.value)]
+    ranked = sorted(shown, key=by_rank(summary))
     rows: list[dict[str, Any]] = []
     for place, arm in enumerate(ranked, start=1):
-        assert arm.accuracy is not None
-        low, high = arm.accuracy.interval or (arm.accuracy.value, arm.accuracy.value)
+        assert arm.mean is not None
+        low, high = arm.mean.interval or (arm.mean.value, arm.mean.value)
         rows.append(
             {
                 "arm": arm.name,
                 "rank": place,
-                "value": rounded(100 * arm.accuracy.value),
-                "low": rounded(100 * low),
-                "high": rounded(100 * high),
+                "value": rounded(measure.factor * arm.mean.value),
+                "low": rounded(measure.factor * low),
+                "high": rounded(measure.factor * high),
                 "verdict": verdict(arm, summary) or "none",
             }
         )
     if not rows:
         return None
-    x = alt.X("rank:Q", title="rank by test accuracy", scale=alt.Scale(nice=False, zero=False))
+    x = alt.X(
+        "rank:Q", title=f"rank by test {measure.words}", scale=alt.Scale(nice=False, zero=False)
+    )
     color = alt.Color(
         "verdict:N",
         title=f"against {summary.baseline}",
@@ -307,11 +341,14 @@ def all_arms(view: View) -> Figure | None:
     drawn = together(
         {"all-arms": rows},
         each.mark_rule(opacity=0.35).encode(
-            x, alt.Y("low:Q", title="test accuracy, %", scale=ACCURACY), alt.Y2("high:Q"), color
+            x,
+            alt.Y("low:Q", title=measure.heading("test"), scale=MEASURED),
+            alt.Y2("high:Q"),
+            color,
         ),
         each.mark_circle(size=16, opacity=1).encode(
             x,
-            alt.Y("value:Q", title="test accuracy, %", scale=ACCURACY),
+            alt.Y("value:Q", title=measure.heading("test"), scale=MEASURED),
             color,
             tooltip=["rank:Q", "arm:N", "value:Q", "low:Q", "high:Q", "verdict:N"],
         ),
@@ -319,8 +356,9 @@ def all_arms(view: View) -> Figure | None:
     return Figure(
         "all-arms",
         f"All {len(rows)} arms by rank",
-        f"Mean test accuracy of every arm with its {confidence(summary)} interval, in the colour "
-        f"of its verdict against {summary.baseline}. Diverged runs count as 0.",
+        f"Mean test {measure.words} of every arm with its {confidence(summary)} interval, in the "
+        f"colour of its verdict against {summary.baseline}. Diverged runs count as "
+        f"{worst_in_words(measure)}.",
         {"": drawn},
         {"all-arms": rows},
         wide=True,
@@ -328,18 +366,20 @@ def all_arms(view: View) -> Figure | None:
 
 
 def by_level(view: View, path: str) -> Figure | None:
-    """Accuracy against the levels of a factor, one line a variant and level of other factors."""
+    """The mean against the levels of a factor, one line a variant and level of other factors."""
     levels = view.factors[path]
+    measure = view.summary.measure
+    words = told_of(measure)
     short = short_names(list(view.factors))
     numeric = are_numbers(levels)
     rows: list[dict[str, Any]] = []
     for arm in view.arms:
-        if arm.accuracy and path in arm.levels and not arm.diverged:
+        if arm.mean and path in arm.levels and not arm.diverged:
             others = {it: arm.levels[it] for it in view.factors if it != path and it in arm.levels}
             line = ", ".join(
                 [arm.variant, *(f"{short[it]}={in_words(v)}" for it, v in others.items())]
             )
-            mean = arm.accuracy
+            mean = arm.mean
             rows.append(
                 {
                     "arm": arm.name,
@@ -347,10 +387,10 @@ def by_level(view: View, path: str) -> Figure | None:
                     "color": view.looks[arm.name].color,
                     "level": arm.levels[path] if numeric else in_words(arm.levels[path]),
                     "order": levels.index(arm.levels[path]),
-                    "value": rounded(100 * mean.value),
-                    "low": rounded(100 * min(mean.interval or (mean.value,))),
-                    "high": rounded(100 * max(mean.interval or (mean.value,))),
-                    "words": f"{percent(mean.value)} {interval(mean, percent)}",
+                    "value": rounded(measure.factor * mean.value),
+                    "low": rounded(measure.factor * min(mean.interval or (mean.value,))),
+                    "high": rounded(measure.factor * max(mean.interval or (mean.value,))),
+                    "words": f"{words(mean.value)} {interval(mean, words)}",
                 }
             )
     if not rows:
@@ -361,7 +401,7 @@ def by_level(view: View, path: str) -> Figure | None:
         scale = number_scale(levels)
     by_order = None if numeric else alt.EncodingSortField("order", op="min")
     x = alt.X(f"level:{kind}", title=path, scale=scale, axis=axis, sort=by_order)
-    y = alt.Y("value:Q", title="test accuracy, %", scale=ACCURACY)
+    y = alt.Y("value:Q", title=measure.heading("test"), scale=MEASURED)
     every = [row[end] for row in rows for end in ("low", "high")]
     ends: list[Mapping[str, Any]] = []
     for order, level in enumerate(levels):
@@ -386,10 +426,10 @@ def by_level(view: View, path: str) -> Figure | None:
         .mark_line(strokeWidth=2)
         .encode(x, y, alt.Color("color:N", scale=None), detail="line:N")
     )
-    low = alt.Y("low:Q", title="test accuracy, %", scale=ACCURACY)
+    low = alt.Y("low:Q", title=measure.heading("test"), scale=MEASURED)
     return Figure(
         "by-" + "".join(it if it.isalnum() else "-" for it in path),
-        f"Test accuracy by {short[path]}",
+        f"Test {measure.words} by {short[path]}",
         "Mean over seeds with its interval, each arm tuned by itself. Arms with diverged runs are "
         "left out.",
         {
@@ -403,7 +443,7 @@ def by_level(view: View, path: str) -> Figure | None:
                     x,
                     y,
                     shape(view),
-                    tooltip=["arm:N", alt.Tooltip("words:N", title="test accuracy")],
+                    tooltip=["arm:N", alt.Tooltip("words:N", title=f"test {measure.words}")],
                 ),
                 names.encode(x, y),
             )
@@ -413,7 +453,9 @@ def by_level(view: View, path: str) -> Figure | None:
 
 
 def profiles(view: View) -> Figure | None:
-    """Performance profiles: the share of the runs above each accuracy."""
+    """Performance profiles: the share of the runs that are better than each value."""
+    measure = view.summary.measure
+    above = "above" if measure.higher_is_better else "below"
     rows: list[dict[str, Any]] = []
     for arm in view.arms:
         if arm.profile is not None:
@@ -422,7 +464,7 @@ def profiles(view: View) -> Figure | None:
             rows += [
                 {
                     "arm": arm.name,
-                    "accuracy": rounded(100 * float(profile.thresholds[i])),
+                    "value": rounded(measure.factor * measure.score(float(profile.thresholds[i]))),
                     "share": rounded(100 * float(profile.share[i])),
                     "low": rounded(100 * float(profile.low[i])),
                     "high": rounded(100 * float(profile.high[i])),
@@ -432,27 +474,29 @@ def profiles(view: View) -> Figure | None:
     if not rows:
         return None
     last = {row["arm"]: row for row in rows}
+    order = by_rank(view.summary)
     # Of those that end together the better stand above.
     ends = {
-        arm: ({"accuracy": last[arm]["accuracy"], "share": last[arm]["share"]}, last[arm]["share"])
-        for arm in sorted(last, key=lambda arm: rank(view.summary[arm]))
+        arm: ({"value": last[arm]["value"], "share": last[arm]["share"]}, last[arm]["share"])
+        for arm in sorted(last, key=lambda arm: order(view.summary[arm]))
     }
     datasets = {"profile": rows, "profile-ends": labels(view, ends, 0.0, 100.0)}
     x = alt.X(
-        "accuracy:Q",
-        title="test accuracy, %",
+        "value:Q",
+        title=measure.heading("test"),
         scale=alt.Scale(zero=False, nice=False),
         axis=alt.Axis(grid=False),
     )
-    share = "runs above it, mean over the tasks, %"
+    share = f"runs {above} it, mean over the tasks, %"
     scale, axis = alt.Scale(domain=[0, 100]), alt.Axis(grid=True)
     y = alt.Y("share:Q", title=share, scale=scale, axis=axis)
     low = alt.Y("low:Q", title=share, scale=scale, axis=axis)
     return Figure(
         "performance-profile",
         "Performance profile",
-        "Share of the runs whose accuracy is above each value; a curve further to the right is "
-        f"better. Bands: {confidence(view.summary)} at each point, by bootstrap within the tasks.",
+        f"Share of the runs whose {measure.words} is {above} each value; a curve further to the "
+        f"{'right' if measure.higher_is_better else 'left'} is better. Bands: "
+        f"{confidence(view.summary)} at each point, by bootstrap within the tasks.",
         {
             "": together(
                 datasets,
@@ -511,7 +555,7 @@ def ranks(view: View) -> Figure | None:
     return Figure(
         "ranks",
         "Ranks over the tasks",
-        "Each task ranks the arms by their mean accuracy. "
+        f"Each task ranks the arms by their mean {view.summary.measure.words}. "
         + (told if bars else "")
         + "Ranks only describe; the verdicts are those of the table.",
         {

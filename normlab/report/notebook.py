@@ -21,7 +21,7 @@ def notebook_html(study: Study, folder: Path, failures: Sequence[str]) -> str:
         failures: Which runs failed and why, a line each; none where none did.
     """
     summary = study.summary
-    ranked = sorted((arm for arm in summary.arms if arm.runs), key=words.rank)
+    ranked = sorted((arm for arm in summary.arms if arm.runs), key=words.by_rank(summary))
     more = len(ranked) - MOST_ROWS
     return (
         templates()

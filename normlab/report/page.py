@@ -17,6 +17,7 @@ from ..compare.store import write_whole
 from ..compare.summary import ArmSummary
 from ..compare.yaml_text import escaped, to_yaml
 from ..errors import UserError
+from ..inference.measure import Measure
 from ..inference.verdict import Comparison
 from ..process import cache_folder
 from . import words
@@ -28,17 +29,22 @@ from .style import style
 from .verdicts import verdict_numbers
 from .view import View, differences, titles, views, why_apart
 
-COLUMNS = {
-    "arm": "arm",
-    "accuracy": "test accuracy, %",
-    "difference": "difference, points",
-    "verdict": "verdict",
-    "loss": "test loss",
-    "steps": "steps to target",
-    "values": "tuned",
-    "seconds": "seconds a run",
-    "diverged": "diverged",
-}
+
+def columns(measure: Measure) -> dict[str, str]:
+    """The columns of the table of results: key -> title."""
+    return {
+        "arm": "arm",
+        "metric": measure.heading("test"),
+        "difference": f"difference, {measure.noun}",
+        "verdict": "verdict",
+        "loss": "test loss",
+        "steps": "steps to target",
+        "values": "tuned",
+        "seconds": "seconds a run",
+        "diverged": "diverged",
+    }
+
+
 MOST_RUNS_HELD = 3000  # in a page that hands them out
 MOST_REMARKS = 20  # that a reader takes in
 MOST_TOLD = 6  # settings that tell joined studies apart
@@ -187,7 +193,7 @@ def _html(studies: Sequence[Study], shown: Sequence[View], made: Sequence[list[F
             factors=factors,
             on_data=[path for path in factors if path.startswith("data.")],
             short=short_names(list(factors)),
-            columns=COLUMNS,
+            columns_of=columns,
             overridden=_overridden(studies),
             space_in_words=_space_in_words,
             points_in_words=_points_in_words,
@@ -210,7 +216,7 @@ def _few(remarks: list[str]) -> list[str]:
 def _groups(view: View) -> dict[str, list[ArmSummary]]:
     """The levels in words -> the arms at them, best first."""
     return {
-        it.name: sorted((view.summary[name] for name in it.arms), key=words.rank)
+        it.name: sorted((view.summary[name] for name in it.arms), key=words.by_rank(view.summary))
         for it in view.summary.contests
     }
 

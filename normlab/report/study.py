@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.arm import Arm, arms, paths_of
+from ..compare.metric import margin_of, measures_of, target_of
 from ..compare.pairing import unpaired
 from ..compare.search import Range, points
-from ..compare.store import Result, Store, left_aside_in_words, margin_of
+from ..compare.store import Result, Store, left_aside_in_words
 from ..compare.summary import Summary, summarize
 from ..spec import displayed
 
@@ -64,8 +65,10 @@ class Study:
             )
             for key in ("data", "model", "optimizer")
         ]
+        train = self.config["train"]
         counts = {
-            "epoch": self.config["train"]["epochs"],
+            "epoch": train.get("epochs") or 0,
+            "step": train.get("steps") or 0,
             "variant": len(self.config["variants"]),
             "arm": len(self.summary.arms) if self.config.get("factors") else 0,
             "task": len(tasks),
@@ -131,6 +134,7 @@ def read_study(folder: str | Path) -> Study:
         name: len(points({path: space[path] for path in paths_of(space, name, layer)}, trials))
         for name, layer in config["variants"].items()
     }
+    measure, selected_by = measures_of(config)
     return Study(
         folder=store.folder,
         config=config,
@@ -143,7 +147,9 @@ def read_study(folder: str | Path) -> Study:
             results,
             list(shown.values()),
             displayed(config["baseline"]),
-            target_accuracy=config.get("target_accuracy"),
+            measure=measure,
+            selected_by=selected_by,
+            target=target_of(config),
             margin=margin_of(config),
             significance=config.get("significance", 0.05),
             ranges=ranges,

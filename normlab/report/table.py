@@ -1,7 +1,6 @@
 """The table of a study in a terminal."""
 
 import itertools
-from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.text import Text
 from ..compare.arm import short_names
 from ..compare.summary import ArmSummary, Summary
 from ..inference.estimates import Estimate
+from ..inference.measure import Measure, in_units
 from ..inference.verdict import Comparison, digits_beside
 from . import words
 
@@ -34,21 +34,25 @@ def print_table(summary: Summary, console: Console) -> None:
         console.print(Text(conclusion.belief))
     for name, said in (conclusion.levels | conclusion.tasks).items():
         console.print(Text(f"  {name}: {said}"))
-    for it in sorted(summary.arms, key=words.rank):
+    for it in sorted(summary.arms, key=words.by_rank(summary)):
         if it.name in conclusion.comparisons:
             console.print(Text(f"  {conclusion.comparisons[it.name]}"))
-    for line in (words.target_in_words(summary), *conclusion.remarks):
+    notes = words.target_in_words(summary), words.selection_in_words(summary)
+    for line in (*filter(None, notes), *conclusion.remarks):
         console.print(Text(line, style="dim"))
 
 
 def _table(summary: Summary, *, intervals: bool) -> Table:
     """The table, with intervals written out or as half their width."""
     contests = [
-        sorted((summary[name] for name in it.arms), key=words.rank) for it in summary.contests
+        sorted((summary[name] for name in it.arms), key=words.by_rank(summary))
+        for it in summary.contests
     ]
     ranked = [arm for arms in contests for arm in arms]
+    measure = summary.measure
+    heading = f"{measure.words} %" if measure.share else measure.heading()
     columns = {
-        "accuracy %": [_estimate(it.accuracy, words.hundredfold, intervals) for it in ranked],
+        heading: [_estimate(it.mean, measure, intervals) for it in ranked],
         f"vs {summary.baseline}": [_difference(it.comparison, intervals) for it in ranked],
         "verdict": [_verdict(it, summary) for it in ranked],
     }
@@ -87,17 +91,19 @@ def _difference(compared: Comparison | None, intervals: bool) -> str:
     # As many digits as tell both ends, which a reader computes from these two.
     low, high = compared.difference.interval
     value, half = compared.difference.value, (high - low) / 2
-    digits = digits_beside({value: [half, -half, compared.margin - half, half - compared.margin]})
+    digits = digits_beside(
+        {value: [half, -half, compared.margin - half, half - compared.margin]}, compared.measure
+    )
     digits = max(digits, compared.digits)
-    return f"{words.points(value, digits)} ±{100 * half:.{digits}f}"
+    told = words.signed(value, digits, compared.measure)
+    return f"{told} ±{in_units(half, digits, compared.measure)}"
 
 
-def _estimate(value: Estimate | None, end: Callable[[float], str], intervals: bool) -> str:
-    if value is None:
-        return ""
-    if value.interval is None or intervals:
-        return f"{end(value.value)} {words.interval(value, end)}".strip()
-    # Student's t intervals are symmetric, but for what is cut off where no accuracy can be.
+def _estimate(value: Estimate | None, measure: Measure, intervals: bool) -> str:
+    if value is None or value.interval is None or intervals:
+        return words.estimated(value, measure)
+    # Student's t intervals are symmetric, but for what is cut off where no share can be.
     low, high = value.interval
     half = max(high - value.value, value.value - low)
-    return f"{end(value.value)} \N{PLUS-MINUS SIGN}{words.hundredfold(half)}"
+    middle = words.value_of(measure)(value.value)
+    return f"{middle} \N{PLUS-MINUS SIGN}{measure.number(half, value.value)}"

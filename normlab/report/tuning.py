@@ -1,13 +1,14 @@
 """The charts of tuning: what each arm made of each value, and of how many trials."""
 
+import math
 import re
 from typing import Any
 
 import altair as alt
 
 from .figure import (
-    ACCURACY,
     HEIGHT,
+    MEASURED,
     MOST_LABELS,
     Figure,
     Rows,
@@ -19,15 +20,16 @@ from .figure import (
     number_scale,
     rounded,
     shape,
+    spans_a_decade,
     together,
 )
 from .view import View
-from .words import short, tuned_value, values_in_words
+from .words import short, tuned_value, values_in_words, worst_in_words
 
 
 def tuning(view: View, path: str) -> Figure:
-    """Validation accuracy against the values tried on a path, everything else at its best."""
-    values = view.tuned[path]
+    """What was reached against the values tried on a path, everything else at its best."""
+    values, measure = view.tuned[path], view.summary.selected_by
     numeric, drawn = are_numbers(values), path in view.drawn
     tried: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -45,14 +47,15 @@ def tuning(view: View, path: str) -> Figure:
                 "arm": arm.name,
                 "tried": value if numeric else tuned_value(value),
                 "values": values_in_words(trial.values),
-                "seeds": trial.accuracy.count,
+                "seeds": trial.reached.count,
             }
-            if trial.diverged:
+            if trial.diverged or not math.isfinite(trial.reached.value):
                 stack = sum(it["tried"] == row["tried"] for it in failed)
                 failed.append(row | {"diverged": trial.diverged, "stack": stack})
             else:
                 chosen = value == arm.values.get(path)
-                row |= {"accuracy": rounded(100 * trial.accuracy.value), "chosen": chosen}
+                reached = rounded(measure.factor * trial.reached.value)
+                row |= {"reached": reached, "chosen": chosen}
                 tried.append(row)
     kind, scale, axis = "O", alt.Scale(), alt.Axis(labelAngle=0, grid=False)
     if numeric:
@@ -62,12 +65,18 @@ def tuning(view: View, path: str) -> Figure:
             axis = alt.Axis(values=sorted(values), format="~g", grid=False)
         scale = number_scale(values)
     x = alt.X(f"tried:{kind}", title=path, scale=scale, axis=axis, sort=None)
-    floors = _floors(tried)
-    floor = min(floors.values(), default=0.0)
-    reached = alt.Scale(zero=False, nice=False, padding=12, domainMin=alt.ExprRef("floor"))
-    y = alt.Y("accuracy:Q", title="validation accuracy, %", scale=reached)
+    floors = _floors(tried) if measure.higher_is_better else {}
+    every = [row["reached"] for row in tried]
+    floor = min(floors.values() or every, default=0.0)
+    along = alt.Scale(zero=False, nice=False, padding=12)
+    if floors:
+        along = alt.Scale(zero=False, nice=False, padding=12, domainMin=alt.ExprRef("floor"))
+    elif not measure.share and spans_a_decade(every):
+        along = alt.Scale(type="log", nice=False, padding=12)
+    y = alt.Y("reached:Q", title=measure.heading("validation"), scale=along)
     tooltip = ["arm:N", alt.Tooltip("values:N", title="tried"), "seeds:Q"]
-    datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried, floor)}
+    log = along.to_dict().get("type") == "log"
+    datasets = {"tried": tried, "failed": failed, "chosen": _chosen(view, tried, floor, log=log)}
     dots = layer(view, "tried").encode(x, y, shape(view))
     # Draws lie as they fall: a line between two of them would say what nobody tried.
     between = [] if drawn else [lines(view, "tried", with_dots=True, clip=True).encode(x, y)]
@@ -75,7 +84,7 @@ def tuning(view: View, path: str) -> Figure:
         datasets,
         *between,
         dots.mark_point(size=45, opacity=1, filled=True, clip=True).encode(
-            tooltip=[*tooltip, alt.Tooltip("accuracy:Q", title="accuracy, %")]
+            tooltip=[*tooltip, alt.Tooltip("reached:Q", title=measure.heading())]
         ),
         layer(view, "tried")
         .transform_filter("datum.chosen")
@@ -87,14 +96,17 @@ def tuning(view: View, path: str) -> Figure:
             shape="cross", angle=45, filled=True, size=110, yOffset=alt.ExprRef("-12 * datum.stack")
         )
         .encode(x, y=alt.value(HEIGHT - 8), tooltip=[*tooltip, "diverged:Q"]),
-    ).add_params(alt.param(name="floor", value=floor))
+    )
+    if floors:
+        chart = chart.add_params(alt.param(name="floor", value=floor))
     rest = ", everything else tuned at its best" if len(view.tuned) > 1 else ""
     return Figure(
         "tuning-" + re.sub(r"\W+", "-", path),
         f"Tuning: {short(path)}",
-        f"Mean validation accuracy after the last epoch{rest}. Rings with names: the values chosen "
-        "for the final runs. The worse half of what an arm tried may lie below the frame. Crosses: "
-        "a run diverged.",
+        f"Mean validation {measure.words} at the end of training{rest}. Rings with names: the "
+        "values chosen for the final runs. "
+        + ("The worse half of what an arm tried may lie below the frame. " if floors else "")
+        + "Crosses: a run diverged.",
         {"": chart},
         datasets,
         floors,
@@ -102,36 +114,40 @@ def tuning(view: View, path: str) -> Figure:
 
 
 def _floors(tried: Rows) -> dict[str, float]:
-    """Arm -> the least accuracy of the better half of what it tried.
+    """Arm -> the least of the better half of what it tried.
 
     Beside what is far from the best, as after a rate that is too high, the rest would be flat.
     """
     by_arm: dict[str, list[float]] = {}
     for row in tried:
-        by_arm.setdefault(row["arm"], []).append(row["accuracy"])
+        by_arm.setdefault(row["arm"], []).append(row["reached"])
     return {arm: sorted(reached)[len(reached) // 2] for arm, reached in by_arm.items()}
 
 
-def _chosen(view: View, tried: Rows, low: float) -> Rows:
+def _chosen(view: View, tried: Rows, low: float, *, log: bool) -> Rows:
     """The names beside the values chosen, those at one value below each other."""
+    height = math.log if log else float
     by_value: dict[Any, dict[str, tuple[dict[str, Any], float]]] = {}
     for row in tried:
         if row["chosen"]:
-            fields = {"tried": row["tried"], "accuracy": row["accuracy"]}
-            by_value.setdefault(row["tried"], {})[row["arm"]] = fields, row["accuracy"]
+            fields = {"tried": row["tried"], "reached": row["reached"]}
+            by_value.setdefault(row["tried"], {})[row["arm"]] = fields, height(row["reached"])
     if sum(map(len, by_value.values())) > MOST_LABELS:
         return []
-    high = max((row["accuracy"] for row in tried), default=low)
+    high = max((row["reached"] for row in tried), default=low)
+    low, high = height(low), height(high)
     return [row for arms in by_value.values() for row in labels(view, arms, low, high)]
 
 
 def budget(view: View) -> Figure | None:
-    """Expected best validation accuracy against the number of trials."""
+    """Expected best on validation against the number of trials."""
+    measure = view.summary.selected_by
     rows = [
-        {"arm": arm.name, "trials": int(n), "accuracy": rounded(100 * float(accuracy))}
+        {"arm": arm.name, "trials": int(n), "reached": rounded(measure.factor * float(reached))}
         for arm in view.arms
         if arm.budget is not None
-        for n, accuracy in zip(arm.budget.trials, arm.budget.validation, strict=True)
+        for n, reached in zip(arm.budget.trials, arm.budget.validation, strict=True)
+        if math.isfinite(reached)
     ]
     most = max((row["trials"] for row in rows), default=0)
     if most < 2:
@@ -142,27 +158,28 @@ def budget(view: View) -> Figure | None:
         scale=alt.Scale(nice=False, zero=False, padding=8),
         axis=alt.Axis(tickCount=min(most - 1, 8), tickMinStep=1, format="d", grid=False),
     )
-    y = alt.Y("accuracy:Q", title="best validation accuracy, %", scale=ACCURACY)
+    y = alt.Y("reached:Q", title=measure.heading("best validation"), scale=MEASURED)
     last = {row["arm"]: row for row in rows}
     ends = {
-        arm: ({"trials": row["trials"], "accuracy": row["accuracy"]}, row["accuracy"])
+        arm: ({"trials": row["trials"], "reached": row["reached"]}, row["reached"])
         for arm, row in last.items()
     }
-    every = [row["accuracy"] for row in rows]
+    every = [row["reached"] for row in rows]
     datasets = {"budget": rows, "budget-ends": labels(view, ends, min(every), max(every))}
     return Figure(
         "budget",
         "What more tuning brings",
-        "Expected validation accuracy of the best of n trials (unbiased estimate of Tang et al. "
-        "2020); a diverged trial counts as 0. An arm that still rises at the right would gain from "
-        "more trials.",
+        f"Expected validation {measure.words} of the best of n trials (unbiased estimate of Tang "
+        f"et al. 2020); a diverged trial counts as {worst_in_words(measure)}. An arm that still "
+        f"{'rises' if measure.higher_is_better else 'falls'} at the right would gain from more "
+        "trials.",
         {
             "": together(
                 datasets,
                 lines(view, "budget", with_dots=True).encode(x, y),
                 layer(view, "budget")
                 .mark_point(size=45, filled=True, opacity=1)
-                .encode(x, y, shape(view), tooltip=["arm:N", "trials:Q", "accuracy:Q"]),
+                .encode(x, y, shape(view), tooltip=["arm:N", "trials:Q", "reached:Q"]),
                 named(view, "budget-ends").encode(x, y),
             )
         },

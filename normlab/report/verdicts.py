@@ -1,6 +1,5 @@
 """The table of verdicts for papers and for other programs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import polars as pl
@@ -16,19 +15,19 @@ LEFT = ("task", "arm", "verdict")
 
 
 def verdict_numbers(summary: Summary) -> pl.DataFrame:
-    """Returns one row an arm, best first, of full precision; accuracies and differences are shares.
+    """Returns one row an arm, best first, of full precision; percentages are shares.
 
-    Columns: `arm`, `variant`, one for each factor by its path, `runs`, `diverged`, `test_accuracy`
-    with the ends of its interval, `baseline`, `difference` with the ends of its interval, `p`
-    (adjusted for all comparisons), `verdict`, which that p decides,
-    `exact_sign_flip_p_not_corrected`, which decides nothing, and one for each tuned value by its
-    path. With several tasks `task` stands before them, empty for all of them together.
+    Columns: `arm`, `variant`, one for each factor by its path, `runs`, `diverged`, the metric after
+    `test_` with the ends of its interval, `baseline`, `difference` likewise, `p` (adjusted for all
+    comparisons), `verdict`, which that p decides, `exact_sign_flip_p_not_corrected`, which decides
+    nothing, and one for each tuned value by its path. With several tasks `task` stands before them,
+    empty for all of them together.
     """
     several = len(summary.tasks) > 0
     rows = [
         ({"task": task} if several else {}) | _numbers(arm, of_task)
         for task, of_task in {"": summary, **summary.tasks}.items()
-        for arm in sorted(of_task.arms, key=words.rank)
+        for arm in sorted(of_task.arms, key=words.by_rank(of_task))
     ]
     return frame(rows)
 
@@ -39,16 +38,15 @@ def verdict_words(summary: Summary) -> pl.DataFrame:
     ranked = [
         (task, of_task, arm)
         for task, of_task in tasks.items()
-        for arm in sorted(of_task.arms, key=words.rank)
+        for arm in sorted(of_task.arms, key=words.by_rank(of_task))
     ]
     columns: dict[str, list[str]] = {}
     if summary.tasks:
         columns["task"] = [task or "all together" for task, *_ in ranked]
     columns["arm"] = [arm.name for *_, arm in ranked]
-    columns["test accuracy, %"] = [
-        _estimated(arm.accuracy, words.hundredfold) for *_, arm in ranked
-    ]
-    columns[f"difference to {summary.baseline}, points"] = [
+    measure = summary.measure
+    columns[measure.heading("test")] = [words.estimated(arm.mean, measure) for *_, arm in ranked]
+    columns[f"difference to {summary.baseline}, {measure.noun}"] = [
         words.difference_with_interval(arm.comparison) if arm.comparison else ""
         for *_, arm in ranked
     ]
@@ -77,7 +75,7 @@ def _numbers(arm: ArmSummary, summary: Summary) -> dict[str, Any]:
         **arm.levels,
         "runs": arm.runs,
         "diverged": len(arm.diverged),
-        **_ends("test_accuracy", arm.accuracy),
+        **_ends(f"test_{summary.measure.name}", arm.mean),
         "baseline": summary.baselines[arm.name],
         **_ends("difference", compared.difference if compared else None),
         "p": compared.adjusted_p if compared else None,
@@ -90,10 +88,6 @@ def _numbers(arm: ArmSummary, summary: Summary) -> dict[str, Any]:
 def _ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     low, high = (estimate.interval if estimate else None) or (None, None)
     return {name: estimate.value if estimate else None, f"{name}_low": low, f"{name}_high": high}
-
-
-def _estimated(value: Estimate | None, end: Callable[[float], str]) -> str:
-    return f"{end(value.value)} {words.interval(value, end)}".strip() if value else ""
 
 
 def _p(arm: ArmSummary) -> str:

@@ -13,7 +13,7 @@ from ..compare.store import Result
 from ..compare.summary import ArmSummary, Summary, summarize
 from .study import Study
 from .style import Look, looks
-from .words import rank
+from .words import by_rank
 
 # More arms than these nobody looks at one by one.
 MOST_ARMS, BEST_SHOWN, WORST_SHOWN = 100, 40, 10
@@ -80,14 +80,17 @@ class View:
         for result in self.results:
             if result.arm in by_arm:
                 by_arm[result.arm].append(result)
-        return {name: final_runs(results, name) for name, results in by_arm.items()}
+        return {
+            name: final_runs(results, name, self.summary.selected_by)
+            for name, results in by_arm.items()
+        }
 
     @property
     def shown(self) -> "View":
         """This view with as many arms as a reader can look at: the best, the worst, baselines."""
         if len(self.arms) <= MOST_ARMS:
             return self
-        best_first = sorted(self.arms, key=rank)
+        best_first = sorted(self.arms, key=by_rank(self.summary))
         kept = {arm.name for arm in [*best_first[:BEST_SHOWN], *best_first[-WORST_SHOWN:]]}
         kept |= {self.summary.baselines[name] for name in kept}
         contests = (
@@ -217,6 +220,7 @@ def joined(studies: Sequence[Study]) -> tuple[tuple[Result, ...], Summary] | Non
         results,
         arms,
         _baseline(studies),
+        measure=studies[0].summary.measure,
         margin=min(study.summary.margin for study in studies),
         significance=min(study.summary.significance for study in studies),
     )
@@ -228,6 +232,10 @@ def why_apart(studies: Sequence[Study]) -> str:
     baselines = list(dict.fromkeys(study.summary.baseline for study in studies))
     if len(baselines) > 1:
         return f"Each study stands by itself, since their baselines differ: {', '.join(baselines)}."
+    measures = list(dict.fromkeys(study.summary.measure for study in studies))
+    if len(measures) > 1:
+        told = ", ".join(dict.fromkeys(it.heading() for it in measures))
+        return f"Each study stands by itself, since their metrics differ: {told}."
     if len(_shared(studies)) < 2:
         return (
             "Each study stands by itself, since no two arms, one of them a baseline, have the same "

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from ..compare.summary import ArmSummary, Contest, Summary
 from ..inference.estimates import Estimate
+from ..inference.measure import Measure, in_units
 from ..inference.power import enough_pairs, too_few
-from ..inference.verdict import Comparison, in_points, margin_in_words
+from ..inference.verdict import Comparison, margin_in_words
 from ..spec import displayed
 
 EXACT_TEST = "exact sign-flip test of this pair alone (not corrected)"
@@ -29,9 +30,27 @@ def percent(share: float) -> str:
     return f"{hundredfold(share)}%"
 
 
-def points(difference: float, digits: int = 2) -> str:
-    """0.0123 -> "+1.23", in percentage points."""
-    return _minus(in_points(difference, digits, "+"))
+def value_of(measure: Measure, beside: float | None = None) -> Callable[[float], str]:
+    """How values stand in a column: 0.98123 -> "98.12" of a share; see `Measure.number`."""
+    return lambda value: _minus(measure.number(value, beside))
+
+
+def told_of(measure: Measure, beside: float | None = None) -> Callable[[float], str]:
+    """How they stand in a sentence: 0.98123 -> "98.12%" of a share."""
+    return lambda value: _minus(measure.told(value, beside))
+
+
+def estimated(estimate: Estimate | None, measure: Measure) -> str:
+    """A mean with its interval, as "98.12 [97.20, 99.04]"; empty for none."""
+    if estimate is None:
+        return ""
+    end = value_of(measure, estimate.value)
+    return f"{end(estimate.value)} {interval(estimate, end)}".strip()
+
+
+def signed(difference: float, digits: int, measure: Measure) -> str:
+    """0.0123 -> "+1.23" in percentage points of a share."""
+    return _minus(in_units(difference, digits, measure, "+"))
 
 
 def number(value: float) -> str:
@@ -44,19 +63,21 @@ def loss(value: float) -> str:
     return "∞" if math.isinf(value) else _minus(f"{value:#.3g}")
 
 
-def interval(estimate: Estimate, end: Callable[[float], str] = points) -> str:
-    """The interval of an estimate, as "[+0.80, +1.66]"; empty when it has none."""
+def interval(estimate: Estimate, end: Callable[[float], str]) -> str:
+    """The interval of an estimate, as "[0.80, 1.66]"; empty when it has none."""
     return "[" + ", ".join(map(end, estimate.interval)) + "]" if estimate.interval else ""
 
 
 def difference(comparison: Comparison) -> str:
     """The difference of a comparison, as "+1.23", with as many digits as its verdict needs."""
-    return points(comparison.difference.value, comparison.digits)
+    return signed(comparison.difference.value, comparison.digits, comparison.measure)
 
 
 def interval_of(comparison: Comparison) -> str:
     """The interval of a comparison, as "[+0.80, +1.66]", likewise; empty when it has none."""
-    return interval(comparison.difference, lambda end: points(end, comparison.digits))
+    return interval(
+        comparison.difference, lambda end: signed(end, comparison.digits, comparison.measure)
+    )
 
 
 def difference_with_interval(comparison: Comparison) -> str:
@@ -85,9 +106,13 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def rank(arm: ArmSummary) -> float:
-    """Sorts arms by test accuracy, best first, those without any last."""
-    return -arm.accuracy.value if arm.accuracy else 1.0
+def by_rank(summary: Summary) -> Callable[[ArmSummary], tuple[bool, float]]:
+    """Sorts arms by their means on the test split, best first, those without any last."""
+
+    def key(arm: ArmSummary) -> tuple[bool, float]:
+        return (False, -summary.measure.score(arm.mean.value)) if arm.mean else (True, 0.0)
+
+    return key
 
 
 def short(path: str) -> str:
@@ -97,7 +122,7 @@ def short(path: str) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """A difference of accuracies and whether it is shown.
+    """A difference and whether it is shown.
 
     Attributes:
         label: What it is the difference to.
@@ -179,15 +204,15 @@ def _headline(summary: Summary, contest: Contest) -> str:
     # Within a contest the levels are the same, so the variant tells which arm it is.
     assert contest.best is not None
     best = summary[contest.best]
-    assert best.accuracy is not None
-    reached = f"{percent(best.accuracy.value)} test accuracy"
+    assert best.mean is not None
+    measure = summary.measure
+    reached = _reached(best.mean.value, f"test {measure.words}", measure)
     if summary.tasks:
-        reached = (
-            f"{percent(best.accuracy.value)} mean test accuracy over {len(summary.tasks)} tasks"
-        )
+        over = f"over {len(summary.tasks)} tasks"
+        reached = f"{_reached(best.mean.value, f'mean test {measure.words}', measure)} {over}"
     if not contest.leads:
         why = "there is nothing to compare it with yet"
-        if any(summary[name].accuracy for name in contest.arms if name != best.name):
+        if any(summary[name].mean for name in contest.arms if name != best.name):
             why = "no other variant has seeds in common with it, so that nothing can be compared"
         return f"{best.variant} reached {reached}; {why}."
     others = [name for name in contest.leads if name not in contest.first]
@@ -197,8 +222,9 @@ def _headline(summary: Summary, contest: Contest) -> str:
         if other not in others:
             other, role = _runner_up(contest, others), "the runner-up"
         compared = contest.leads[other]
-        value, digits = compared.difference.value, compared.digits
-        lead = f", {_minus(in_points(abs(value), digits))} points {_side(value)} "
+        value = compared.difference.value
+        apart = in_units(abs(value), compared.digits, measure)
+        lead = f", {_minus(apart)} {measure.noun} {_side(compared)} "
         lead += f"{summary[other].variant}, {role}"
     if not _rivals(contest):
         return f"{best.variant} won with {reached}{lead}."
@@ -231,9 +257,18 @@ def _few(summary: Summary, leads: Sequence[Comparison]) -> bool:
     return min(min(it.pairs) for it in leads) < enough
 
 
-def _side(difference: float) -> str:
-    """Where the best arm lies: over the seeds of a pair alone it may be below, while runs lack."""
-    return "above" if difference >= 0 else "below"
+def _reached(value: float, what: str, measure: Measure) -> str:
+    """98.12% test accuracy; a test RMSE of 1.234."""
+    told = _minus(measure.told(value))
+    return f"{told} {what}" if measure.share else f"a {what} of {told}"
+
+
+def _side(comparison: Comparison) -> str:
+    """Where the best arm lies: over the seeds of a pair alone it may be worse, while runs lack."""
+    higher = comparison.difference.value > 0
+    if comparison.difference.value == 0:
+        higher = comparison.measure.higher_is_better
+    return "above" if higher else "below"
 
 
 def _rivals(contest: Contest) -> list[str]:
@@ -242,7 +277,7 @@ def _rivals(contest: Contest) -> list[str]:
 
 
 def _runner_up(contest: Contest, among: Iterable[str]) -> str:
-    return min(among, key=lambda name: contest.leads[name].difference.value)
+    return min(among, key=lambda name: contest.leads[name].lead)
 
 
 def _belief(summary: Summary, contest: Contest) -> str:
@@ -253,7 +288,7 @@ def _belief(summary: Summary, contest: Contest) -> str:
     for name, lead in contest.leads.items():
         # Over the seeds of a pair alone the first may lie below, while runs lack; and arms of equal
         # mean are ahead of each other by nothing.
-        ahead = lead.difference.value >= 0 and name not in contest.first
+        ahead = lead.lead >= 0 and name not in contest.first
         no_lead = lead.verdict == "undecided" and not ahead
         if not (lead.tied and name in contest.first):
             said_of = by_verdict.setdefault("no lead" if no_lead else lead.verdict, [])
@@ -269,8 +304,8 @@ def _belief(summary: Summary, contest: Contest) -> str:
     if worse := by_verdict.get("worse"):
         said.append(f"{who} is shown to be worse than {_some(worse)}, over the seeds of both.")
     if equal := by_verdict.get("equivalent"):
-        within = margin_in_words(summary.margin)
-        said.append(f"{who} is equivalent to {_some(equal)} within {within} points.")
+        within = f"{margin_in_words(summary.margin, summary.measure)} {summary.measure.noun}"
+        said.append(f"{who} is equivalent to {_some(equal)} within {within}.")
     if open_ := by_verdict.get("undecided"):
         said.append(f"{its} over {_some(open_)} may be chance.")
     if level := by_verdict.get("no lead"):
@@ -347,7 +382,7 @@ def _facts(summary: Summary, contest: Contest) -> Iterable[Fact]:
 
 def _fact(other: str, comparison: Comparison) -> Fact:
     # The number beside it has its sign.
-    label = f"{'above' if comparison.difference.value > 0 else 'against'} {other}"
+    label = f"{_side(comparison) if comparison.lead > 0 else 'against'} {other}"
     if comparison.verdict == "better":
         return Fact(label, comparison, "yes")
     return Fact(label, comparison, "no" if comparison.verdict == "equivalent" else "open")
@@ -392,10 +427,25 @@ def _remarks(summary: Summary) -> Iterable[str]:
         if arm.diverged:
             yield (
                 f"{len(arm.diverged)} of {arm.runs} final runs of {arm.name} diverged "
-                f"({_places(arm)}). They count as accuracy 0 and infinite loss."
+                f"({_places(arm)}). They count as {worst_in_words(summary.measure)}."
             )
     for task, of_task in (summary.tasks or {"": summary}).items():
         yield from _edges(of_task, f" on {task}" if task else "")
+
+
+def worst_in_words(measure: Measure) -> str:
+    """What a diverged run counts as: "accuracy 0 and infinite loss"."""
+    if measure.name == "loss":
+        return "infinite loss"
+    worst = f"{measure.words} {_minus(f'{measure.worst:g}')}"
+    if not measure.share:
+        worst = f"infinitely bad {measure.words}"
+    return f"{worst} and infinite loss"
+
+
+def target_short(measure: Measure) -> str:
+    """How a run that has not reached the target stands: below it, or above."""
+    return "below" if measure.higher_is_better else "above"
 
 
 def _places(arm: ArmSummary) -> str:
@@ -444,10 +494,42 @@ def target_in_words(summary: Summary) -> str:
     """What the steps to the target wait for."""
     if summary.tasks:
         return "Each task has a target of its own."
-    if summary.target_accuracy is None:
-        return "No target accuracy: no final run finished."
-    source = "as the study sets" if summary.target_given else "95% of what the best arm ends with"
-    return f"Target: {percent(summary.target_accuracy)} validation accuracy, {source}."
+    measure = summary.measure
+    if summary.target is None:
+        return f"No target {measure.words}: no final run finished."
+    source = "a twentieth short of what the best arm ends with"
+    if measure.share and measure.higher_is_better:
+        source = "95% of what the best arm ends with"
+    if summary.target_given:
+        source = "as the study sets"
+    return f"Target: {_target(summary.target, measure)}, {source}."
+
+
+def _target(value: float, measure: Measure) -> str:
+    told, what = _minus(measure.told(value)), f"validation {measure.words}"
+    return f"{told} {what}" if measure.share else f"{what} of {told}"
+
+
+def reaches(value: float, measure: Measure) -> str:
+    """98.12% validation accuracy; a validation RMSE of 1.234."""
+    return ("" if measure.share else "a ") + _target(value, measure)
+
+
+def selected_in_words(summary: Summary) -> str:
+    """What tuning keeps: "the highest validation accuracy"."""
+    selected = summary.selected_by
+    most = "highest" if selected.higher_is_better else "lowest"
+    return f"the {most} validation {selected.words}"
+
+
+def selection_in_words(summary: Summary) -> str:
+    """Says that tuning selects by another metric than is reported; empty where it is the same."""
+    if summary.selected_by == summary.measure:
+        return ""
+    return (
+        f"Tuning selects by {selected_in_words(summary)}; what is reported and tested is the "
+        f"{summary.measure.words}."
+    )
 
 
 def _minus(text: str) -> str:

@@ -2,14 +2,17 @@
 
 import random
 
-from normlab.compare.store import Curve, Evaluation, Result
+from normlab.compare.store import Curve, Result
+from normlab.inference.measure import Measure
 
 RATE = "optimizer.learning_rate"
+ACCURACY = Measure("accuracy", share=True)
 
 
 def run(phase, variant, seed, accuracy=0.9, loss=0.3, *, rate=0.1, diverged=False, **changes):
     """A run whose validation accuracy is `accuracy`, or the curve given."""
     curve = accuracy if isinstance(accuracy, list) else [accuracy]
+    per_epoch = changes.get("steps_per_epoch", 10)
     fields = {
         "id": f"{phase}-{variant}-{seed}-{random.getrandbits(64)}",
         "phase": phase,
@@ -18,14 +21,13 @@ def run(phase, variant, seed, accuracy=0.9, loss=0.3, *, rate=0.1, diverged=Fals
         "seed": seed,
         "values": {RATE: rate},
         "status": "diverged" if diverged else "finished",
-        "steps_per_epoch": 10,
+        "steps_per_epoch": per_epoch,
         "curve": Curve(
-            train_loss=curve,
-            train_accuracy=curve,
-            validation_loss=[loss] * len(curve),
-            validation_accuracy=curve,
+            step=[per_epoch * (place + 1) for place in range(len(curve))],
+            train={"loss": curve, "accuracy": curve},
+            validation={"loss": [loss] * len(curve), "accuracy": curve},
         ),
-        "test": None if diverged or phase == "tune" else Evaluation(loss=loss, accuracy=curve[-1]),
+        "test": None if diverged or phase == "tune" else {"loss": loss, "accuracy": curve[-1]},
         "seconds": 1.0,
         "identity": {},
     }

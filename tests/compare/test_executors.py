@@ -60,7 +60,12 @@ def test_the_executor_is_no_part_of_what_a_run_is(tmp_path, local):
 
 
 def metrics(folder):
-    return np.array([list(it["curve"].values()) for it in table(folder)])
+    return np.array(
+        [
+            [*it["curve"]["train"].values(), *it["curve"]["validation"].values()]
+            for it in table(folder)
+        ]
+    )
 
 
 def test_going_on_with_a_width_gives_the_same_bits_and_no_width_other_numbers(tmp_path):
@@ -102,7 +107,7 @@ def test_processes_give_the_same_bits_though_one_of_them_is_killed(tmp_path, loc
     # The curves are there line by line as well.
     for it in local:
         lines = (tmp_path / f"runs/{it['id']}.jsonl").read_text().splitlines()
-        assert [json.loads(line)["train_loss"] for line in lines] == it["curve"]["train_loss"]
+        assert [json.loads(line)["train_loss"] for line in lines] == it["curve"]["train"]["loss"]
 
 
 LAYERS = """

@@ -16,7 +16,7 @@ from normlab.compare.export import (
     write_tensorboard,
 )
 from normlab.compare.status import Count, read_status
-from normlab.compare.store import Curve, Evaluation, Failure, Label, NoStudyError, Result, Store
+from normlab.compare.store import Curve, Failure, Label, NoStudyError, Result, Store
 
 CONFIG = {
     "study": "small",
@@ -54,12 +54,11 @@ def result(variant, losses=(2.0, 0.5), status="finished", **where):
         status=status,
         steps_per_epoch=10,
         curve=Curve(
-            train_loss=losses,
-            train_accuracy=accuracies,
-            validation_loss=losses,
-            validation_accuracy=accuracies,
+            step=[10 * (epoch + 1) for epoch in range(len(losses))],
+            train={"loss": [*losses], "accuracy": accuracies},
+            validation={"loss": [*losses], "accuracy": accuracies},
         ),
-        test=Evaluation(loss=0.75, accuracy=0.5) if tested else None,
+        test={"loss": 0.75, "accuracy": 0.5} if tested else None,
         seconds=4.0,
         identity={},
     )
@@ -140,7 +139,7 @@ def test_curves_have_a_row_an_epoch_and_come_back_from_parquet(folder):
 def test_a_curve_under_way_grows_line_by_line_and_begins_anew(tmp_path):
     store, path = Store(tmp_path), tmp_path / "runs/run.jsonl"
     for epoch, loss in ((1, 2.0), (2, float("inf")), (1, 3.0)):
-        store.write_epoch("run", epoch, 10, {"train_loss": loss})
+        store.write_point("run", 10 * epoch, 10, {"train_loss": loss}, first=epoch == 1)
         lines = path.read_text().splitlines()
         assert len(lines) == epoch
         told = "null" if loss == float("inf") else loss

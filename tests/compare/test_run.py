@@ -18,6 +18,7 @@ from normlab.compare.grid import (
     single_run,
     tuning_runs,
 )
+from normlab.compare.metric import FORMER as ACCURACY
 from normlab.compare.run import run_study
 from normlab.compare.selection import best_values
 from normlab.compare.status import read_status
@@ -94,9 +95,9 @@ def test_a_study_runs_whole_and_only_final_runs_see_the_test_split(finished):
     assert counted == len(results) == 2 * (2 * 2 + 3)
     for result in results:
         assert (result.test is not None) == (result.phase == "final")
-        assert len(result.curve.validation_accuracy) == 2
+        assert len(result.curve.validation["accuracy"]) == 2
     for variant in ("none", "batch"):
-        chosen = best_values(results, variant)
+        chosen = best_values(results, variant, ACCURACY)
         assert {
             json.dumps(r.values) for r in results if r.variant == variant and r.phase == "final"
         } == {json.dumps(chosen)}
@@ -130,14 +131,14 @@ def test_a_changed_study_in_the_same_folder_reports_its_own_runs_only(tmp_path):
     assert len(Store(tmp_path).results()) == 2 * 3 + 2 * 2
     report = read_study(tmp_path)
     assert len(report.results) == report.planned["final"] == 2 * 2
-    assert {len(result.curve.train_loss) for result in report.results} == {1}
+    assert {len(result.curve.train["loss"]) for result in report.results} == {1}
     # Fewer seeds than before: the surplus is left out. Tuned to the very value that was the
     # configuration's own: the runs count under their values.
     again = {"tune": {"optimizer.learning_rate": [0.1]}, "train": {"epochs": 1}, "seeds": 1}
     run(tmp_path, study(**again))
     report = read_study(tmp_path)
     assert {p: report.done(p) for p in ("tune", "final")} == report.planned
-    assert [it.accuracy.count for it in report.summary.arms] == [1, 1]
+    assert [it.mean.count for it in report.summary.arms] == [1, 1]
 
 
 def test_variants_whose_names_share_a_file_name_stay_apart(tmp_path):
@@ -179,8 +180,8 @@ def test_a_diverged_run_is_recorded_and_does_not_stop_the_study(tmp_path):
     store, _ = run(tmp_path, made)
     tuning = {r.values["optimizer.learning_rate"]: r for r in store.results() if r.phase == "tune"}
     assert tuning[1e30].diverged
-    assert tuning[1e30].curve.train_loss == [None]
-    assert best_values(store.results(), "a") == {"optimizer.learning_rate": 0.1}
+    assert tuning[1e30].curve.train["loss"] == [None]
+    assert best_values(store.results(), "a", ACCURACY) == {"optimizer.learning_rate": 0.1}
 
 
 def test_a_layer_that_does_not_fit_is_told_and_leaves_the_folder_as_it_was(finished):
@@ -268,7 +269,7 @@ def test_arms_without_normalization_train(tmp_path, monkeypatch):
         assert result.status == "finished"
         assert np.isfinite(result.test.loss)
     # Its one step began with a head of zeros, which says the same of every class.
-    assert results["fixup"].curve.train_loss == [pytest.approx(np.log(10), rel=1e-5)]
+    assert results["fixup"].curve.train["loss"] == [pytest.approx(np.log(10), rel=1e-5)]
     assert results["fixup"].test.loss != pytest.approx(np.log(10), rel=1e-5)
 
 
@@ -284,7 +285,7 @@ def test_a_vision_transformer_learns_digits(tmp_path):
     )
     store, _ = run(tmp_path, made)
     (result,) = store.results()
-    assert result.test.accuracy > 0.8
+    assert result.test["accuracy"] > 0.8
 
 
 def test_identity_names_all_that_matters():
@@ -371,7 +372,7 @@ def test_a_study_that_gets_a_factor_an_arm_and_seeds_runs_only_what_is_new(tmp_p
         (1, {"data.batch_size": 32}, 10),
     ]
     # An arm is compared with the baseline at its own levels.
-    accuracy = {(it.arm, it.seed): it.test.accuracy for it in report.results}
+    accuracy = {(it.arm, it.seed): it.test["accuracy"] for it in report.results}
     for size in (32, 160):
         mine = report.summary[f"layer, batch_size={size}"].comparison.difference
         expected = np.mean(
@@ -390,7 +391,7 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
     store, counted = run(tmp_path, made)
     results = store.results()
     assert counted == len(results) == 2 * 2 * (2 + 2)
-    assert {(it.task, it.steps_per_epoch, len(it.curve.train_loss)) for it in results} == {
+    assert {(it.task, it.steps_per_epoch, len(it.curve.train["loss"])) for it in results} == {
         ("few", 10, 2),
         ("fewer", 2, 1),
     }
@@ -399,14 +400,14 @@ def test_every_arm_is_tuned_on_every_task_and_counts_with_its_mean_over_them(tmp
         for name in ("none", "batch"):
             final = [it for it in of_task if it.arm == name and it.phase == "final"]
             assert {json.dumps(it.values) for it in final} == {
-                json.dumps(best_values(of_task, name))
+                json.dumps(best_values(of_task, name, ACCURACY))
             }
     report = read_study(tmp_path)
     assert {phase: report.done(phase) for phase in ("tune", "final")} == report.planned
     for name in ("none", "batch"):
-        final = [it.test.accuracy for it in results if it.arm == name and it.phase == "final"]
-        assert report.summary[name].accuracy.value == pytest.approx(np.mean(final))
-        assert report.summary[name].accuracy.count == 4
+        final = [it.test["accuracy"] for it in results if it.arm == name and it.phase == "final"]
+        assert report.summary[name].mean.value == pytest.approx(np.mean(final))
+        assert report.summary[name].mean.count == 4
 
 
 def test_arms_of_one_title_are_each_tuned_and_told_apart(tmp_path):

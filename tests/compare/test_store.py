@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from normlab.compare.status import read_status
 from normlab.compare.store import (
     Curve,
-    Evaluation,
     NoStudyError,
     Result,
     Store,
@@ -27,10 +26,9 @@ from normlab.report import read_study
 
 def result(name="final-batch-0", loss=0.5, **changes):
     curve = Curve(
-        train_loss=[2.0, loss],
-        train_accuracy=[0.5, 0.9],
-        validation_loss=[2.0, 1.0],
-        validation_accuracy=[0.4, 0.8],
+        step=[10, 20],
+        train={"loss": [2.0, loss], "accuracy": [0.5, 0.9]},
+        validation={"loss": [2.0, 1.0], "accuracy": [0.4, 0.8]},
     )
     fields = {
         "id": name,
@@ -42,7 +40,7 @@ def result(name="final-batch-0", loss=0.5, **changes):
         "status": "finished",
         "steps_per_epoch": 10,
         "curve": curve,
-        "test": Evaluation(loss=1.0, accuracy=0.8),
+        "test": {"loss": 1.0, "accuracy": 0.8},
         "seconds": 1.5,
         "identity": {"model": {"name": "mlp", "hidden": [128, 128]}, "code": None},
     }
@@ -67,8 +65,8 @@ def test_a_store_has_what_was_written_and_nothing_else(tmp_path):
 def test_numbers_that_are_not_finite_are_null_in_the_file_and_none_in_memory(tmp_path, bad):
     Store(tmp_path).write(result("diverged", loss=bad))
     content = json.loads((tmp_path / "runs" / "diverged.json").read_text())
-    assert content["curve"]["train_loss"] == [2.0, None]
-    assert Store(tmp_path).results()[0].curve.train_loss == [2.0, None]
+    assert content["curve"]["train"]["loss"] == [2.0, None]
+    assert Store(tmp_path).results()[0].curve.train["loss"] == [2.0, None]
 
 
 def test_results_that_are_whole_are_known_without_a_look_at_what_they_say(tmp_path, monkeypatch):
@@ -81,7 +79,7 @@ def test_results_that_are_whole_are_known_without_a_look_at_what_they_say(tmp_pa
 def test_numbers_keep_every_bit(tmp_path):
     loss = 0.1 + 0.2 + 1e-17
     Store(tmp_path).write(result(loss=loss))
-    assert Store(tmp_path).results()[0].curve.train_loss[1] == loss
+    assert Store(tmp_path).results()[0].curve.train["loss"][1] == loss
 
 
 @pytest.mark.parametrize(
@@ -132,8 +130,8 @@ def test_a_configuration_comes_back_as_it_was_written(tmp_path):
     # As one writes it, without the line of the checksum: 1e-3 is a number.
     path = tmp_path / "config.yaml"
     text = path.read_text().partition("\n")[2]
-    path.write_text(text.replace("seeds: 3", "seeds: 3\ntarget_accuracy: 1e-3"))
-    assert store.config()["target_accuracy"] == 0.001
+    path.write_text(text.replace("seeds: 3", "seeds: 3\ntarget: 1e-3"))
+    assert store.config()["target"] == 0.001
 
 
 def test_a_configuration_of_thousands_of_variants_is_read(tmp_path):
@@ -180,7 +178,8 @@ from compare.test_store import result
 
 store = Store(sys.argv[1])
 # Long enough that a plain write would often be caught halfway.
-curve = {key: [0.123456789] * 2_000 for key in type(result().curve).model_fields}
+measured = {key: [0.123456789] * 2_000 for key in ("loss", "accuracy")}
+curve = {"step": [*range(1, 2_001)], "train": measured, "validation": measured}
 seen, draw, parent = set(), random.Random(0), os.getpid()
 start = time.monotonic()
 store.write(result("first", curve=curve))
@@ -199,7 +198,7 @@ for kill in range(30):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     for it in store.results():
-        assert len(it.curve.train_loss) == 2_000
+        assert len(it.curve.train["loss"]) == 2_000
 assert len(seen) == 1 + 7, seen
 """
 
@@ -227,7 +226,7 @@ def test_the_configuration_comes_back_with_its_types(tmp_path):
         "train": {"epochs": 2},
         "tune": {"optimizer.learning_rate": [0.003, 1e-05, 1e7], "seeds": 2},
         "variants": {"none": {"layer": "identity"}, "yes": {"layer": "1e-3", "on": True}},
-        "target_accuracy": None,
+        "target": None,
     }
     store = Store(tmp_path)
     store.write_config(config)
@@ -293,12 +292,16 @@ def test_a_folder_without_a_study_is_named(tmp_path, read):
         ({"id": ".hidden"}, "pattern"),
         ({"surprise": 1}, "Extra inputs"),
         (
-            {"curve": {key: [] for key in Curve.model_fields}},
-            "at least one epoch",
+            {"curve": {"step": [], "train": {"loss": []}, "validation": {"loss": []}}},
+            "at least one point",
         ),
         (
-            {"curve": {key: [0.5] * len(key) for key in Curve.model_fields}},
-            "one entry for each epoch",
+            {"curve": {"step": [10], "train": {"loss": [0.5, 0.4]}, "validation": {}}},
+            "one entry for each point",
+        ),
+        (
+            {"curve": {"step": [10, 10], "train": {"loss": [1, 1]}, "validation": {}}},
+            "steps of a curve rise",
         ),
     ],
 )

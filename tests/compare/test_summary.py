@@ -5,18 +5,21 @@ import math
 import random
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from compare.results import RATE, finals, run
+from compare.results import ACCURACY, RATE, finals, run
 from scipy import stats
 
 from normlab.compare.arm import arms
 from normlab.compare.search import Range
-from normlab.compare.store import Evaluation, StoreError
-from normlab.compare.summary import summarize
+from normlab.compare.store import StoreError
+from normlab.compare.summary import summarize as summarize_measure
 from normlab.inference.estimates import Estimate, estimate
 from normlab.inference.pairs import all_pairs
+
+summarize = partial(summarize_measure, measure=ACCURACY)
 
 
 def summed(results, variants, baseline, **options):
@@ -32,14 +35,14 @@ def reached(arm):
 def test_accuracy_and_loss_are_those_of_the_test_split():
     results = finals("a", [0.7, 0.8, 0.9])
     results = [
-        it.model_copy(update={"test": Evaluation(loss=0.1 * seed, accuracy=0.1 * seed)})
+        it.model_copy(update={"test": {"loss": 0.1 * seed, "accuracy": 0.1 * seed}})
         for seed, it in enumerate(results)
     ]
     summary = summed(results, ["a"], "a")["a"]
     # Student's t reaches from -0.148 to 0.348, and no accuracy lies below 0.
     expected = estimate([[0.0, 0.1, 0.2]])
     assert expected.interval[0] < -0.1
-    assert summary.accuracy == replace(expected, interval=(0.0, expected.interval[1]))
+    assert summary.mean == replace(expected, interval=(0.0, expected.interval[1]))
     assert summary.loss == estimate([[0.0, 0.1, 0.2]])
 
 
@@ -75,32 +78,32 @@ def test_only_seeds_that_both_have_are_compared():
 
 def test_steps_to_target_are_those_of_the_first_epoch_end_that_reaches_it():
     results = finals("a", [[0.1, 0.5, 0.4, 0.9], [0.1, 0.2, 0.3, 0.5], [0.5, 0.0, 0.0, 0.0]])
-    summary = summed(results, ["a"], "a", target_accuracy=0.5)
+    summary = summed(results, ["a"], "a", target=0.5)
     assert reached(summary["a"]) == (20.0, 3)  # the median of 20, 40 and 10
     assert summary.target_given
 
 
 def test_runs_that_never_reach_the_target_are_censored():
     results = finals("a", [[0.9, 0.9], [0.1, 0.9], [0.1, 0.1]])
-    summary = summed(results, ["a"], "a", target_accuracy=0.5)["a"]
+    summary = summed(results, ["a"], "a", target=0.5)["a"]
     assert reached(summary) == (20.0, 2)
-    summary = summed(results[1:], ["a"], "a", target_accuracy=0.5)["a"]
+    summary = summed(results[1:], ["a"], "a", target=0.5)["a"]
     assert summary.time_to_target.restricted_mean == 20.0  # the one at 20, the other at its end
     results = finals("a", [[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]])
-    summary = summed(results, ["a"], "a", target_accuracy=0.5)["a"]
+    summary = summed(results, ["a"], "a", target=0.5)["a"]
     assert reached(summary) == (math.inf, 1)
 
 
 def test_a_run_that_diverges_has_not_reached_the_target():
     results = [run("final", "a", 0, [0.9, 0.9], diverged=True)]
-    summary = summed(results, ["a"], "a", target_accuracy=0.5)["a"]
+    summary = summed(results, ["a"], "a", target=0.5)["a"]
     assert reached(summary) == (math.inf, 0)
 
 
 def test_the_default_target_is_95_percent_of_the_best_final_validation_accuracy():
     results = finals("a", [[0.99, 0.6], [0.99, 0.8]]) + finals("b", [[0.5, 0.5], [0.5, 0.7]])
     summary = summed(results, ["a", "b"], "a")
-    assert summary.target_accuracy == pytest.approx(0.95 * 0.7)
+    assert summary.target == pytest.approx(0.95 * 0.7)
     assert not summary.target_given
     assert reached(summary["b"]) == (20.0, 1)
 
@@ -110,7 +113,7 @@ def test_diverged_final_runs_count_as_the_worst_outcome_and_are_counted():
     results += [run("final", "a", 2, [0.9], diverged=True, seconds=0.1)]
     summary = summed(results, ["a"], "a")["a"]
     expected = estimate([[0.9, 0.9, 0.0]])
-    assert summary.accuracy == replace(expected, interval=(0.0, 1.0))
+    assert summary.mean == replace(expected, interval=(0.0, 1.0))
     assert summary.loss == Estimate(math.inf, None, 3)
     assert (summary.runs, summary.diverged) == (3, (("", 2),))
     assert summary.seconds == 3.0  # stopping early is no speed
@@ -120,7 +123,7 @@ def test_a_metric_that_overflowed_is_the_worst_one_too():
     results = [run("final", "a", 0, 0.9, loss=math.inf), run("final", "a", 1, 0.9)]
     summary = summed(results, ["a"], "a")["a"]
     assert summary.loss.value == math.inf
-    assert summary.accuracy.value == 0.9
+    assert summary.mean.value == 0.9
 
 
 @pytest.mark.parametrize(
@@ -164,11 +167,11 @@ def test_a_study_without_final_runs_has_values_so_far_and_nothing_else():
     results = [run("tune", "a", 0, 0.5, rate=0.1), run("tune", "a", 0, 0.6, rate=0.2)]
     summary = summed(results, ["a", "b"], "a")
     assert summary.best is None
-    assert summary.target_accuracy is None
+    assert summary.target is None
     assert summary["a"].values == {RATE: 0.2}
     assert summary["b"].values == {}
     for arm in summary.arms:
-        assert arm.accuracy is None
+        assert arm.mean is None
         assert arm.loss is None
         assert arm.time_to_target is None
         assert arm.seconds is None
@@ -179,7 +182,7 @@ def test_when_every_final_run_diverged_there_is_no_best():
     results = finals("a", [[], []], diverged=True)
     summary = summed(results, ["a"], "a")
     assert summary.best is None
-    assert summary.target_accuracy is None
+    assert summary.target is None
     assert len(summary["a"].diverged) == 2
 
 
@@ -190,7 +193,7 @@ def test_final_runs_of_values_that_no_longer_win_do_not_count():
     ]
     results += finals("a", [0.8, 0.8], rate=0.1) + finals("a", [0.9, 0.9], rate=0.3)
     summary = summed(results, ["a"], "a")["a"]
-    assert summary.accuracy == estimate([[0.9, 0.9]])
+    assert summary.mean == estimate([[0.9, 0.9]])
     assert summary.values == {RATE: 0.3}
 
 
@@ -215,7 +218,7 @@ def test_an_unknown_baseline_is_an_error():
 
 def test_an_arm_is_told_by_mean_median_and_middle_half():
     summary = summed(finals("a", [0.1, 0.5, 0.6, 0.7, 0.9]), ["a"], "a")["a"]
-    assert summary.accuracy.value == pytest.approx(0.56)
+    assert summary.mean.value == pytest.approx(0.56)
     assert summary.median.value == 0.6
     assert summary.interquartile_mean.value == pytest.approx(0.6)  # of 0.5, 0.6 and 0.7
     assert summary.profile is None
@@ -261,20 +264,20 @@ def test_within_the_margin_arms_are_equivalent_and_without_one_they_are_not():
 
 def test_intervals_have_the_confidence_that_the_significance_asks():
     results = finals("a", [0.7, 0.8, 0.9])
-    found = summed(results, ["a"], "a", significance=0.1)["a"].accuracy
+    found = summed(results, ["a"], "a", significance=0.1)["a"].mean
     assert found == estimate([[0.7, 0.8, 0.9]], confidence=0.9)
 
 
 def test_who_reaches_the_target_first_is_counted_by_pairs():
     results = finals("base", [[0.1, 0.9], [0.9, 0.9], [0.1, 0.1]])
     results += finals("new", [[0.9, 0.9], [0.1, 0.9], [0.9, 0.9]])
-    found = summed(results, ["base", "new"], "base", target_accuracy=0.5)["new"].first_to_target
+    found = summed(results, ["base", "new"], "base", target=0.5)["new"].first_to_target
     assert (found.first, found.second, found.undecided) == (2, 1, 0)
 
 
 def test_a_target_is_waited_for_when_every_run_diverged_at_once():
     results = finals("a", [[], []], diverged=True)
-    summary = summed(results, ["a"], "a", target_accuracy=0.5)["a"]
+    summary = summed(results, ["a"], "a", target=0.5)["a"]
     assert reached(summary) == (math.inf, 0)
 
 
@@ -316,17 +319,17 @@ def test_two_tasks_weigh_the_same_and_pairs_stay_within_a_task():
     results += of_task("fashion", "base", [0.70, 0.72, 0.74])
     results += of_task("fashion", "new", [0.76, 0.77, 0.78], steps_per_epoch=99)
     summary = summarize(results, arms(["base", "new"], {}, ["digits", "fashion"]), "base")
-    assert summary["base"].accuracy.value == pytest.approx((0.91 + 0.72) / 2)
+    assert summary["base"].mean.value == pytest.approx((0.91 + 0.72) / 2)
     comparison = summary["new"].comparison
     assert comparison.pairs == (2, 3)
     assert comparison.difference.value == pytest.approx((0.02 + 0.05) / 2)
     assert summary["new"].by_seed == {0: pytest.approx(0.84), 1: pytest.approx(0.855)}
-    assert summary.target_accuracy is None
+    assert summary.target is None
     assert summary["new"].time_to_target is None
     assert list(summary.tasks) == ["digits", "fashion"]
     fashion = summary.tasks["fashion"]
     assert fashion["new"].comparison.difference.value == pytest.approx(0.05)
-    assert fashion.target_accuracy == pytest.approx(0.95 * 0.77)
+    assert fashion.target == pytest.approx(0.95 * 0.77)
     assert reached(fashion["new"]) == (99.0, 3)
     assert summary.ranking.ranks == {"new": 1.0, "base": 2.0}
     assert summary.best == "new"
@@ -351,7 +354,7 @@ def test_as_long_as_a_task_has_no_run_nothing_is_said_over_all():
     results = of_task("digits", "base", [0.9]) + of_task("digits", "new", [0.8])
     results += of_task("fashion", "base", [0.7])
     summary = summarize(results, names, "base")
-    assert summary["new"].accuracy is None
+    assert summary["new"].mean is None
     assert summary["new"].comparison is None
     assert summary.ranking is None
     assert summary.best == "base"
@@ -449,4 +452,4 @@ def test_contests_of_levels_that_look_alike_stay_apart():
     ]
     said = summarize(results, made, "none")
     assert [(it.name, len(it.arms)) for it in said.contests] == [("x=16", 2), ('x="16"', 2)]
-    assert [it.accuracy.value for it in said.arms] == pytest.approx([0.8, 0.8, 0.9, 0.9])
+    assert [it.mean.value for it in said.arms] == pytest.approx([0.8, 0.8, 0.9, 0.9])

@@ -163,7 +163,7 @@ PATHS = [
         "tune.extend",
         "tune.layer.epsilon",
     ),
-    *("tune.variants.batch.momentum", "tune.train.epochs", "baseline", "target_accuracy"),
+    *("tune.variants.batch.momentum", "tune.train.epochs", "baseline", "target", "metric"),
     *("margin", "margin_points", "significance", "seeds", "executor", "executor.width"),
     *(
         "executor.name",

@@ -11,7 +11,7 @@ import numpy as np
 
 from normlab.compare.arm import Arm, arms
 from normlab.compare.paths import with_values
-from normlab.compare.store import Curve, Evaluation, Result, Store
+from normlab.compare.store import Curve, Result, Store
 
 QUICKSTART = {
     "none": {"layer": "identity", "skill": 0.935, "rate": 0.03, "limit": 0.1},
@@ -104,7 +104,7 @@ def draw_study(
         "tasks": {name: dict(changes) for name, changes in (tasks or {}).items()},
         "seeds": seeds,
         "baseline": baseline or next(iter(variants)),
-        "target_accuracy": target,
+        "target": target,
     }
     store.write_config(config | {"tune": {**tune, "seeds": tune_seeds}} if tune else config)
     environment = {
@@ -182,14 +182,16 @@ def _draw_run(
         status="diverged" if diverged else "finished",
         steps_per_epoch=18,
         curve=Curve(
-            train_loss=loss.tolist(),
-            train_accuracy=np.clip(accuracy + 0.01, 0, 1).tolist(),
-            validation_loss=(loss + 0.3 * (1 - end)).tolist(),
-            validation_accuracy=accuracy.tolist(),
+            step=[18 * int(it) for it in time],
+            train={"loss": loss.tolist(), "accuracy": np.clip(accuracy + 0.01, 0, 1).tolist()},
+            validation={
+                "loss": (loss + 0.3 * (1 - end)).tolist(),
+                "accuracy": accuracy.tolist(),
+            },
         ),
         test=None
         if diverged or phase == "tune"
-        else Evaluation(loss=2.5 * (1 - end), accuracy=round(end * 360) / 360),
+        else {"loss": 2.5 * (1 - end), "accuracy": round(end * 360) / 360},
         seconds=0.4 + 0.05 * place,
         identity=with_values(identity, values) | {"phase": phase, "seed": seed},
     )

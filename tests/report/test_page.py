@@ -91,8 +91,8 @@ def test_the_page_says_who_won_by_how_much_and_whether_it_is_shown(quickstart):
     assert text.index(conclusion.headline) < 200
     assert "ghost16 came first with 98.19% test accuracy" in conclusion.headline
     assert conclusion.belief in text
-    lead = summary["ghost16"].comparison.difference
-    assert f"{words.points(lead.value)} points {words.interval(lead)}" in text
+    compared = summary["ghost16"].comparison
+    assert f"{words.difference(compared)} points {words.interval_of(compared)}" in text
     assert "above none, the baseline ✓ shown" in text
     assert "above batch, the runner-up ? not shown" in text
     for remark in conclusion.remarks:
@@ -128,8 +128,8 @@ def test_a_search_by_draws_is_told_as_its_range(tmp_path):
 def test_the_table_says_what_the_summary_says(quickstart):
     text = " ".join(Parsed(quickstart / "report.html").text.split())
     for arm in read_study(quickstart).summary.arms:
-        accuracy = f"{words.hundredfold(arm.accuracy.value)} "
-        assert f"{arm.name} {accuracy}{words.interval(arm.accuracy, words.hundredfold)}" in text
+        accuracy = f"{words.hundredfold(arm.mean.value)} "
+        assert f"{arm.name} {accuracy}{words.interval(arm.mean, words.hundredfold)}" in text
 
 
 def test_every_arm_has_one_look_of_its_own():
@@ -200,7 +200,7 @@ def test_more_seeds_than_one_can_look_at_are_shown_by_quantiles(tmp_path, monkey
     scores = 100 * np.array([*whole.summary["batch"].by_seed.values()])
     differences = scores - 100 * np.array([*whole.summary["none"].by_seed.values()])
     for name, prefix, of_batch in (
-        ("test-accuracy", "accuracy", scores),
+        ("test-accuracy", "test", scores),
         ("differences", "difference", differences),
     ):
         data = drawn[name].datasets
@@ -223,11 +223,11 @@ def test_of_more_arms_than_one_can_look_at_one_chart_has_all(tmp_path):
     whole = views([read_study(tmp_path)])[0]
     (every,) = (figure for figure in figures(whole.shown) if figure.name == "all-arms")
     rows = every.datasets["all-arms"]
-    ranked = sorted(summary.arms, key=words.rank)
+    ranked = sorted(summary.arms, key=words.by_rank(summary))
     assert [row["arm"] for row in rows] == [arm.name for arm in ranked]
     assert [row["rank"] for row in rows] == list(range(1, 121))
     for row, arm in zip(rows, ranked, strict=True):
-        ends = [arm.accuracy.value, *arm.accuracy.interval]
+        ends = [arm.mean.value, *arm.mean.interval]
         np.testing.assert_allclose(
             [row["value"], row["low"], row["high"]], np.multiply(ends, 100), 1e-4
         )
@@ -343,9 +343,9 @@ def test_intervals_of_charts_are_of_the_studys_significance(tmp_path):
         assert "Mean over seeds with 90% intervals." in made[name].caption.replace(
             "Geometric m", "M"
         )
-    last = [it for it in made["validation-accuracy"].datasets["accuracies"] if it["epoch"] == 6]
+    last = [it for it in made["validation-accuracy"].datasets["measured"] if it["epoch"] == 6]
     for row in last:
-        scores = [it.curve.validation_accuracy[-1] for it in view.runs(row["arm"])]
+        scores = [it.curve.validation["accuracy"][-1] for it in view.runs(row["arm"])]
         low, high = estimate([scores], confidence=0.9).interval
         assert (row["low"], row["high"]) == pytest.approx((100 * low, 100 * high), rel=1e-4)
     subtitle = overview(view, figures(view), "lax", "a setting")["title"]["subtitle"]
@@ -374,7 +374,7 @@ def test_bands_of_profiles_are_of_the_studys_significance(tmp_path):
 def test_charts_say_what_they_leave_out(tmp_path):
     draw_study(tmp_path / "some", SOMETIMES_DIVERGED, tune={}, epochs=8)
     draw_study(tmp_path / "none", {it: QUICKSTART[it] for it in ("none", "batch")}, tune={})
-    said = "Diverged runs, and the means that they lower, are left out here; the table has them."
+    said = "Diverged runs, and the means that they worsen, are left out here; the table has them."
     for folder, expected in (("some", True), ("none", False)):
         made = {it.name: it.caption for it in figures(views([read_study(tmp_path / folder)])[0])}
         assert (said in made["test-accuracy"]) == (said in made["differences"]) == expected
@@ -457,7 +457,7 @@ def test_the_numbers_are_written_as_json_that_every_reader_takes(tmp_path):
     summary = read_study(tmp_path).summary
     assert told["summary"]["contests"][0]["best"] == summary.best
     for said, meant in zip(told["summary"]["arms"], summary.arms, strict=True):
-        assert said["accuracy"]["value"] == meant.accuracy.value
+        assert said["mean"]["value"] == meant.mean.value
         assert (said["loss"]["value"] is None) == bool(meant.diverged)
 
 

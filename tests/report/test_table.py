@@ -46,9 +46,9 @@ def test_the_numbers_are_those_of_the_summary(quickstart):
     table = printed(quickstart, 80).partition("No variant is shown best")[0]
     for arm in read_study(quickstart).summary.arms:
         (row,) = [line.split() for line in table.splitlines() if line.startswith(f"{arm.name} ")]
-        low, high = arm.accuracy.interval
+        low, high = arm.mean.interval
         assert row[1:4] == [
-            f"{100 * arm.accuracy.value:.2f}",
+            f"{100 * arm.mean.value:.2f}",
             f"[{100 * low:.2f},",
             f"{100 * high:.2f}]",
         ]
@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_summary(quickstart):
 
 
 def test_where_intervals_do_not_fit_half_their_width_stands(quickstart):
-    accuracy = read_study(quickstart).summary["batch"].accuracy
+    accuracy = read_study(quickstart).summary["batch"].mean
     half = accuracy.interval[1] - accuracy.value
     assert f"{100 * accuracy.value:.2f} ±{100 * half:.2f}" in printed(quickstart, 70)
 

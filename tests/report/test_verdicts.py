@@ -22,8 +22,8 @@ def test_the_numbers_are_those_of_the_summary(quickstart, capsys):
     assert table["arm"].to_list()[0] == summary.best
     for row in table.iter_rows(named=True):
         arm = summary[row["arm"]]
-        assert row["test_accuracy"] == arm.accuracy.value
-        assert (row["test_accuracy_low"], row["test_accuracy_high"]) == arm.accuracy.interval
+        assert row["test_accuracy"] == arm.mean.value
+        assert (row["test_accuracy_low"], row["test_accuracy_high"]) == arm.mean.interval
         assert row["optimizer.learning_rate"] == arm.values["optimizer.learning_rate"]
         if arm.comparison is None:
             assert (row["verdict"], row["difference"], row["p"]) == ("baseline", None, None)
@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_summary(quickstart, capsys):
 def test_words_are_rounded_with_intervals(quickstart):
     summary = read_study(quickstart).summary
     for row in verdict_words(summary).iter_rows(named=True):
-        accuracy = summary[row["arm"]].accuracy
+        accuracy = summary[row["arm"]].mean
         told = f"{100 * accuracy.value:.2f} {words.interval(accuracy, words.hundredfold)}"
         assert row["test accuracy, %"] == told
 
@@ -46,7 +46,7 @@ def test_tasks_are_told_together_and_each(with_tasks):
     table = verdict_numbers(summary)
     assert table["task"].unique(maintain_order=True).to_list() == ["", "digits", "fashion"]
     of_task = table.filter(pl.col("task") == "fashion", pl.col("arm") == "batch")
-    assert of_task["test_accuracy"].item() == summary.tasks["fashion"]["batch"].accuracy.value
+    assert of_task["test_accuracy"].item() == summary.tasks["fashion"]["batch"].mean.value
 
 
 @pytest.mark.parametrize(

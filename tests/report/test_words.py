@@ -1,24 +1,28 @@
 """What a study says in words."""
 
 import math
+from functools import partial
 
 import pytest
-from compare.results import RATE, finals, run
+from compare.results import ACCURACY, RATE, finals, run
 from report.studies import QUICKSTART, draw_study
 
 from normlab.compare.arm import arms
-from normlab.compare.summary import summarize
+from normlab.compare.summary import summarize as summarize_measure
 from normlab.report import read_study
 from normlab.report.words import (
     conclude,
+    difference,
     interval,
     listed,
     loss,
     number,
     percent,
-    points,
+    signed,
     tuned_value,
 )
+
+summarize = partial(summarize_measure, measure=ACCURACY)
 
 BASE = [0.90, 0.91, 0.92, 0.90, 0.91, 0.92, 0.90, 0.92]
 NOISE = [0.001, 0.003, 0.002, 0.001, 0.002, 0.003, 0.002, 0.002]
@@ -37,9 +41,9 @@ def said(accuracies, baseline="base", **options):
 
 def test_numbers_are_short_and_have_real_minus_signs():
     assert percent(0.98123) == "98.12%"
-    assert points(-0.0123) == "\N{MINUS SIGN}1.23"
-    assert points(0.0123) == "+1.23"
-    assert points(-0.00001) == "+0.00"
+    assert signed(-0.0123, 2, ACCURACY) == "\N{MINUS SIGN}1.23"
+    assert signed(0.0123, 2, ACCURACY) == "+1.23"
+    assert signed(-0.00001, 2, ACCURACY) == "+0.00"
     assert number(1234.5) == "1,234"
     assert number(0.081234) == "0.0812"
     assert loss(0.1) == "0.100"
@@ -252,7 +256,7 @@ def test_a_lead_that_is_none_over_more_seeds_is_no_negative_lead():
     assert found.belief == "Its lead over b may be chance. It is not shown to differ from base."
     (fact,) = found.facts
     assert fact.label == "against base, the baseline"
-    assert points(fact.comparison.difference.value) == "\N{MINUS SIGN}2.50"
+    assert difference(fact.comparison) == "\N{MINUS SIGN}2.50"
 
 
 def test_a_tie_of_means_is_no_lead_that_may_be_chance():
@@ -300,10 +304,10 @@ def test_accuracies_of_diverged_runs_have_no_interval_beyond_a_hundred_percent()
     results += [run("final", "a", seed, [], diverged=True) for seed in (6, 7)]
     results += [run("tune", "a", seed, it) for seed, it in ((8, 0.9), (9, 1.0))]
     summary = summarize(results, arms(["base", "a"], {}, []), "base")
-    accuracy = summary["a"].accuracy
+    accuracy = summary["a"].mean
     assert accuracy.interval[1] == 1
     assert interval(accuracy, percent) == f"[{percent(accuracy.interval[0])}, 100.00%]"
-    assert summary["a"].trials[0].accuracy.interval[1] == 1
+    assert summary["a"].trials[0].reached.interval[1] == 1
     # A difference may lie beyond.
     assert summary["a"].comparison.difference.interval[0] < -0.5
 

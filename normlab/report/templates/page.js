@@ -64,7 +64,7 @@ function sort(header) {
   const table = header.closest("table");
   const key = header.dataset.key;
   // The first click shows the best or the most; names begin with A, losses and times with the least.
-  const rising = before ? before === "descending" : !["accuracy", "difference", "verdict", "diverged"].includes(key);
+  const rising = before ? before === "descending" : header.dataset.best === "least" || !["metric", "difference", "verdict", "diverged"].includes(key);
   for (const it of all("th[aria-sort]", table)) it.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", rising ? "ascending" : "descending");
   const value = (row) => {
