@@ -123,6 +123,12 @@ class Curve(_Record):
         )
 
 
+def _is_former(result: Mapping[str, Any]) -> bool:
+    """Whether a result, as JSON has it, is of the former format, which may lack a checksum."""
+    curve = result.get("curve")
+    return isinstance(curve, Mapping) and "train_loss" in curve
+
+
 def _from_former(curve: Mapping[str, Any], steps_per_epoch: int) -> dict[str, Any]:
     """Returns a curve of the former format, by epoch and of four names, as it is now."""
     epochs = len(next(iter(curve.values()), []))
@@ -223,7 +229,7 @@ class Result(Label):
     def _of_the_former_format(cls, given: Any) -> Any:
         if isinstance(given, Mapping):
             curve, steps = given.get("curve"), given.get("steps_per_epoch")
-            if isinstance(curve, Mapping) and "train_loss" in curve and isinstance(steps, int):
+            if isinstance(curve, Mapping) and _is_former(given) and isinstance(steps, int):
                 test = given.get("test")
                 told = test.items() if isinstance(test, Mapping) else []
                 _refuse_what_cannot_be({**curve, **{f"test_{name}": [it] for name, it in told}})
@@ -846,6 +852,8 @@ def _read(path: Path) -> Result:
         if result.id != path.stem:
             raise ValueError(f"it says that it is the run {result.id}")
         if not checked:
+            if not _is_former(json.loads(content)):
+                raise ValueError("it has no checksum, as every result of today has")
             _refuse_another_identity(result)
     except ValueError as error:
         what = _first_of(error) if isinstance(error, ValidationError) else error
