@@ -390,6 +390,7 @@ _BY_NAME: dict[str, Argument] = {
     "mean": or_none(BESIDE),
     "variance": BESIDE,
     "residual": or_none(BESIDE),
+    "factor": or_none(BESIDE),
     "scale": or_none(BESIDE),
     "bias": or_none(BESIDE),
     "proxy_scale": BESIDE,

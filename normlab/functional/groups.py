@@ -21,6 +21,7 @@ def group_moments(
     groups: int,
     *,
     channel_axis: int = -1,
+    epsilon: float | Array = 0.0,
     stored: Array | None = None,
     mask: Bool[Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
@@ -37,6 +38,7 @@ def group_moments(
         axes: Non-negative axes to reduce, without that of the channels.
         groups: Number of groups; divides the number of channels.
         channel_axis: Axis of the channels.
+        epsilon: As in `moments`.
         stored: As in `moments`.
         mask: Of the shape of `x`; true where a value counts.
         axis_name: Named axis over which sums and counts are pooled.
@@ -59,6 +61,7 @@ def group_moments(
 
     of = partial(
         moments,
+        epsilon=epsilon,
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
         use_fast_variance=use_fast_variance,

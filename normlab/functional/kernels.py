@@ -21,6 +21,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .pooling import scaled_epsilon
+from .whole_range import first_factor, first_factors, select, settled
+
 Values = Float[Array, "..."]
 Channels = Float[Array, "channels"]
 
@@ -301,6 +304,7 @@ def normalize_forward(
     pallas, _ = _pallas()
     tiles = form.tiles
     programs = _Programs.of(tiles, few=tiles.axes == (1,) and tiles.warps > 1)
+    others = first_factors(jnp.float32, form.epsilon)
 
     def kernel(x_ref, scale_ref, bias_ref, y_ref, multiplier_ref, *mean_refs):
         column = pallas.program_id(1)
@@ -314,7 +318,16 @@ def normalize_forward(
                 mean = tiles.mean(x)
                 of_moments.store(ref, mean)
                 x = elements.only(x - mean)
-            multiplier = 1 / jnp.sqrt(tiles.mean(x * x) + form.epsilon)
+
+            def mean_square(factor, x=x):
+                scaled = x if factor is None else x * factor
+                return tiles.mean(scaled * scaled)
+
+            plain = mean_square(None)
+            first = first_factor(plain, form.epsilon)
+            scaled = select(first, {it: mean_square(it) for it in others})
+            variance, factor = settled(plain, first, scaled, form.epsilon)
+            multiplier = factor / jnp.sqrt(variance + scaled_epsilon(form.epsilon, factor))
             of_moments.store(multiplier_ref, multiplier)
             elements.store(y_ref, x * multiplier * scale + bias)
             return ()

@@ -1,10 +1,15 @@
 """Local response normalization: each channel by the energy of its neighbours."""
 
+import math
+from numbers import Real
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Inexact
 
 from .arguments import checked
+from .normalize import reciprocal
 from .pooling import squared_magnitude
 from .spread import gathered, spec_of, spread_as
 
@@ -42,7 +47,12 @@ def local_response(
     Returns:
         An array of the shape of `x`.
     """
-    square = squared_magnitude(x)
+    # In a large unit the squares of values up to 1e33 are in the range. Those that it loses are
+    # small beside k, which is in the range in that unit too. The unit is kept from the compiler,
+    # which would draw its square out of the sum.
+    exponent = _exponent(k, beta, x.dtype)
+    unit = lax.optimization_barrier(jnp.asarray(2.0**-exponent, jnp.finfo(x.dtype).dtype))
+    square = squared_magnitude(x * unit)
     if mask is not None:
         square = jnp.where(mask, square, 0)
     # Summed anew for each channel: differences of one cumulative sum would lose the digits of a
@@ -59,7 +69,18 @@ def local_response(
         padding=tuple((n, n) for n in of_axis),
     )
     energy = spread_as(energy, spec_of(x))
-    return x / _power(k + (alpha / size if average else alpha) * energy, beta)
+    base = k * 4.0**-exponent + (alpha / size if average else alpha) * energy
+    return x * reciprocal(_power(base, beta)) * 2.0 ** (-2 * exponent * beta)
+
+
+def _exponent(k: float | Array, beta: float, dtype: Any) -> int:
+    """The power of two of the largest unit in whose square k, and its power, are in the range."""
+    if not isinstance(k, Real) or k == 0:
+        return 0
+    info = jnp.finfo(dtype)
+    least = (info.minexp + info.nmant + 3) / max(beta, 1)
+    room = math.floor(math.log2(float(k)) - least)
+    return min(max(room // 2, 0), 3 * info.maxexp // 8)
 
 
 def _power(base: Array, exponent: float) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from jaxtyping import Array, Bool, Inexact
 
 from .apart import apart
 from .arguments import checked
-from .blocks import blocks
+from .blocks import Blocks, blocks
 from .pooling import Moments, pool_devices, squared_magnitude
 from .terms import term
+from .whole_range import squares_in_range
 
 
 @checked()
@@ -21,6 +23,7 @@ def moments(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],
     *,
+    epsilon: float | Array = 0.0,
     stored: Array | None = None,
     mask: Bool[Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
@@ -46,6 +49,8 @@ def moments(
         x: Values of any shape, float or complex. The result has their precision, so half
             precision is to be converted by the caller.
         axes: Non-negative axes to reduce, in order.
+        epsilon: What will be added to the variance. Beside it, a variance too small for the squares
+            of float32, below 1e-30, need not be known.
         stored: The array that `x` was converted from, if it was. Without a mask its values are
             read instead of those of `x`, which take up more room; the derivative is that to `x`.
         mask: Of the shape of `x`; true where a value counts. Masked values may be anything.
@@ -65,37 +70,40 @@ def moments(
     else:
         count = math.prod(x.shape[axis] for axis in axes)
         divisor = max(count, 1)
+        symbol = not isinstance(divisor, int)  # of an exported program
+        divisor = (
+            jnp.asarray(divisor).astype(jnp.finfo(x.dtype).dtype) if symbol else float(divisor)
+        )
 
     def mean(values):
         values = values if mask is None else jnp.where(mask, values, 0)
         return jnp.sum(values, axes, keepdims=True) / divisor
 
     read = x if stored is None else stored
+    shift = residual = None
     if use_mean and not use_fast_variance:
         shift = mean(x)
-        variance = mean(squared_magnitude(x - shift))
-        residual = jnp.zeros_like(shift)
+    elif use_mean and mask is None:
+        shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
+        residual = _mean(read, x, shift, axes, 1)
     elif use_mean:
-        if mask is None:
-            shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
-            residual = _mean(read, x, shift, axes, 1)
-            mean_square = _mean_square(read, x, shift, axes, 2)
-        else:
-            shift = _one_number(lax.stop_gradient(mean(x)))
-            residual = mean(x - shift)
-            mean_square = mean(squared_magnitude(x - shift))
-        variance = jnp.maximum(mean_square - squared_magnitude(residual), 0)
+        shift = _one_number(lax.stop_gradient(mean(x)))
+        residual = mean(x - shift)
+    # The derivative to a shift that is the mean is 0.
+    around = None if shift is None else lax.stop_gradient(shift)
+    variance, factor = mean_square(read, x, around, mask, divisor, axes=axes, epsilon=epsilon)
+    if residual is not None:
+        mean_of_squares = variance
+        variance = jnp.maximum(variance - squared_magnitude(residual * factor), 0)
         # Where both overflow, their difference would be NaN.
-        variance = jnp.where(jnp.isinf(mean_square), mean_square, variance)
-    else:
-        variance = (
-            _mean_square(read, x, None, axes, 2) if mask is None else mean(squared_magnitude(x))
-        )
-        shift = residual = jnp.zeros_like(variance)
+        variance = jnp.where(jnp.isinf(mean_of_squares), mean_of_squares, variance)
+    shift = jnp.zeros_like(variance) if shift is None else shift
+    residual = jnp.zeros_like(shift) if residual is None else residual
     counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
     if mask is not None or count == 0:
         variance = jnp.where(counted > 0, variance, 1)
-    local = Moments(counted, shift, residual, variance)
+        factor = jnp.where(counted > 0, factor, 1)
+    local = Moments(counted, shift, residual, variance, factor)
     if axis_name is None:
         return local
     return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
@@ -165,30 +173,74 @@ def _(axes, place, primals, tangents):
     return _mean(*primals, axes, place), term(place, derivative, x, tangent)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def mean_square(
+    stored: Array,
+    x: Array,
+    shift: Array | None,
+    mask: Array | None,
+    divisor: float | Array,
+    *,
+    axes: tuple[int, ...],
+    epsilon: float | Array,
+) -> tuple[Array, Array]:
+    """The mean of |f (x - shift)|^2, and the factor f that keeps it in the range of the dtype.
+
+    The derivative to x is the mean of 2 Re(f^2 (x - shift)* dx); shift and factor are constant.
+
+    Args:
+        stored: As in `moments`.
+        x: As in `moments`.
+        shift: What is subtracted, in the shape of the result; None for 0.
+        mask: True where a value counts; None if all do.
+        divisor: How many count.
+        axes: To reduce.
+        epsilon: As in `moments`.
+    """
+    # Of an epsilon that is an array, nothing is known.
+    known = float(epsilon) if isinstance(epsilon, Real) else None
+    return _mean_square(stored, x, shift, mask, divisor, axes, known)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5, 6))
 def _mean_square(
-    stored: Array, x: Array, shift: Array | None, axes: tuple[int, ...], place: int
-) -> Array:
-    """The mean of |x - shift|^2, whose derivative is the mean of 2 Re((x - shift)* dx)."""
-    count = max(math.prod(x.shape[axis] for axis in axes), 1)
-    stored, shift = apart(place, (stored, shift), x)
+    stored: Array,
+    x: Array,
+    shift: Array | None,
+    mask: Array | None,
+    divisor: Any,
+    axes: tuple[int, ...],
+    epsilon: float | None,
+) -> tuple[Array, Array]:
+    stored, shift = apart(2, (stored, shift), x)
     cut = blocks(x, axes)
-    centred = cut.view(stored).astype(x.dtype)
-    centred = centred if shift is None else centred - cut.view(shift)
-    return apart(place, cut.sum(squared_magnitude(centred)) / count, x)
+
+    def mean(factor):
+        centred = cut.view(stored).astype(x.dtype)
+        centred = centred if shift is None else centred - cut.view(shift)
+        centred = centred if factor is None else centred * _viewed(cut, factor)
+        square = squared_magnitude(centred)
+        square = square if mask is None else jnp.where(cut.view(mask), square, 0)
+        return apart(2, cut.sum(square) / divisor, x)
+
+    return squares_in_range(mean, epsilon)
+
+
+def _viewed(cut: Blocks, factor: Array) -> Array:
+    return cut.view(factor) if factor.ndim else factor
 
 
 @_mean_square.defjvp
-def _(axes, place, primals, tangents):
-    stored, x, shift = primals
-    count = max(math.prod(x.shape[axis] for axis in axes), 1)
+def _(axes, epsilon, primals, tangents):
+    stored, x, shift, mask, divisor = primals
+    result, factor = _mean_square(*primals, axes, epsilon)
 
-    def derivative(tangent, stored, shift):
+    def derivative(tangent, stored, shift, mask, factor, weight):
         centred = stored.astype(x.dtype) if shift is None else stored.astype(x.dtype) - shift
-        product = jnp.real(jnp.conj(centred) * tangent)
-        return jnp.sum(product, axes, keepdims=True) * (2 / count)
+        centred = centred if mask is None else jnp.where(mask, centred, 0)
+        # One factor here and one after the sum: the square of one is not in the range.
+        product = jnp.real(jnp.conj(centred * factor) * tangent)
+        return jnp.sum(product, axes, keepdims=True) * weight
 
-    return (
-        _mean_square(*primals, axes, place),
-        term(3, derivative, x, tangents[1], stored, shift),
-    )
+    weight = factor * (2 / divisor)
+    tangent = term(3, derivative, x, tangents[1], stored, shift, mask, factor, weight)
+    return (result, factor), (tangent, jnp.zeros_like(factor))

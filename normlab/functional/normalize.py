@@ -11,6 +11,7 @@ from jaxtyping import Array, Inexact
 
 from .apart import apart
 from .arguments import checked
+from .pooling import scaled_epsilon
 from .terms import term
 
 
@@ -22,6 +23,7 @@ def normalize(
     *,
     epsilon: float | Array,
     residual: Array | None = None,
+    factor: Array | None = None,
     scale: Array | None = None,
     bias: Array | None = None,
     stored: Array | None = None,
@@ -37,6 +39,8 @@ def normalize(
         variance: Variance, real and not negative.
         epsilon: A small number that keeps the square root off zero.
         residual: What `mean` lacks of the exact mean, if it is known (see `Moments`).
+        factor: What the values are to be multiplied by for `variance` to be theirs, if it is not 1
+            (see `Moments`).
         scale: Factor, gamma; 1 if not given.
         bias: Summand, beta; 0 if not given.
         stored: The array that `x` was converted from, if it was. Its values are read instead of
@@ -46,7 +50,10 @@ def normalize(
     Returns:
         An array of the shape of `x`, in the given dtype or the one that all arguments promote to.
     """
-    multiplier = _reciprocal_root(variance + jnp.asarray(epsilon, variance.dtype))
+    if factor is None:
+        multiplier = _reciprocal_root(variance + jnp.asarray(epsilon, variance.dtype))
+    else:
+        multiplier = _reciprocal_root(variance + scaled_epsilon(epsilon, factor)) * factor
     # Statistics, scale and bias are small: what they have to do with each other is settled before
     # they meet the large array.
     if scale is not None and _is_small(multiplier, scale, x=x):
@@ -71,6 +78,18 @@ def _(primals, tangents):
     (x,), (dx,) = primals, tangents
     root = _reciprocal_root(x)
     return root, -0.5 * root * (dx / x)
+
+
+@jax.custom_jvp
+def reciprocal(x: Array) -> Array:
+    """Returns 1 / x; its derivative forms no square, which may not be in the range of the dtype."""
+    return 1 / x
+
+
+@reciprocal.defjvp
+def _(primals, tangents):
+    result = 1 / primals[0]
+    return result, -(tangents[0] * result) * result
 
 
 def _is_small(*arrays: Array, x: Array) -> bool:

@@ -86,13 +86,15 @@ def normalize_by_own_moments(
         axis_index_groups=axis_index_groups,
         use_mean=use_mean,
         use_fast_variance=use_fast_variance,
+        epsilon=epsilon,
     )
     return normalize(
         x,
         found.shift if use_mean else None,
-        found.variance,
+        found.scaled_variance,
         epsilon=epsilon,
         residual=found.residual if use_mean else None,
+        factor=found.factor,
         scale=scale,
         bias=bias,
         stored=stored,
@@ -181,22 +183,25 @@ def _layer_by_formula(x: Values, scale: Channels, bias: Channels, *, form: Form)
     groups = form.groups if 1 < form.groups < channels else None
     stored = x.reshape(form.shape)
     values = stored.astype(jnp.float32)
-    found = _moments(values, axes, groups, stored=stored, use_mean=form.centre)
+    found = _moments(
+        values, axes, groups, stored=stored, use_mean=form.centre, epsilon=form.epsilon
+    )
     means = (found.shift, found.residual) if form.centre else ()
     shift, residual = means or (None, None)
     y = normalize(
         values,
         shift,
-        found.variance,
+        found.scaled_variance,
         epsilon=form.epsilon,
         residual=residual,
+        factor=found.factor,
         scale=scale[None, None],
         bias=bias[None, None],
         stored=stored,
         dtype=form.dtype,
     )
     # Of a program that needs no moments, the compiler leaves them out.
-    of_moments = [1 / jnp.sqrt(found.variance + form.epsilon), *means]
+    of_moments = [1 / found.deviation(form.epsilon), *means]
     if groups is not None:  # Each channel has those of its group.
         of_moments = [it[..., :: channels // groups] for it in of_moments]
     return [y.reshape(x.shape), *(it.reshape(form.tiles.of_moments) for it in of_moments)]

@@ -1,5 +1,7 @@
 """Moments of a set from those of its parts: groups, devices, mixtures."""
 
+import functools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,37 +12,96 @@ from jax import lax
 from jaxtyping import Array
 
 from .arguments import ANY_NUMBERS, AXIS_NAME, checked, number, plain
+from .whole_range import factor_of
 
 
 class Moments(NamedTuple):
     """Count, mean and variance over some axes, which are kept with size 1.
 
     The mean is held as a sum of two numbers, because one float32 cannot hold it where it is large
-    against the deviation: at mean 1e4 the last bit of float32 is 1e-3.
+    against the deviation: at mean 1e4 the last bit of float32 is 1e-3. The variance is held as that
+    of the values times a power of two, because float32 holds the square of no value above 2e19 or
+    below 1e-19.
 
     Attributes:
         counted: How many values were counted, float32.
         shift: A number near the mean; a constant to differentiation.
         residual: What the shift lacks of the mean.
-        variance: The biased variance, mean of |x - mean|^2, real; 1 where nothing was counted.
+        scaled_variance: The biased variance of the values times the factor, mean of
+            |factor (x - mean)|^2, real; 1 where nothing was counted.
+        factor: A power of two, real; a constant to differentiation. It is 1 unless a square does
+            not fit the dtype; None is 1 everywhere.
     """
 
     counted: Array
     shift: Array
     residual: Array
-    variance: Array
+    scaled_variance: Array
+    factor: Array | None = None
 
     @property
     def mean(self) -> Array:
         """The mean, rounded to the dtype; 0 where nothing was counted."""
         return self.shift + self.residual
 
+    @property
+    def variance(self) -> Array:
+        """The biased variance: infinity where the dtype cannot hold it, 1 of no value."""
+        return self.variance_times(1.0)
+
+    @property
+    def factors(self) -> Array:
+        """The factor, also where it is not given."""
+        return jnp.ones_like(self.scaled_variance) if self.factor is None else self.factor
+
+    def variance_times(self, factor: float | Array) -> Array:
+        """The biased variance of the values times another factor."""
+        if self.factor is None and isinstance(factor, float) and factor == 1:
+            return self.scaled_variance
+        # One by one, since the square of a factor is not in the range. A division would be joined
+        # with others by the compiler.
+        ratio = factor * (1 / self.factors)
+        return self.scaled_variance * ratio * ratio
+
+    def deviation(self, epsilon: float | Array) -> Array:
+        """The square root of the variance and epsilon, which fits the dtype where they do not."""
+        factor = self.factors
+        return jnp.sqrt(self.scaled_variance + scaled_epsilon(epsilon, factor)) * (1 / factor)
+
+    @property
+    def size(self) -> Array:
+        """About as large as the deviation, for what has no derivative."""
+        return lax.stop_gradient(jnp.sqrt(self.scaled_variance) * (1 / self.factors))
+
+    def plain(self) -> "Moments":
+        """The same with a factor of 1; variances that the dtype cannot hold are infinite."""
+        return self._replace(scaled_variance=self.variance, factor=None)
+
+
+def _size(distance: Array) -> Array:
+    return jnp.abs(lax.stop_gradient(distance))
+
+
+def common_factor(parts: Sequence[Moments], *sizes: Array) -> Array:
+    """The factor with which variances of several moments, and some squares, are in the range."""
+    size = functools.reduce(jnp.maximum, [*(it.size for it in parts), *sizes])
+    # Where all have 1, small squares do not count.
+    most = functools.reduce(jnp.maximum, [it.factors for it in parts])
+    return jnp.minimum(factor_of(size), most)
+
+
+def scaled_epsilon(epsilon: float | Array, factor: Array) -> Array:
+    """What epsilon is beside a variance of values times a factor; not 0, as one divides by both."""
+    scaled = jnp.asarray(epsilon, factor.dtype) * factor * factor
+    return jnp.maximum(scaled, jnp.finfo(factor.dtype).tiny)
+
 
 MOMENTS = plain(
     "moments, as functional.moments returns them",
     lambda value: (
         isinstance(value, Moments)
-        and all(isinstance(part, np.ndarray | jax.Array) for part in value)
+        and all(isinstance(part, np.ndarray | jax.Array) for part in value[:4])
+        and isinstance(value.factor, np.ndarray | jax.Array | None)
     ),
 )
 _SHARE = plain("a share, a number from 0 to 1", number(0.0, 1.0))
@@ -58,9 +119,11 @@ def mix_moments(first: Moments, second: Moments, weight: float) -> Moments:
     share = jnp.where(second.counted > 0, weight, 0.0).astype(second.variance.dtype)
     # The means may be large against their distance: it is formed before anything is rounded.
     distance = second.shift - first.shift + (second.residual - first.residual)
-    variance = (1 - share) * first.variance + share * second.variance
-    variance = variance + share * (1 - share) * squared_magnitude(distance)
-    return Moments(first.counted, first.shift, first.residual + share * distance, variance)
+    second = second._replace(scaled_variance=jnp.where(share > 0, second.scaled_variance, 0))
+    factor = common_factor((first, second), jnp.where(share > 0, _size(distance), 0))
+    variance = (1 - share) * first.variance_times(factor) + share * second.variance_times(factor)
+    variance = variance + share * (1 - share) * squared_magnitude(distance * factor)
+    return Moments(first.counted, first.shift, first.residual + share * distance, variance, factor)
 
 
 @checked(moments=MOMENTS)
@@ -105,9 +168,21 @@ def pool_moments(
     share = groups.counted / jnp.maximum(count, 1)
     shift = pooled(share * groups.shift)
     residual = pooled(share * (groups.shift - shift + groups.residual))
-    distance = squared_magnitude(groups.shift - shift + groups.residual - residual)
-    variance = pooled(share * (groups.variance + distance))
-    return Moments(count, shift, residual, jnp.where(count > 0, variance, 1))
+    distance = groups.shift - shift + groups.residual - residual
+    distance = jnp.where(groups.counted > 0, distance, 0)
+    # No more than the most that any group has: where those have 1, small squares do not count.
+    size, most = (
+        jnp.max(jnp.where(groups.counted > 0, it, 0), 0, keepdims=True)
+        for it in (jnp.maximum(groups.size, _size(distance)), groups.factors)
+    )
+    if axis_name is not None:
+        size, most = (
+            lax.pmax(it, axis_name, axis_index_groups=axis_index_groups) for it in (size, most)
+        )
+    factor = jnp.where(count > 0, jnp.minimum(factor_of(size), most), 1)
+    square = squared_magnitude(distance * factor)
+    variance = pooled(share * (groups.variance_times(factor) + square))
+    return Moments(count, shift, residual, jnp.where(count > 0, variance, 1), factor)
 
 
 @checked(groups=MOMENTS)

@@ -55,7 +55,12 @@ def proxy_normalize(
     gaussian = jnp.asarray(quantiles, y.dtype).reshape(samples, *(1,) * y.ndim)
     # The proxy has an axis of its own for the points, which `activated` must not take for one of y.
     proxy = jax.vmap(lambda point: activated(proxy_bias + (1 + proxy_scale) * point))(gaussian)
-    proxy = jax.tree.map(lambda a: a[0], moments(proxy, (0,)))
+    proxy = jax.tree.map(lambda a: a[0], moments(proxy, (0,), epsilon=epsilon))
     return normalize(
-        activated(y), proxy.shift, proxy.variance, residual=proxy.residual, epsilon=epsilon
+        activated(y),
+        proxy.shift,
+        proxy.scaled_variance,
+        residual=proxy.residual,
+        factor=proxy.factor,
+        epsilon=epsilon,
     )

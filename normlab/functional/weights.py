@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .arguments import MATRIX, checked
-from .moments import moments
+from .moments import mean_square, moments
 from .normalize import normalize
-from .pooling import squared_magnitude
+from .pooling import scaled_epsilon
 
 #: Factors that give the value of an activation variance 1 where its input is a standard Gaussian:
 #: 1 / sqrt(Var[phi(z)]), by quadrature. That of ReLU is sqrt(2 / (1 - 1 / pi)).
@@ -45,13 +45,14 @@ def standardize_weight(
     Source: Qiao, Wang, Liu, Shen and Yuille, 2019, "Micro-Batch Training with Batch-Channel
     Normalization and Weight Standardization", section 3.
     """
-    statistics = moments(weight, axes)
+    statistics = moments(weight, axes, epsilon=epsilon)
     return normalize(
         weight,
         statistics.shift,
-        statistics.variance,
+        statistics.scaled_variance,
         epsilon=epsilon,
         residual=statistics.residual,
+        factor=statistics.factor,
     )
 
 
@@ -78,9 +79,11 @@ def scaled_standardize_weight(
     Source: Brock, De, Smith and Simonyan, 2021, "High-Performance Large-Scale Image Recognition
     Without Normalization", equation 1; gain and epsilon as in the code published with it.
     """
-    statistics = moments(weight, axes)
+    statistics = moments(weight, axes, epsilon=epsilon)
     fan_in = math.prod(weight.shape[axis] for axis in axes)
-    multiplier = gain * lax.rsqrt(jnp.maximum(statistics.variance * fan_in, epsilon))
+    least = scaled_epsilon(epsilon, statistics.factors)
+    squared = jnp.maximum(statistics.scaled_variance * fan_in, least)
+    multiplier = gain * (lax.rsqrt(squared) * statistics.factors)
     return (weight - statistics.shift - statistics.residual) * multiplier
 
 
@@ -107,7 +110,8 @@ def normalize_weight(
 
     Source: Salimans and Kingma, 2016, "Weight Normalization", equation 2.
     """
-    multiplier = lax.rsqrt(jnp.sum(squared_magnitude(weight), axes, keepdims=True) + epsilon)
+    squared, factor = mean_square(weight, weight, None, None, 1.0, axes=axes, epsilon=epsilon)
+    multiplier = lax.rsqrt(squared + scaled_epsilon(epsilon, factor)) * factor
     return weight * (multiplier if scale is None else multiplier * scale)
 
 

@@ -43,6 +43,7 @@ class BatchGroupNorm(BatchNorm):
             axes,
             given.features[0] // pooled,
             channel_axis=given.feature_axes[0],
+            epsilon=self.epsilon,
             stored=given.inputs,
             mask=given.mask,
             use_fast_variance=self.use_fast_variance,

@@ -337,6 +337,7 @@ class BatchNorm(CheckedModule):
         return moments(
             given.x,
             axes,
+            epsilon=self.epsilon,
             stored=given.inputs,
             mask=given.mask,
             use_fast_variance=self.use_fast_variance,
@@ -356,8 +357,8 @@ class BatchNorm(CheckedModule):
 
     def _for_running(self, batch: Moments) -> Moments:
         if self.running_variance == "biased":
-            return batch
-        return batch._replace(variance=unbiased(batch))
+            return batch.plain()
+        return batch._replace(scaled_variance=unbiased(batch), factor=None)
 
     def _refuse_single_value(self, x: Array, values: int) -> None:
         if values == 1:

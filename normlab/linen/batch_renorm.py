@@ -70,9 +70,9 @@ class BatchRenorm(BatchNorm):
         assert running is not None  # For _corrects_batch is set.
         batch = self._moments_of_batch(given)
         mean = self._beside(given, running.mean.value).astype(batch.shift.dtype)
-        variance = self._beside(given, running.var.value).astype(batch.variance.dtype)
+        variance = self._beside(given, running.var.value).astype(batch.scaled_variance.dtype)
         deviation = jnp.sqrt(variance + self.epsilon)
-        batch_deviation = jnp.sqrt(batch.variance + self.epsilon)
+        batch_deviation = batch.deviation(self.epsilon)
         updates = jnp.asarray(running.count.value if running.count else 0, variance.dtype)
         r_max, d_max = self._limits(updates)
         r = lax.stop_gradient(jnp.clip(batch_deviation / deviation, 1 / r_max, r_max))
@@ -84,7 +84,8 @@ class BatchRenorm(BatchNorm):
         distance = jnp.where(d == 0, 0, d * batch_deviation / r)
         corrected = batch._replace(
             residual=batch.residual - distance,
-            variance=batch.variance / r**2 + self.epsilon * (1 / r**2 - 1),
+            scaled_variance=batch.scaled_variance / r**2
+            + self.epsilon * batch.factors * batch.factors * (1 / r**2 - 1),
         )
         return corrected, self._for_running(batch)
 

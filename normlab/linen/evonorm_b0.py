@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array
 
 from ..functional import Moments
+from ..functional.normalize import reciprocal
 from .batch_norm import BatchInput, BatchNorm
 from .shared import affine, broadcast_to_input, refuse_complex
 
@@ -51,11 +52,11 @@ class EvoNormB0(BatchNorm):
         v = broadcast_to_input("EvoNormB0: v", v, x, given.feature_axes)
         instance = self._example_moments(given)
         denominator = jnp.maximum(
-            jnp.sqrt(statistics.variance + self.epsilon),
-            v * x + jnp.sqrt(instance.variance + self.epsilon),
+            statistics.deviation(self.epsilon),
+            v * x + instance.deviation(self.epsilon),
         )
         scale, bias = affine(self, x, given.feature_axes, given.scale, given.bias)
-        y = x / denominator
+        y = x * reciprocal(denominator)
         y = y if scale is None else y * scale
         y = y if bias is None else y + bias
         return y.astype(canonicalize_dtype(given.inputs, scale, bias, dtype=self.dtype))

@@ -95,6 +95,7 @@ class EvoNormS0(CheckedModule):
             x,
             tuple(range(1, x.ndim - 1)),
             number_of_groups(self, x.shape[-1]),
+            epsilon=self.epsilon,
             stored=inputs,
             mask=mask,
             **pooled_axis(self),
@@ -105,8 +106,9 @@ class EvoNormS0(CheckedModule):
         return normalize(
             gated,
             None,
-            statistics.variance,
+            statistics.scaled_variance,
             epsilon=self.epsilon,
+            factor=statistics.factor,
             scale=scale,
             bias=bias,
             dtype=canonicalize_dtype(inputs, scale, bias, dtype=self.dtype),

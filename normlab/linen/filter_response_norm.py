@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import moments, thresholded_linear
+from ..functional.pooling import scaled_epsilon
 from .fields import CheckedModule
 from .shared import (
     AxisName,
@@ -101,6 +102,8 @@ class FilterResponseNorm(CheckedModule):
         statistics = moments(
             x,
             tuple(range(1, x.ndim - 1)),
+            # One that is learned is not negligible.
+            epsilon=1.0 if self.learn_epsilon else self.epsilon,
             stored=inputs,
             mask=mask,
             **pooled_axis(self),
@@ -113,8 +116,8 @@ class FilterResponseNorm(CheckedModule):
             return broadcast_to_input(f"FilterResponseNorm: {name}", value, x, channels)
 
         if self.learn_epsilon:
-            variance = statistics.variance + jnp.abs(learned("epsilon", 1e-4))
-            statistics = statistics._replace(variance=variance)
+            more = scaled_epsilon(jnp.abs(learned("epsilon", 1e-4)), statistics.factors)
+            statistics = statistics._replace(scaled_variance=statistics.scaled_variance + more)
         y = normalized(self, inputs, x, statistics, channels, scale, bias, centre=False)
         if self.use_threshold:
             y = thresholded_linear(y, learned("threshold", 0.0))

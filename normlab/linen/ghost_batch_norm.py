@@ -90,6 +90,7 @@ class GhostBatchNorm(BatchNorm):
                 group = moments(
                     split(x),
                     shifted_axes,
+                    epsilon=self.epsilon,
                     stored=split(given.inputs),
                     mask=None if mask is None else split(mask),
                     use_fast_variance=self.use_fast_variance,

@@ -82,10 +82,11 @@ class PositionNorm(CheckedModule):
         statistics = moments(
             x,
             channels,
+            epsilon=self.epsilon,
             stored=inputs,
             mask=mask,
             **pooled_axis(self),
         )
         self.sow("intermediates", "mean", statistics.mean)
-        self.sow("intermediates", "deviation", jnp.sqrt(statistics.variance + self.epsilon))
+        self.sow("intermediates", "deviation", statistics.deviation(self.epsilon))
         return normalized(self, inputs, x, statistics, channels, scale, bias)

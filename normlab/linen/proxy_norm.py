@@ -109,6 +109,7 @@ class ProxyNorm(CheckedModule):
             x,
             tuple(range(1, x.ndim - 1)),
             number_of_groups(self, x.shape[-1]),
+            epsilon=self.epsilon,
             stored=inputs,
             mask=mask,
             **pooled_axis(self),
@@ -116,8 +117,9 @@ class ProxyNorm(CheckedModule):
         y = normalize(
             x,
             statistics.shift,
-            statistics.variance,
+            statistics.scaled_variance,
             epsilon=self.epsilon,
+            factor=statistics.factor,
             residual=statistics.residual,
             stored=inputs,
         )

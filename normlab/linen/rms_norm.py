@@ -104,6 +104,7 @@ class RMSNorm(CheckedModule):
             statistics = moments(
                 part,
                 axes,
+                epsilon=self.epsilon,
                 stored=stored,
                 mask=counted,
                 **pooled_axis(self),

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from ..functional import length
+from ..functional.normalize import reciprocal
 from .fields import CheckedModule
 from .shared import in_statistics_dtype, last_axis, scaled, with_mask
 
@@ -59,8 +60,8 @@ class ScaleNorm(CheckedModule):
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        size = length(x, last_axis(self, x.ndim), mask=mask)
-        y = x * (1 / jnp.maximum(size, self.epsilon))
+        size = length(x, last_axis(self, x.ndim), mask=mask, epsilon=self.epsilon**2)
+        y = x * reciprocal(jnp.maximum(size, self.epsilon))
         if scale is None and self.use_scale:
             initial = self.scale_init or nn.initializers.constant(math.sqrt(x.shape[-1]))
             scale = self.param("scale", initial, (), self.param_dtype).reshape((1,) * x.ndim)

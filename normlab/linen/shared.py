@@ -16,7 +16,6 @@ from ..functional import (
     normalize,
     normalize_by_own_moments,
     small_beside,
-    squared_magnitude,
 )
 from ..functional.arguments import can_be_computed_with, is_flag
 
@@ -200,8 +199,9 @@ def with_mask(
 ) -> tuple[Array, Array | None]:
     """Returns input and mask of a call to a layer with statistics, as `checked` does.
 
-    Masked values whose square is not finite become 0. Otherwise they would turn the gradient of the
-    scale, a sum over all values, into NaN, even where the loss leaves them out.
+    Masked values that are not finite, or would not be times a million, become 0. Otherwise they
+    would turn the gradient of the scale, a sum over all values, into NaN, even where the loss
+    leaves them out.
 
     Raises:
         ValueError: As in `checked`.
@@ -210,8 +210,8 @@ def with_mask(
     if mask is None:
         return array, None
     # Half precision overflows long before a value is of no use.
-    magnitude = squared_magnitude(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
-    return jnp.where(mask | jnp.isfinite(magnitude), array, 0), mask
+    wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return jnp.where(mask | jnp.isfinite(wide * 1e6), array, 0), mask
 
 
 def check_statistics(
@@ -431,9 +431,10 @@ def normalized(
     return normalize(
         x,
         moments.shift if centre else None,
-        moments.variance,
+        moments.scaled_variance,
         epsilon=module.epsilon,
         residual=moments.residual if centre else None,
+        factor=moments.factor,
         scale=scale,
         bias=bias,
         stored=inputs,

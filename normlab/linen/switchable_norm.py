@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from ..functional import Moments, pool_axes
+from ..functional.pooling import common_factor
 from .batch_norm import BatchInput, BatchNorm
 from .shared import normalized
 
@@ -34,16 +35,18 @@ class SwitchableNorm(BatchNorm):
 
         def mixed(name: str, values: list[Array]) -> Array:
             logits = self.param(name, nn.initializers.ones, (3,), self.param_dtype)
-            weights = jax.nn.softmax(logits.astype(instance.variance.dtype))
+            weights = jax.nn.softmax(logits.astype(instance.scaled_variance.dtype))
             return weights[0] * values[0] + weights[1] * values[1] + weights[2] * values[2]
 
         # The means may be large against their distances: only these are weighted.
         distances = [part.shift - instance.shift + part.residual for part in parts]
+        factor = common_factor(parts)
         mixture = Moments(
             instance.counted,
             instance.shift,
             mixed("mean_weight", distances),
-            mixed("variance_weight", [part.variance for part in parts]),
+            mixed("variance_weight", [part.variance_times(factor) for part in parts]),
+            factor,
         )
         return normalized(
             self, given.inputs, given.x, mixture, given.feature_axes, given.scale, given.bias

@@ -70,7 +70,7 @@ def batch_moments(
         batch = group_moments(x, reduced_axes, groups, channel_axis=feature_axes[0], mask=mask)
     else:
         batch = moments(x, reduced_axes, mask=mask)
-    return jax.tree.map(lambda a: jnp.squeeze(a, reduced_axes), batch)
+    return jax.tree.map(lambda a: jnp.squeeze(a, reduced_axes), batch.plain())
 
 
 def check_running(
@@ -132,7 +132,7 @@ def as_running(layer: nn.Module, mean: Array, variance: Array) -> dict[str, Arra
 def joined(before: Moments, batch: Moments) -> Moments:
     """Returns the moments of all batches, from those of the ones before and of one more."""
     both = jax.tree.map(lambda *parts: jnp.stack(parts), before, batch)
-    return jax.tree.map(lambda a: a[0], pool_moments(both))
+    return jax.tree.map(lambda a: a[0], pool_moments(both).plain())
 
 
 def takes_unbiased(layer: Any) -> bool:
