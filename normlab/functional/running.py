@@ -35,8 +35,9 @@ def update_running(
     Ba, 2015, section 3), written so that the value kept is the debiased one. All batches enter at
     once by the closed form of that recursion.
 
-    A batch with a non-finite statistic, or of which nothing was counted, is passed over; a feature
-    of which nothing was counted keeps its value. What is kept stays in the dtype and on the devices
+    A batch with a non-finite statistic, such as a variance that the dtype cannot hold, or of which
+    nothing was counted, is passed over; a feature of which nothing was counted keeps its value.
+    What is kept stays in the dtype and on the devices
     that it came in and on, whatever those of the batches are; a complex mean alone makes a real one
     complex.
 

@@ -96,8 +96,10 @@ class BatchNorm(CheckedModule):
         and never below float32, from 0 and 1. `batch_stats/count`: number of updates so far, a
         float32 scalar, only where `momentum` is None or `debias` is set. They move when, and only
         when, the caller makes `batch_stats` mutable and batch statistics are in use, initialization
-        excepted. A batch with a non-finite statistic, or wholly masked, leaves them alone. A state
-        that comes without a count which the layer needs is replaced whole by the first update.
+        excepted. A batch with a non-finite statistic, or wholly masked, leaves them alone; so does
+        one whose variance their dtype cannot hold (deviations above 1e19 in float32), though it is
+        normalized by it. A state that comes without a count which the layer needs is replaced whole
+        by the first update.
 
     Attributes:
         use_running_average: Whether to normalize by the running statistics; here or at the call.

@@ -5,27 +5,34 @@ deviation, which is, made zeros of the former, with gradients that were finite a
 negligible epsilon infinities and NaN of the latter.
 """
 
+import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from contract.cases import (
     Case,
     after_two_steps,
+    apply,
     as_arrays,
     assert_close,
     every_case,
+    every_variant,
     normal,
     parameters,
     train,
     two_of_three,
     variables,
 )
+from flax import nnx
+
+import normlab as nl
+from normlab.functional import moments, normalize, normalize_weight, scaled_standardize_weight
 
 LARGE = (1e19, 1e22, 1e25, 1e30)
 SMALL = (1e-30, 1e-25, 1e-20)
-# Layers that nothing of a large value is left of, and what they make of it is not a normalization.
-SQUASHING = ("dynamic_tanh", "dynamic_erf")
 
 
 def with_epsilon(case: Case, epsilon: float) -> Case:
@@ -103,3 +110,110 @@ def test_small_inputs_are_normalized_where_epsilon_is_negligible(case):
         for scale in scales:
             for mask in (None, two_of_three()):
                 check(small, np.float32(scale) * normal(), mask)
+
+
+@every_variant
+def test_bfloat16_is_normalized_at_any_size(case):
+    layer = case.layer(use_running_average=False)
+    run = jax.jit(lambda given, x: apply(layer, given, x)[0])
+    for scale in (1e-30, 1.0, *LARGE):
+        x = jnp.asarray(scale * normal(), jnp.bfloat16)
+        expected = after_two_steps(case).normalize(np.asarray(x, np.float64), **parameters(case))
+        assert_close(np.asarray(run(variables(case), x), np.float64), expected, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "ScaleNorm"])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_layers_for_nnx_are_blind_to_the_scale(name, scale):
+    fields = {"num_groups": 2} if name == "GroupNorm" else {}
+    form = getattr(nl.nnx, name)(4, epsilon=0.0, rngs=nnx.Rngs(0), **fields)
+    graph, state = nnx.split(form)
+
+    def both(x):
+        y, backward = jax.vjp(lambda x: nnx.merge(graph, state)(x), jnp.asarray(x))
+        return y, backward(normal(seed=1))[0]
+
+    (expected, gradient), (y, found) = both(normal()), both(np.float32(scale) * normal())
+    assert_close(y, expected)
+    assert_close(found * np.float32(scale), gradient, 1e-4)
+
+
+SIZES = np.float32([1e25, 1, 1e-25, 1e12]).reshape(4, 1, 1)
+
+
+def test_rows_of_any_size_stand_beside_each_other():
+    """One unit for all of an array would lose the small rows beside the large ones."""
+    layer = nl.LayerNorm(epsilon=0.0, use_scale=False, use_bias=False)
+    x = normal((4, 3, 16))
+    run = jax.jit(lambda x: layer.apply({}, x))
+    assert_close(run(x * SIZES), run(x))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_of_devices_are_pooled_at_any_size(scale, masked):
+    """Parts of very different sizes too: of zeros, and where only the means differ."""
+    x = np.float32(scale) * normal((4, 8, 3))
+    x[1], x[2] = 0, np.float32(5 * scale)
+    mask = two_of_three(x.shape) if masked else None
+
+    def whole(x, mask, **over):
+        it = moments(x, (0,), mask=mask, **over)
+        return normalize(
+            x, it.shift, it.scaled_variance, residual=it.residual, factor=it.factor, epsilon=0.0
+        )
+
+    def on_devices(x):
+        if mask is None:
+            return jax.vmap(lambda x: whole(x, None, axis_name="i"), axis_name="i")(x)
+        return jax.vmap(lambda x, mask: whole(x, mask, axis_name="i"), axis_name="i")(x, mask)
+
+    def together(x):
+        flat = None if mask is None else mask.reshape(32, 3)
+        return whole(x.reshape(32, 3), flat).reshape(x.shape)
+
+    def both(function):
+        y, backward = jax.vjp(function, x)
+        return y, backward(normal(x.shape, seed=1))[0] * np.float32(scale)
+
+    usual = both(on_devices)
+    for one, other in zip(usual, both(together), strict=True):
+        assert_close(one, other, 1e-4)
+    wide, counts = x.astype(np.float64), np.ones(x.shape) if mask is None else mask
+    mean = (wide * counts).sum((0, 1)) / counts.sum((0, 1))
+    variance = ((wide - mean) ** 2 * counts).sum((0, 1)) / counts.sum((0, 1))
+    assert_close(usual[0], (wide - mean) / np.sqrt(variance))
+
+
+def test_weights_of_any_size_are_normalized():
+    weight = jnp.asarray(normal((5, 4)))
+    for function in (
+        lambda w: normalize_weight(w, (0,), epsilon=0.0),
+        lambda w: scaled_standardize_weight(w, (0,), jnp.ones((1, 4)), epsilon=0.0),
+    ):
+        for scale in map(np.float32, (1e-25, 1e25)):
+            y, backward = jax.vjp(function, scale * weight)
+            expected, usual = jax.vjp(function, weight)
+            assert_close(y, expected)
+            dy = normal((5, 4), seed=1)
+            assert_close(backward(dy)[0] * scale, usual(dy)[0], 1e-4)
+
+
+def test_zeros_stay_zeros_without_an_epsilon():
+    """They were 0 / 0."""
+    for layer in (nl.LayerNorm(epsilon=0.0), nl.RMSNorm(epsilon=0.0)):
+        y, _ = layer.init_with_output(jax.random.key(0), jnp.zeros((2, 4)))
+        np.testing.assert_array_equal(y, 0)
+
+
+def test_usual_input_does_not_pay_for_the_rest():
+    """What is taken once more stands in a branch of its own, under vmap too."""
+    layer = nl.RMSNorm(use_scale=False)
+
+    def run(x):
+        return layer.apply({}, x)
+
+    x = jnp.ones((4, 8, 16))
+    for function in (run, jax.vmap(run), jax.vmap(jax.vmap(run))):
+        compiled = jax.jit(function).lower(x).compile().as_text()
+        assert len(re.findall(r" conditional\(", compiled)) == 1
