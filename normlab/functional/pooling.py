@@ -232,7 +232,8 @@ def pool_devices(
         axis_index_groups: Groups of indices of `axis_name` that are pooled among themselves.
         counts_differ: Whether the devices may have counted differently many values.
     """
-    arrays = local if counts_differ else local[1:]
+    arrays = [local.counted, local.shift, local.residual, local.scaled_variance, local.factors]
+    arrays = arrays if counts_differ else arrays[1:]
     stacked = jnp.stack(jnp.broadcast_arrays(*arrays))
     gathered = jnp.moveaxis(_gather(axis_name, axis_index_groups, stacked[None]), 1, 0)
     gathered = [

@@ -37,9 +37,8 @@ def update_running(
 
     A batch with a non-finite statistic, such as a variance that the dtype cannot hold, or of which
     nothing was counted, is passed over; a feature of which nothing was counted keeps its value.
-    What is kept stays in the dtype and on the devices
-    that it came in and on, whatever those of the batches are; a complex mean alone makes a real one
-    complex.
+    What is kept stays in the dtype and on the devices that it came in and on, whatever those of the
+    batches are; a complex mean alone makes a real one complex.
 
     Args:
         mean: Running mean.
