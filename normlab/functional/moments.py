@@ -89,7 +89,6 @@ def moments(
     elif use_mean:
         shift = _one_number(lax.stop_gradient(mean(x)))
         residual = mean(x - shift)
-    # The derivative to a shift that is the mean is 0.
     around = None if shift is None else lax.stop_gradient(shift)
     variance, factor = mean_square(read, x, around, mask, divisor, axes=axes, epsilon=epsilon)
     if residual is not None:
@@ -97,6 +96,10 @@ def moments(
         variance = jnp.maximum(variance - squared_magnitude(residual * factor), 0)
         # Where both overflow, their difference would be NaN.
         variance = jnp.where(jnp.isinf(mean_of_squares), mean_of_squares, variance)
+    elif around is not None and shift is not None:
+        # A mean that is one number lacks what rounding took, and so the derivative to it is not 0.
+        lacking = lax.stop_gradient(mean(x - around) * factor)
+        variance -= 2 * jnp.real(jnp.conj(lacking) * (shift - around)) * factor
     shift = jnp.zeros_like(variance) if shift is None else shift
     residual = jnp.zeros_like(shift) if residual is None else residual
     counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
