@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from .arguments import checked
-from .moments import mean_square
+from .moments import sum_of_squares
 
 
 @checked()
@@ -12,6 +12,7 @@ def length(
     x: Inexact[Array, "..."],
     axes: tuple[int, ...],
     *,
+    stored: Array | None = None,
     mask: Bool[Array, "..."] | None = None,
     epsilon: float | Array = 0.0,
 ) -> Array:
@@ -24,6 +25,7 @@ def length(
     Args:
         x: Values, float or complex.
         axes: Axes to reduce, which are kept with size 1.
+        stored: As in `moments`.
         mask: Of the shape of `x`; true where a value counts. Masked values may be anything.
         epsilon: The square of a length beside which one need not be known that is too small for the
             squares of float32, below 1e-15.
@@ -31,7 +33,7 @@ def length(
     Returns:
         The length, real; 1 where nothing was counted, so that a division by it changes nothing.
     """
-    total, factor = mean_square(x, x, None, mask, 1.0, axes=axes, epsilon=epsilon)
+    total, factor = sum_of_squares(x, axes, epsilon=epsilon, stored=stored, mask=mask)
     # The square root is kept off zero, where its derivative is infinite, before and after.
     positive = total > 0
     result = jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)) * (1 / factor), 0)

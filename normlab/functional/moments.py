@@ -81,25 +81,24 @@ def moments(
 
     read = x if stored is None else stored
     shift = residual = None
-    if use_mean and not use_fast_variance:
-        shift = mean(x)
-    elif use_mean and mask is None:
+    if use_mean and use_fast_variance and mask is None:
         shift = _near_mean(lax.stop_gradient(read), axes, x.dtype)
         residual = _mean(read, x, shift, axes, 1)
     elif use_mean:
-        shift = _one_number(lax.stop_gradient(mean(x)))
+        shift = lax.stop_gradient(mean(x))
+        shift = _one_number(shift) if use_fast_variance else shift
         residual = mean(x - shift)
-    around = None if shift is None else lax.stop_gradient(shift)
-    variance, factor = mean_square(read, x, around, mask, divisor, axes=axes, epsilon=epsilon)
-    if residual is not None:
+    variance, factor = mean_square(read, x, shift, mask, divisor, axes=axes, epsilon=epsilon)
+    if residual is not None and use_fast_variance:
         mean_of_squares = variance
         variance = jnp.maximum(variance - squared_magnitude(residual * factor), 0)
         # Where both overflow, their difference would be NaN.
         variance = jnp.where(jnp.isinf(mean_of_squares), mean_of_squares, variance)
-    elif around is not None and shift is not None:
-        # A mean that is one number lacks what rounding took, and so the derivative to it is not 0.
-        lacking = lax.stop_gradient(mean(x - around) * factor)
-        variance -= 2 * jnp.real(jnp.conj(lacking) * (shift - around)) * factor
+    elif residual is not None:
+        # The mean is the shift, for what rounding took from that is not looked at. But it is what
+        # moves: the shift is a constant.
+        variance = variance - _derivatives_alone(squared_magnitude(residual * factor))
+        residual = _derivatives_alone(residual)
     shift = jnp.zeros_like(variance) if shift is None else shift
     residual = jnp.zeros_like(shift) if residual is None else residual
     counted = jnp.broadcast_to(jnp.asarray(count, jnp.float32), variance.shape)
@@ -110,6 +109,17 @@ def moments(
     if axis_name is None:
         return local
     return pool_devices(local, axis_name, axis_index_groups, counts_differ=mask is not None)
+
+
+@jax.custom_jvp
+def _derivatives_alone(x: Array) -> Array:
+    """Zeros that have the derivatives of x; where those are not asked for, x is not computed."""
+    return jnp.zeros_like(x)
+
+
+@_derivatives_alone.defjvp
+def _(primals, tangents):
+    return _derivatives_alone(*primals), tangents[0]
 
 
 # In elements of the last axis. Of rows of 64 a part took a CPU longer than all; of 768 and of 4096
@@ -201,7 +211,20 @@ def mean_square(
     """
     # Of an epsilon that is an array, nothing is known.
     known = float(epsilon) if isinstance(epsilon, Real) else None
-    return _mean_square(stored, x, shift, mask, divisor, axes, known)
+    return _mean_square_compiled(stored, x, shift, mask, divisor, axes, known)
+
+
+def sum_of_squares(
+    x: Array,
+    axes: tuple[int, ...],
+    *,
+    epsilon: float | Array,
+    stored: Array | None = None,
+    mask: Array | None = None,
+) -> tuple[Array, Array]:
+    """The sum of |f x|^2, and the factor f, as in `mean_square`."""
+    read = x if stored is None else stored
+    return mean_square(read, x, None, mask, 1.0, axes=axes, epsilon=epsilon)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(5, 6))
@@ -247,3 +270,8 @@ def _(axes, epsilon, primals, tangents):
     weight = factor * (2 / divisor)
     tangent = term(3, derivative, x, tangents[1], stored, shift, mask, factor, weight)
     return (result, factor), (tangent, jnp.zeros_like(factor))
+
+
+# Outside of `jax.jit` a branch is compiled at each call, unless it is part of a function that is
+# compiled once.
+_mean_square_compiled = jax.jit(_mean_square, static_argnums=(5, 6), inline=True)

@@ -92,8 +92,15 @@ def common_factor(parts: Sequence[Moments], *sizes: Array) -> Array:
 
 def scaled_epsilon(epsilon: float | Array, factor: Array) -> Array:
     """What epsilon is beside a variance of values times a factor; not 0, as one divides by both."""
-    scaled = jnp.asarray(epsilon, factor.dtype) * factor * factor
-    return jnp.maximum(scaled, jnp.finfo(factor.dtype).tiny)
+    # An epsilon that half precision cannot hold may be one that it can, times the factors.
+    wide = jnp.promote_types(factor.dtype, jnp.float32)
+    large = factor.astype(wide)
+    info = jnp.finfo(factor.dtype)
+    # With a factor, variances are about 1. Without, they may be as small as the least numbers of
+    # half precision with all digits, and are not to be changed.
+    least = max(float(info.smallest_subnormal), float(jnp.finfo(wide).tiny))
+    least = jnp.where(factor == 1, least, float(info.tiny))
+    return jnp.maximum(jnp.asarray(epsilon, wide) * large * large, least).astype(factor.dtype)
 
 
 MOMENTS = plain(
@@ -165,14 +172,20 @@ def pool_moments(
 
     pooled = partial(_sum_over_groups, axis_name=axis_name, axis_index_groups=axis_index_groups)
     count = pooled(groups.counted)
+    nonempty = groups.counted > 0
+    # The 1 of an empty group may be infinite in the unit of the others.
+    groups = groups._replace(scaled_variance=jnp.where(nonempty, groups.scaled_variance, 0))
     share = groups.counted / jnp.maximum(count, 1)
     shift = pooled(share * groups.shift)
     residual = pooled(share * (groups.shift - shift + groups.residual))
     distance = groups.shift - shift + groups.residual - residual
-    distance = jnp.where(groups.counted > 0, distance, 0)
+    distance = jnp.where(nonempty, distance, 0)
+    if groups.factor is None:
+        variance = pooled(share * (groups.scaled_variance + squared_magnitude(distance)))
+        return Moments(count, shift, residual, jnp.where(count > 0, variance, 1))
     # No more than the most that any group has: where those have 1, small squares do not count.
     size, most = (
-        jnp.max(jnp.where(groups.counted > 0, it, 0), 0, keepdims=True)
+        jnp.max(jnp.where(nonempty, it, 0), 0, keepdims=True)
         for it in (jnp.maximum(groups.size, _size(distance)), groups.factors)
     )
     if axis_name is not None:

@@ -7,9 +7,9 @@ from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from .arguments import MATRIX, checked
-from .moments import mean_square, moments
+from .moments import moments, sum_of_squares
 from .normalize import normalize
-from .pooling import scaled_epsilon
+from .pooling import scaled_epsilon, squared_magnitude
 
 #: Factors that give the value of an activation variance 1 where its input is a standard Gaussian:
 #: 1 / sqrt(Var[phi(z)]), by quadrature. That of ReLU is sqrt(2 / (1 - 1 / pi)).
@@ -110,7 +110,7 @@ def normalize_weight(
 
     Source: Salimans and Kingma, 2016, "Weight Normalization", equation 2.
     """
-    squared, factor = mean_square(weight, weight, None, None, 1.0, axes=axes, epsilon=epsilon)
+    squared, factor = sum_of_squares(weight, axes, epsilon=epsilon)
     multiplier = lax.rsqrt(squared + scaled_epsilon(epsilon, factor)) * factor
     return weight * (multiplier if scale is None else multiplier * scale)
 
@@ -216,4 +216,6 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _direction(vector: Array, epsilon: float) -> Array:
-    return normalize_weight(vector, (1,), epsilon=epsilon)
+    # In units of the largest entry, whose squares are in the range.
+    squared = jnp.sum(squared_magnitude(vector), 1, keepdims=True)
+    return vector * lax.rsqrt(jnp.maximum(squared + epsilon, jnp.finfo(squared.dtype).tiny))

@@ -101,6 +101,8 @@ def settled(plain: Array, first: Array, square: Array, epsilon: Any) -> tuple[Ar
         epsilon: What will be added.
     """
     known = float(epsilon) if small_counts(epsilon, plain.dtype) else 0.0
+    # One whose reciprocal root is not in the range is none.
+    known = known if known**0.5 > 2.0 ** (-15 * _unit(plain.dtype)) else 0.0
     size = jnp.maximum(jnp.sqrt(square) * (1 / first), known**0.5)
     # Of zeros, one with which 1 / sqrt(tiny) is still in the range.
     of_zero = 2.0 ** (7 * _unit(plain.dtype))

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..functional import Moments
+from ..functional.whole_range import factor_of
 from .batch_norm import BatchInput, BatchNorm, Running
 
 
@@ -82,10 +83,15 @@ class BatchRenorm(BatchNorm):
         # normalization like any other.
         # A deviation that overflows is not to make NaN of a correction that is none.
         distance = jnp.where(d == 0, 0, d * batch_deviation / r)
+        # The square of r need not be in the range: it is taken in units in which r is about 1.
+        unit = 1 / factor_of(r)
+        ratio, factor = unit / r, batch.factors * unit
+        beside = batch.factors * ratio
         corrected = batch._replace(
             residual=batch.residual - distance,
-            scaled_variance=batch.scaled_variance / r**2
-            + self.epsilon * batch.factors * batch.factors * (1 / r**2 - 1),
+            scaled_variance=batch.scaled_variance * ratio * ratio
+            + (self.epsilon * beside * beside - self.epsilon * factor * factor),
+            factor=factor,
         )
         return corrected, self._for_running(batch)
 

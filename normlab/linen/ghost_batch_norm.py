@@ -133,7 +133,8 @@ class GhostBatchNorm(BatchNorm):
         if len(groups.counted) == 1 and not over_devices:
             return self._for_running(groups)
         if self.running == "pooled":
-            return self._for_running(pool_moments(groups, **over_devices))
+            # What does not fit the dtype is passed over, so that no units need be agreed on.
+            return self._for_running(pool_moments(groups.plain(), **over_devices))
         groups = self._for_running(groups)
         if self.running == "average":
             return average_moments(groups, **over_devices)

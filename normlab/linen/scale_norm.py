@@ -60,8 +60,11 @@ class ScaleNorm(CheckedModule):
         """Normalizes the input; the arguments are those of `BatchNorm`."""
         inputs, mask = with_mask(self, x, mask, use_running_average)
         x = in_statistics_dtype(inputs, self.dtype, True)
-        size = length(x, last_axis(self, x.ndim), mask=mask, epsilon=self.epsilon**2)
-        y = x * reciprocal(jnp.maximum(size, self.epsilon))
+        axes = last_axis(self, x.ndim)
+        size = length(x, axes, stored=inputs, mask=mask, epsilon=self.epsilon**2)
+        size = jnp.maximum(size, self.epsilon)
+        # Without an epsilon, zeros have no direction.
+        y = x * jnp.where(size > 0, reciprocal(jnp.where(size > 0, size, 1)), 0)
         if scale is None and self.use_scale:
             initial = self.scale_init or nn.initializers.constant(math.sqrt(x.shape[-1]))
             scale = self.param("scale", initial, (), self.param_dtype).reshape((1,) * x.ndim)

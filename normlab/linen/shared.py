@@ -194,14 +194,18 @@ def check_flag(layer: Any, name: str, value: Any) -> None:
         )
 
 
+# What masked values may be multiplied with: 1 / sqrt(epsilon) where the others are alike, and scale.
+_MOST_MULTIPLIER = 1e6
+
+
 def with_mask(
     layer: Any, x: ArrayLike, mask: ArrayLike | None, use_running_average: Any
 ) -> tuple[Array, Array | None]:
     """Returns input and mask of a call to a layer with statistics, as `checked` does.
 
-    Masked values that are not finite, or would not be times a million, become 0. Otherwise they
-    would turn the gradient of the scale, a sum over all values, into NaN, even where the loss
-    leaves them out.
+    Masked values that are not finite, or so large that they may not be when they are normalized,
+    become 0. Otherwise they would turn the gradient of the scale, a sum over all values, into NaN,
+    even where the loss leaves them out.
 
     Raises:
         ValueError: As in `checked`.
@@ -211,7 +215,7 @@ def with_mask(
         return array, None
     # Half precision overflows long before a value is of no use.
     wide = array.astype(jnp.promote_types(array.dtype, jnp.float32))
-    return jnp.where(mask | jnp.isfinite(wide * 1e6), array, 0), mask
+    return jnp.where(mask | jnp.isfinite(wide * _MOST_MULTIPLIER), array, 0), mask
 
 
 def check_statistics(

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
-from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -19,8 +18,9 @@ from .fields import CheckedModule
 from .shared import Axes, broadcast_to_input, in_statistics_dtype
 from .weight_wrapper import call_with_weights, split_axes
 
-# The variance below which an output counts as constant; the paper's code adds it to the variance.
-_CONSTANT = 1e-10
+# The deviation below which an output counts as constant; the paper's code adds its square to the
+# variance.
+_CONSTANT = 1e-5
 
 
 class WeightNorm(CheckedModule):
@@ -132,9 +132,9 @@ class WeightNorm(CheckedModule):
                 f"shape {y.shape}. Give init a batch of the training set, and check feature_axes."
             )
         x = in_statistics_dtype(y, None, force_float32=True)
-        batch = moments(x, pooled)
-        varies = batch.variance > _CONSTANT
-        factor = jnp.where(varies, lax.rsqrt(jnp.where(varies, batch.variance, 1)), 1)
+        batch = moments(x, pooled, epsilon=_CONSTANT**2)
+        deviation = batch.deviation(0.0)
+        factor = jnp.where(deviation > _CONSTANT, 1 / deviation, 1)
 
         def change(module, name, new):
             # A parameter may come in a box that says how it is sharded, which a tree map keeps.
