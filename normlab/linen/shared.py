@@ -194,7 +194,8 @@ def check_flag(layer: Any, name: str, value: Any) -> None:
         )
 
 
-# What masked values may be multiplied with: 1 / sqrt(epsilon) where the others are alike, and scale.
+# What masked values may be multiplied with: 1 / sqrt(epsilon) where the others are alike, and the
+# scale.
 _MOST_MULTIPLIER = 1e6
 
 
