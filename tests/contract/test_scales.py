@@ -400,3 +400,11 @@ def test_usual_input_does_not_pay_for_the_rest():
     for function in (run, jax.vmap(run), jax.vmap(jax.vmap(run))):
         compiled = jax.jit(function).lower(x).compile().as_text()
         assert len(re.findall(r" conditional\(", compiled)) == 1
+
+
+def test_scale_norm_writes_no_input_of_half_precision_out_in_float32():
+    """What a branch may read again was an array of twice the size."""
+    layer, x = nl.ScaleNorm(dtype=jnp.bfloat16), jnp.ones((512, 1024), jnp.bfloat16)
+    given = layer.init(jax.random.key(0), x)
+    program = jax.jit(lambda x: layer.apply(given, x)).lower(x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < x.size
