@@ -47,7 +47,7 @@ def local_response(
     Returns:
         An array of the shape of `x`.
     """
-    # In a large unit the squares of values up to 1e33 are in the range. Those that it loses are
+    # In a large unit the squares of values up to 1e28 are in the range. Those that it loses are
     # small beside k, which is in the range in that unit too. The unit is kept from the compiler,
     # which would draw its square out of the sum.
     exponent = _exponent(k, beta, x.dtype)
@@ -74,11 +74,14 @@ def local_response(
 
 
 def _exponent(k: float | Array, beta: float, dtype: Any) -> int:
-    """The power of two of the largest unit in whose square k, and its power, are in the range."""
+    """The power of two of the largest unit in which all that is made of k is in the range.
+
+    Of the power of k, the derivative of its reciprocal has the square.
+    """
     if not isinstance(k, Real) or k == 0:
         return 0
     info = jnp.finfo(dtype)
-    least = (info.minexp + info.nmant + 3) / max(beta, 1)
+    least = (info.minexp + 4) / max(2 * beta, 1)
     room = math.floor(math.log2(float(k)) - least)
     return min(max(room // 2, 0), 3 * info.maxexp // 8)
 
