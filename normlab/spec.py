@@ -1,5 +1,6 @@
 """The base of everything that a configuration file may set."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -94,6 +95,8 @@ def _check(given: Any, value: Any) -> None:
 # Categories of Unicode of which one sees nothing, or which turn what stands around them.
 _UNSEEN = {
     "Cc": "a control character",
+    "Cn": "a character that Unicode has not",
+    "Co": "a character of private use",
     "Cf": "an invisible character",
     "Cs": "half of a character",
     "Zl": "a line separator",
@@ -101,11 +104,19 @@ _UNSEEN = {
 }
 
 
+# Letters and signs that are blank, and those that choose how the one before them looks.
+_BLANK = re.compile("[\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5\u180b-\u180f\ufe00-\ufe0f]")
+
+
 def invisible(text: str) -> str:
     """Names the characters of a text that nobody sees, as "a control character (U+0007)"."""
-    found = dict.fromkeys(sign for sign in text if unicodedata.category(sign) in _UNSEEN)
-    told = [f"{_UNSEEN[unicodedata.category(sign)]} (U+{ord(sign):04X})" for sign in found]
+    found = {sign: _unseen(sign) for sign in text if _unseen(sign)}
+    told = [f"{what} (U+{ord(sign):04X})" for sign, what in found.items()]
     return ", ".join(told[:3])
+
+
+def _unseen(sign: str) -> str | None:
+    return "a blank character" if _BLANK.match(sign) else _UNSEEN.get(unicodedata.category(sign))
 
 
 def displayed(text: str) -> str:
@@ -115,6 +126,6 @@ def displayed(text: str) -> str:
     """
     if text == "__proto__":
         return f'"{text}"'
-    unseen = [unicodedata.category(sign) in _UNSEEN for sign in text]
-    signs = zip(text, unseen, strict=True)
-    return "".join(it.encode("unicode_escape").decode() if out else it for it, out in signs)
+    return "".join(
+        sign.encode("unicode_escape").decode() if _unseen(sign) else sign for sign in text
+    )

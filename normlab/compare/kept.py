@@ -107,10 +107,10 @@ class Weights:
         for place, (run, name) in enumerate(zip(runs, names, strict=True)):
             own = weights_folder(folder, name)
             record = {**_described(run, [name], programs), "keep": run.study.keep}
-            if _read_record(own) != record:
+            if not _of_the_same_weights(_read_record(own), record):
                 with writing(own):
                     shutil.rmtree(own, ignore_errors=True)
-                write_whole(own / _RECORD, sealed(record))
+            write_whole(own / _RECORD, sealed(record))
             self._writers.append(Checkpoints(own, 1, lambda _: None))
             self._highest.append(None)
             for point in start.curves[place] if start is not None else []:
@@ -332,8 +332,25 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged ({error}); give another folder") from error
 
 
+def _visible(folder: Path) -> list[str]:
+    """The names in a folder, but for locks and what was begun and never had its name."""
+    return [path.name for path in folder.glob("[!.]*")]
+
+
+def _of_the_same_weights(there: dict[str, Any] | None, record: dict[str, Any]) -> bool:
+    """Whether weights that are kept are those that would be kept now, however the study changed."""
+    if there is None or any(there.get(key) != record[key] for key in ("runs", "keep")):
+        return False
+    return there["study"].get("metric") == record["study"]["metric"]
+
+
 def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
     there = _read_record(folder)
+    if there is None and (others := sorted(_visible(folder))):
+        raise CheckpointError(
+            f"{folder} holds other things, as {others[0]}; give an empty folder or a new one, "
+            "since checkpoints that are not used any more are removed there"
+        )
     if there is not None and there["runs"] != record["runs"]:
         raise CheckpointError(
             f"{folder} holds checkpoints of the run {', '.join(there['runs'])}, not of "

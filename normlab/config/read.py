@@ -105,6 +105,10 @@ class Given:
             node = _Loader(text).get_single_node()
         except yaml.YAMLError as error:
             raise UnreadableError(f"cannot be read as YAML: {_in_a_line(error)}") from error
+        except (ValueError, OverflowError) as error:
+            raise UnreadableError(
+                "cannot be read as YAML: an escape as \\U00110000 names no character of Unicode"
+            ) from error
         return None if node is None else self._values(node, path, _Limit())
 
     def from_python(self, value: Any, path: str = "") -> Any:

@@ -35,6 +35,9 @@ LAST = 2
 
 _SEAL = "checksum.json"
 _UNFINISHED, _REMOVED = ".part", ".tmp"
+_STEP = re.compile(r"[0-9]{10}")
+# The library that writes arrays has names of its own behind ours.
+_BEGUN = re.compile(rf"[0-9]{{10}}({re.escape(_UNFINISHED)}|{re.escape(_REMOVED)})(\..*)?")
 _ELSEWHERE = "give another folder; what was saved before stays, and a run goes on from there"
 
 
@@ -251,8 +254,7 @@ class Checkpoints:
 
 def steps_in(folder: Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder, in their order."""
-    names = [path.name for path in folder.glob("[0-9]*")]
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if _STEP.fullmatch(path.name))
 
 
 def newest_whole(
@@ -282,8 +284,8 @@ def newest_whole(
 
 def sweep(folder: Path) -> None:
     """Removes what processes that were killed had begun to write or to remove."""
-    for ending in (_UNFINISHED, _REMOVED):
-        for path in folder.glob(f"[0-9]*{ending}*"):
+    for path in folder.glob("[0-9]*"):
+        if _BEGUN.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,9 +17,11 @@ from flax import nnx
 
 import normlab as public
 from normlab import surgery
+from normlab.compare.kept import _of_the_same_weights
 from normlab.config import ConfigError, make_study
 from normlab.errors import UserError
 from normlab.models import MODELS
+from normlab.train.checkpoint import sweep
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +245,26 @@ def test_folders_without_weights_are_told_with_the_remedy(tmp_path):
     (step / "record" / "metadata").unlink()
     with pytest.raises(UserError, match=r"is damaged: record/metadata is missing"):
         public.load(kept)
+
+
+def test_what_is_the_users_own_in_the_folder_to_save_in_stays(folder):
+    """Folders called 2024.partners and 1700000000 were removed, the first without a word."""
+    for name in ("2024.partners", "3.tmpdata", "1700000000"):
+        (folder / "mine" / name).mkdir(parents=True)
+        (folder / "mine" / name / "work").touch()
+    told = normlab("train", "small.yaml", "--save", "mine", folder=folder, code=2).stderr
+    assert "holds other things, as 1700000000; give an empty folder" in told
+    assert len([*(folder / "mine").glob("*/work")]) == 3
+    sweep(folder / "mine")
+    assert len([*(folder / "mine").glob("*/work")]) == 3
+
+
+def test_weights_stay_those_that_are_kept_whatever_else_of_a_study_changes():
+    """A changed margin removed the best weights of a run that went on from a checkpoint."""
+    there = {"runs": ["a"], "keep": "best", "study": {"metric": {"name": "loss"}, "seeds": 2}}
+    more = there | {"study": {"metric": {"name": "loss"}, "seeds": 3}}
+    assert _of_the_same_weights(there, more)
+    others = ({"runs": ["b"]}, {"keep": "last"}, {"study": {"metric": {"name": "accuracy"}}})
+    for other in others:
+        assert not _of_the_same_weights(there, there | other)
+    assert not _of_the_same_weights(None, there)
