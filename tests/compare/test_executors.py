@@ -198,7 +198,9 @@ class _SecondBreaks(LocalExecutor):
 def test_what_ended_beside_a_group_that_broke_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "normlab.compare.run.start_executor",
-        lambda study, bench, environment, store: _SecondBreaks(bench, store),
+        lambda study, bench, environment, store: _SecondBreaks(
+            bench, store, saves=False, alone=False
+        ),
     )
     with pytest.raises(UserError, match="the machine is gone"):
         run(tmp_path, study(tune=None, seeds=1, train={"epochs": 1}))

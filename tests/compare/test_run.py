@@ -267,10 +267,10 @@ def test_arms_without_normalization_train(tmp_path, monkeypatch):
     assert results.keys() == {"fixup", "free"}
     for result in results.values():
         assert result.status == "finished"
-        assert np.isfinite(result.test.loss)
+        assert np.isfinite(result.test["loss"])
     # Its one step began with a head of zeros, which says the same of every class.
     assert results["fixup"].curve.train["loss"] == [pytest.approx(np.log(10), rel=1e-5)]
-    assert results["fixup"].test.loss != pytest.approx(np.log(10), rel=1e-5)
+    assert results["fixup"].test["loss"] != pytest.approx(np.log(10), rel=1e-5)
 
 
 def test_a_vision_transformer_learns_digits(tmp_path):

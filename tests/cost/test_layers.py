@@ -49,6 +49,8 @@ ABOVE_FLAX = {
     "batch_norm-4": "8.06 passes to 8.00: a sixteenth is read first, for a shift",
     "layer_norm-4": "10.8 passes to 9.3: the mean is found before its rest, which Flax leaves out",
     "layer_norm-2": "9.4 passes to 8.3, likewise",
+    "rms_norm-4": "9.0 passes to 8.7: squares out of the range are summed in another unit",
+    "rms_norm-2": "8.25 passes to 8.17, likewise",
     "group_norm-4": "8.3 passes to 8.1, as batch norm",
     "instance_norm-4": "8.2 passes to 8.0, as batch norm",
 }

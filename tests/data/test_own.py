@@ -105,7 +105,7 @@ def test_what_a_model_gets_of_images(shape, dtype, standardize):
     else:
         assert dataset.mean is dataset.deviation is None
     logits = arrived.reshape(len(arrived), -1)[:, :3][dataset.test]
-    assert executed(made).test.loss == pytest.approx(
+    assert executed(made).test["loss"] == pytest.approx(
         loss(logits, dataset.labels[dataset.test]), rel=1e-5
     )
     assert seen == {("float32", SHAPES[shape])}
@@ -133,7 +133,7 @@ def test_a_model_gets_the_numbers_of_tokens_whatever_is_standardized():
         dataset = load(made.data)
         logits = np.concatenate([tokens, tokens[::-1]])[dataset.test][:, :3]
         expected = loss(logits, dataset.labels[dataset.test])
-        assert executed(made).test.loss == pytest.approx(expected, rel=1e-5)
+        assert executed(made).test["loss"] == pytest.approx(expected, rel=1e-5)
         assert seen == {("int32", (6,))}
     with pytest.raises(DataError, match=r"standardize=per_feature, but own has integers.*floating"):
         load(DataSpec(batch_size=16, name="own", standardize="per_feature"))

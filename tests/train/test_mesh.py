@@ -137,9 +137,9 @@ def test_a_study_on_a_mesh_has_the_runs_of_one_device(tmp_path):
     assert alone.hash == spread.hash
     (one,), (other,) = (Store(it.folder).results() for it in (alone, spread))
     assert (one.id, one.identity) == (other.id, other.identity)
-    np.testing.assert_allclose(other.curve.train_loss, one.curve.train_loss, rtol=1e-4)
-    np.testing.assert_allclose(other.test.loss, one.test.loss, rtol=1e-4)
-    assert other.test.accuracy == one.test.accuracy
+    np.testing.assert_allclose(other.curve.train["loss"], one.curve.train["loss"], rtol=1e-4)
+    np.testing.assert_allclose(other.test["loss"], one.test["loss"], rtol=1e-4)
+    assert other.test["accuracy"] == one.test["accuracy"]
 
 
 @pytest.mark.parametrize(
