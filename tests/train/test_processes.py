@@ -72,8 +72,9 @@ def test_two_processes_train_and_evaluate_the_run_of_one_and_the_first_tells(
     normlab("train", "study.yaml", "--out", "one", folder=folder)
     one, other = result(folder / "one"), result(folder / "two")
     assert one["id"] == other["id"]
-    for name, curve in one["curve"].items():
-        np.testing.assert_allclose(other["curve"][name], curve, rtol=1e-4, err_msg=name)
+    for split in ("train", "validation"):
+        for name, curve in one["curve"][split].items():
+            np.testing.assert_allclose(other["curve"][split][name], curve, rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(other["test"]["loss"], one["test"]["loss"], rtol=1e-4)
 
 
