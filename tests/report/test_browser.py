@@ -145,8 +145,8 @@ def test_another_baseline_changes_differences_and_verdicts(opened, quickstart):
         row = page.locator(f".results tr[data-arm={name}]")
         difference = row.locator("[data-key=difference]").inner_text()
         assert difference.split() == [
-            words.points(comparison.difference.value),
-            *words.interval(comparison.difference).split(),
+            words.difference(comparison),
+            *words.interval_of(comparison).split(),
         ]
         verdict = {"better": "better", "worse": "worse", "undecided": "undecided"}
         assert verdict[comparison.verdict] in row.locator("[data-key=verdict]").inner_text()
