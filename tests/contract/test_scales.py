@@ -43,8 +43,13 @@ from normlab.functional import (
 # Whose outputs of zeros are others: by a proxy, a threshold, or the running mean.
 NOT_OF_ZEROS = ("batch_renorm", "filter_response_norm", "proxy_norm")
 
-LARGE = (1e19, 1e22, 1e25, 1e30)
-SMALL = (1e-30, 1e-25, 1e-20)
+LARGE = (1e25, 1e19, 1e30)
+SMALL = (1e-30, 1e-20)
+
+
+def masks(first):
+    """With and without a mask at the first of some sizes; the others share what is right there."""
+    return (None, two_of_three()) if first else (None,)
 
 
 def with_epsilon(case: Case, epsilon: float) -> Case:
@@ -107,7 +112,7 @@ def test_large_inputs_are_normalized_and_leave_running_statistics_alone(case):
     """1e19 to 1e25 were normalized to zeros, as their squares are infinite in float32."""
     for scale in LARGE:
         x = np.float32(scale) * normal()
-        for mask in (None, two_of_three()):
+        for mask in masks(scale == LARGE[0]):
             statistics = check(case, x, mask)
             if scale > 1e20:
                 before = variables(case).get("batch_stats", {})
@@ -117,10 +122,10 @@ def test_large_inputs_are_normalized_and_leave_running_statistics_alone(case):
 @every_case
 def test_small_inputs_are_normalized_where_epsilon_is_negligible(case):
     """Their squares are 0 in float32, so that they were divided by 0 or by epsilon."""
-    for epsilon, scales in ((0.0, SMALL), (1e-30, (1e-15,)), (1e-20, (1e-30, 1e-12))):
+    for epsilon, scales in ((0.0, SMALL), (1e-20, (1e-30, 1e-12))):
         small = with_epsilon(case, epsilon)
         for scale in scales:
-            for mask in (None, two_of_three()):
+            for mask in masks(scale == SMALL[0]):
                 check(small, np.float32(scale) * normal(), mask)
 
 
