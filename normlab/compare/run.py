@@ -219,6 +219,8 @@ class _Work:
             result = self._store.result(name)
             if result is None:
                 path = self._store.folder / "runs" / f"{name}.json"
+                if (why := self._store.left_aside.get(path)) is not None:
+                    raise StoreError(f"{why} Delete it and start the study again.")
                 raise StoreError(f"{path} was there and is not any more. Start the study again.")
             self._read[name] = result.in_brief()
         return self._read[name]

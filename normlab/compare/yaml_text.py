@@ -69,10 +69,15 @@ def from_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: It is no YAML, or has tags of other kinds.
-        ValueError: It has more levels in each other than any configuration.
+        ValueError: It has more levels in each other than any configuration, or aliases or tags,
+            which `to_yaml` never writes.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):  # Building them would overflow the stack of C.
+        # A few lines of aliases are millions of values, and a tag has a scalar read as what it
+        # may not be.
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise ValueError("an alias or a tag, of which it is written with none")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -32,7 +33,7 @@ from ..errors import nearest
 from ..modules import import_modules as imported
 from ..user_code import explained
 from ..variants import OVERRIDABLE, VARIANTS, settable_fields
-from .errors import ConfigError, problems
+from .errors import ConfigError, problems, shortened
 from .read import Given, UnreadableError, joined, text_of
 
 # So many values of a path are tried each by itself; the others once the rest is right.
@@ -229,12 +230,38 @@ def _with_overrides(
 
 def _resolved(raw: Mapping[str, Any], source: str) -> Any:
     """Puts what references as ${train.epochs} mean in their places."""
+    if called := next(filter(_calls, _texts(raw)), None):
+        told = (
+            f"{shortened(called)}: a reference names a key, as ${{train.epochs}}, and calls nothing"
+        )
+        raise ConfigError(source, [f"{told}; write \\${{...}} for plain text"])
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         what = str(error).splitlines()[0]
         told = f"a reference ${{...}} cannot be followed: {what}; write \\${{...}} for plain text"
         raise ConfigError(source, [told]) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _calls(text: str) -> bool:
+    """Whether a reference in a text would call what reads the environment or makes other values."""
+    depth = 0
+    for sign in re.finditer(r"(\\*)\$\{|[:}]", text):
+        if sign[0].endswith("{"):
+            depth += len(sign[1]) % 2 == 0  # Behind a backslash it is plain text.
+        elif sign[0] == ":" and depth:
+            return True
+        elif sign[0] == "}":
+            depth = max(0, depth - 1)
+    return False
 
 
 def _dotted(raw: Mapping[str, Any]) -> dict[str, Any]:

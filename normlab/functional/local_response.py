@@ -47,7 +47,8 @@ def local_response(
     Returns:
         An array of the shape of `x`.
     """
-    # In a large unit the squares of values up to 1e28 are in the range. Those that it loses are
+    # In a large unit the squares of values up to 1e30 are in the range, at the usual
+    # beta of 0.75. Those that it loses are
     # small beside k, which is in the range in that unit too. The unit is kept from the compiler,
     # which would draw its square out of the sum.
     exponent = _exponent(k, beta, x.dtype)

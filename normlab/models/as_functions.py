@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from .network import Network, Roles
+from .network import Network, Roles, some_parameters
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -84,10 +84,7 @@ class FunctionsNetwork(Network):
         """
         made = self.model.init(key, inputs)
         params, state = self._two(made, "init", "parameters and state, {} for none")
-        if not jax.tree.leaves(params):
-            raise ValueError(
-                f"{self.name} has no parameters; expected some, for there is training."
-            )
+        some_parameters(self.name, params)
         return jax.tree.map(jnp.asarray, (params, state))
 
     def train(self, params: Any, state: Any, inputs: Array, key: PRNGKeyArray) -> tuple[Any, Any]:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from ..registration import check_call
-from .network import Network, Roles, marked
+from .network import Network, Roles, marked, some_parameters
 
 # The modules whose last call makes the outputs.
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvTranspose, nn.ConvLocal)
@@ -60,11 +59,8 @@ class LinenNetwork(Network):
                 "batch_stats alone, which a study keeps from step to step. Keep what is not "
                 "trained in batch_stats, as in self.variable('batch_stats', ...)."
             )
-        if not jax.tree.leaves(variables.get("params")):
-            raise ValueError(
-                f"{self.name} has no parameters; expected some, for there is training."
-            )
-        return variables["params"], variables.get("batch_stats", {})
+        params = some_parameters(self.name, variables.get("params"))
+        return params, variables.get("batch_stats", {})
 
     def train(self, params: Any, state: Any, inputs: Array, key: PRNGKeyArray) -> tuple[Any, Any]:
         """Returns the outputs in training, and the state after."""

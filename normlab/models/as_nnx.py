@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
 from ..nnx import Layer, form_of
-from .network import Network, Roles, marked
+from .network import Network, Roles, marked, some_parameters
 
 Path = tuple[str, ...]
 
@@ -87,10 +87,7 @@ class NNXNetwork(Network):
         module = self.model(rngs=nnx.Rngs(**dict(zip(_STREAMS, keys, strict=True))))
         definition, *parts = nnx.split(module, nnx.Param, nnx.RngState, ...)
         params, streams, state = map(_flat, parts)
-        if not params:
-            raise ValueError(
-                f"{self.name} has no parameters; expected some, for there is training."
-            )
+        some_parameters(self.name, params)
         self._params, self._state = ({_words(it): it for it in part} for part in (params, state))
         self._streams = {
             path: jax.ShapeDtypeStruct(it.shape, it.dtype) for path, it in streams.items()

@@ -107,3 +107,14 @@ def marked(params: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
         return holds(tuple(str(getattr(entry, "key", entry)) for entry in path))
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def some_parameters(name: str, params: Any) -> Any:
+    """Returns the parameters of a model.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not jax.tree.leaves(params):
+        raise ValueError(f"{name} has no parameters; expected some, for there is training.")
+    return params

@@ -338,3 +338,16 @@ def test_a_configuration_without_a_checksum_and_one_in_other_lines_are_read(fold
     assert Store(folder).config() == config
     path.write_text(rest.replace("margin_points: 0.5", "margin_points: 5"))  # of former studies
     assert Store(folder).config() == config | {"margin_points": 5}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a: &a [1, 2]\nb: [*a, *a]\n", 'seeds: !!int ""\n', "a: !!binary YQ==\n"],
+    ids=["alias", "integer of nothing", "bytes"],
+)
+def test_a_stored_configuration_with_aliases_or_tags_is_damaged(folder, line):
+    """Nine lines of aliases hung `status`, and a tag ended it with a traceback."""
+    path = folder / "config.yaml"
+    path.write_text(path.read_text() + line)
+    with pytest.raises(StoreError, match="an alias or a tag, of which it is written with none"):
+        Store(folder).config()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from normlab.config import ConfigError, load_study, make_study
+from normlab.config.load import _calls
 from normlab.data import DataSpec
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -317,3 +318,17 @@ def test_studies_can_be_read_any_number_of_times():
     before = repr(DataSpec.__pydantic_core_schema__)
     load_study(QUICKSTART)
     assert repr(DataSpec.__pydantic_core_schema__) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["s_${oc.env:HOME}", "${oc.decode:1}", "${${seeds}:HOME}", "a ${ oc.env : HOME }"]
+)
+def test_a_reference_calls_nothing(text):
+    """The environment went into the name of a study, and so into pages and paths."""
+    (told,) = python_problems(SMALL, optimizer={"schedule": text})
+    assert "a reference names a key, as ${train.epochs}, and calls nothing" in told
+
+
+def test_colons_beside_references_and_in_plain_text_are_no_calls():
+    for text in ("${seeds}: x", "\\${oc.env:HOME}", "a:b", "}:${seeds}"):
+        assert not _calls(text)
