@@ -3,9 +3,10 @@
     python experiments/benchmarks/compile.py
 
 A call makes all programs of an arm from nothing, one after the other, and JAX itself reports what
-tracing, lowering and compiling each of them took. normlab has three for an arm: initialization, an
-epoch and evaluation. Plain Flax has a step and an evaluation, and initializes operation by
-operation. `others` are the small programs that JAX makes of single operations on the way.
+tracing, lowering and compiling each of them took. normlab has three for an arm: initialization,
+some steps of an epoch, and evaluation. Plain Flax has a step and an evaluation, and initializes
+operation by operation. `others` are the small programs that JAX makes of single operations on the
+way.
 
 The last rows are the gradient of plain Flax's ResNet-8 with a batch of 128, with normlab's
 convolution in the place of the library's.
@@ -30,7 +31,7 @@ STAGES = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-NAMED = ("initialize", "epoch", "evaluate", "step", "gradient")
+NAMED = ("initialize", "steps", "evaluate", "step", "gradient")
 
 
 class Case(NamedTuple):
@@ -204,13 +205,13 @@ def _middle(calls: list[dict[str, Any]]) -> dict[str, Any]:
 def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Seconds of all stages, of normlab over plain Flax: of all that is made, and of the step.
 
-    normlab's step lies in its epoch.
+    normlab's step lies in its program of several steps.
     """
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         if {"normlab", "flax"} <= set(row["programs"]):
             own, other = (_seconds(row["programs"][peer]) for peer in ("normlab", "flax"))
-            step = {"epoch": "step", "gradient": "gradient"}
+            step = {"steps": "step", "gradient": "gradient"}
             found[f"{row['study']} {row['arm']}"] = {
                 "all": sum(own.values()) / sum(other.values()),
                 **{one: own[one] / other[two] for one, two in step.items() if one in own},

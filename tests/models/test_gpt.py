@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 from pydantic import TypeAdapter
-from training import programs_of, run
+from small_runs import programs_of, run
 
 import normlab
 from normlab.data import DataSpec, load

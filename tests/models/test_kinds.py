@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from training import programs_of, run
+from small_runs import programs_of, run
 
 import normlab
 from normlab.compare.study import study_type

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from training import programs_of, run, small_dataset
+from small_runs import programs_of, run, small_dataset
 
 import normlab
 from normlab.config import ConfigError, make_study

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from training import programs_of
+from small_runs import programs_of
 
 import normlab
 from normlab.data import DataSpec, load

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training import initialized, programs_of, run, small_dataset
+from small_runs import initialized, programs_of, run, small_dataset
 
 import normlab
 from normlab.data import DataSpec, load

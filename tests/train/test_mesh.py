@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from training import programs_of, run, small_dataset
+from small_runs import programs_of, run, small_dataset
 
 import normlab
 from normlab.compare.executors.local import LocalExecutor

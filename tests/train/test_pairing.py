@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from training import initialized, programs_of, run
+from small_runs import initialized, programs_of, run
 
 import normlab
 from normlab.data import Dataset

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from training import programs_of, run
+from small_runs import programs_of, run
 
 from normlab.data import Dataset
 from normlab.train import SGDSpec, TrainSpec
