@@ -1,16 +1,18 @@
 """What holds for every test: eight host devices, no silent broadcasting between ranks."""
 
 import os
-from importlib.metadata import version
+
+from compiled import AS_TESTS
 
 # Before JAX starts: tests that shard need several devices, which a CPU can pretend to have. And
 # tests compile much and compute little, so the compiler is told not to try hard.
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):
-    # The former way to emit fusions compiles three times as fast. Later versions have the new one
-    # alone, and end at a flag that they do not know.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        *(f"--{option}={value}" for option, value in AS_TESTS.items()),
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 

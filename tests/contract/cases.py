@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiled import AS_USERS
 
 from normlab.variants import VARIANTS
 
@@ -272,9 +273,7 @@ def _step(case, layer, variables, x, mask, counted, weights, tangent):
 
 # The compiler's optimizations touch the last bits, so that the cases which stand for their variants
 # are compiled as users compile. All others are compiled as tests are, in less time.
-_AS_USERS_COMPILE = jax.jit(
-    _step, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 3}
-)
+_AS_USERS_COMPILE = jax.jit(_step, static_argnums=(0, 1), compiler_options=AS_USERS)
 _AS_TESTS_COMPILE = jax.jit(_step, static_argnums=(0, 1))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiled import AS_USERS
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -183,8 +184,7 @@ def test_statistics_of_many_values_far_from_zero():
     x[:3] = 0
     layer = nl.BatchNorm(use_running_average=False, momentum=0.0, use_scale=False, use_bias=False)
     # As users compile, not as these tests do: the compiler's optimizations touch the last bits.
-    optimized = {"xla_backend_optimization_level": 3}
-    apply = jax.jit(partial(layer.apply, mutable=["batch_stats"]), compiler_options=optimized)
+    apply = jax.jit(partial(layer.apply, mutable=["batch_stats"]), compiler_options=AS_USERS)
     for values, mask_or_none in [(x, mask), (x[3:], None), (x, None)]:
         y, updates = apply({}, values, mask=mask_or_none)
         mean, variance, _ = oracles.moments(values, (0, 1), mask_or_none)

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiled import AS_USERS
 from flax import nnx
 
 import normlab as nl
-
-# As users compile, not as these tests do: the compiler's optimizations touch the last bits.
-OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
 def random_array(shape, seed=0, mean=0.5, deviation=1.5):
@@ -49,7 +47,7 @@ def test_far_from_zero_the_result_is_the_same_eager_and_compiled(layer, oracle):
     x = random_array((16, 8, 6), mean=1e4, deviation=1e-2)
     affine = {"scale": np.ones(6, np.float32), "bias": np.zeros(6, np.float32)}
     eager = layer.apply({}, x, **affine)
-    compiled = jax.jit(lambda x: layer.apply({}, x, **affine), compiler_options=OPTIMIZED)(x)
+    compiled = jax.jit(lambda x: layer.apply({}, x, **affine), compiler_options=AS_USERS)(x)
     np.testing.assert_allclose(eager, oracle(x), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(compiled, eager, rtol=1e-4, atol=1e-4)
 

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from compiled import AS_USERS
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import normlab as nl
-
-# As users compile, not as these tests do: the compiler's optimizations touch the last bits.
-OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 RUNNING = ["pooled", "average", "sequential"]
 every_running = pytest.mark.parametrize("running", RUNNING)
@@ -222,7 +220,7 @@ def test_one_group_is_batch_norm_to_the_bit(running, fields):
     batches, weights = random_array((3, 6, 2, 3)), random_array((6, 2, 3), seed=1)
     mask = np.random.default_rng(2).random((6, 2, 1)) < 0.8
 
-    @partial(jax.jit, static_argnums=0, compiler_options=OPTIMIZED)
+    @partial(jax.jit, static_argnums=0, compiler_options=AS_USERS)
     def step(layer, variables, x):
         def loss(params, x):
             y, updates = layer.apply(
@@ -251,7 +249,7 @@ def test_one_group_is_batch_norm_to_the_bit(running, fields):
 def test_a_batch_smaller_than_a_ghost_is_batch_norm_to_the_bit(remainder):
     x = random_array((5, 2, 3))
     results = [
-        jax.jit(partial(layer.apply, mutable=["batch_stats"]), compiler_options=OPTIMIZED)(
+        jax.jit(partial(layer.apply, mutable=["batch_stats"]), compiler_options=AS_USERS)(
             {"params": {"scale": x[0, 0], "bias": x[0, 1]}}, x
         )
         for layer in (

@@ -3,11 +3,13 @@
 import dataclasses
 import inspect
 import pydoc
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import AS_USERS
 from flax import linen as nn
 from flax import nnx
 
@@ -123,24 +125,34 @@ def test_training_and_evaluation_are_those_of_linen(name, fields):
         nnx.update(layer, updated)
         return y
 
-    # One program for both, so that the compiler cannot make different numbers of one formula.
-    @nnx.jit
-    def both(ours, params, stats, x, target):
+    graph = nnx.graphdef(ours)
+
+    # One program for both, compiled as users do, so that the compiler does not make different
+    # numbers of one formula.
+    @partial(jax.jit, compiler_options=AS_USERS)
+    def both(state, params, stats, x, target):
+        layer = nnx.merge(graph, state)
         expected, params, stats = linen_step(params, stats, x, target)
-        return nnx_step(ours, x, target), expected, params, stats
+        return nnx_step(layer, x, target), nnx.state(layer), expected, params, stats
 
     for x, target in zip(batches, targets, strict=True):
-        y, expected, params, stats = both(ours, params, stats, x, target)
+        y, state, expected, params, stats = both(nnx.state(ours), params, stats, x, target)
+        nnx.update(ours, state)
         np.testing.assert_array_equal(y, expected)
         for variable, value in {**params, **stats}.items():
             np.testing.assert_array_equal(variables_of(ours)[variable][...], value)
 
     ours.eval()
     assert ours.use_running_average is True
-    evaluate = nnx.jit(
-        lambda ours, variables, x: (ours(x), linen.apply(variables, x, use_running_average=True))
-    )
-    y, expected = evaluate(ours, {"params": params, "batch_stats": stats}, batches[0])
+    graph = nnx.graphdef(ours)
+
+    @partial(jax.jit, compiler_options=AS_USERS)
+    def evaluate(state, variables, x):
+        y = nnx.merge(graph, state)(x)
+        return y, linen.apply(variables, x, use_running_average=True)
+
+    given = {"params": params, "batch_stats": stats}
+    y, expected = evaluate(nnx.state(ours), given, batches[0])
     np.testing.assert_array_equal(y, expected)
 
 
