@@ -1,8 +1,10 @@
 """The page of studies: one HTML file that needs no network, and its charts as SVG files."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -149,9 +151,13 @@ def _write(
     page: Path,
     pictures: Mapping[Path, dict[str, Any]],
 ) -> None:
-    for path, picture in pictures.items():
-        write_whole(path, _svg(picture))
-    write_whole(page, _html(studies, shown, made))
+    # Pictures are converted outside Python, which composes the page meanwhile.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        converted = threads.map(_svg, pictures.values())
+        text = _html(studies, shown, made)
+        for path, svg in zip(pictures, converted, strict=True):
+            write_whole(path, svg)
+    write_whole(page, text)
 
 
 def templates() -> jinja2.Environment:
