@@ -34,7 +34,7 @@ def call_with_weights(
         What the layer returns.
 
     Raises:
-        ValueError: If the filter matches no parameter of the layer.
+        ValueError: If the filter matches no parameter of the layer, or the layer has none.
     """
     layer, wanted = wrapper.layer_instance, wrapper.variable_filter
     wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted or ())
@@ -80,12 +80,18 @@ def call_with_weights(
     initializing = wrapper.is_initializing()
     if initializing and not stores_normalized:
         layer(*args, **kwargs)
-    return nn.map_variables(
+    y = nn.map_variables(
         lambda layer: layer(*args, **kwargs),
         "params",
         seen_by_layer,
         init=initializing and stores_normalized,
     )(layer)
+    if not layer.variables.get("params"):
+        raise ValueError(
+            f"{type(wrapper).__name__}: {type(layer).__name__} has no parameters, so that nothing "
+            "would be normalized. Wrap a layer that has weights, such as Dense or Conv."
+        )
+    return y
 
 
 def split_axes(wrapper: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -315,6 +315,30 @@ def test_filter_that_matches_nothing_is_refused(name):
         WRAPPERS[name][0](nn.Embed(4, 3)).init(jax.random.key(0), np.arange(3))
 
 
+@pytest.mark.parametrize("wrapper", ["WeightNorm", "SpectralNorm", "WeightStandardization"])
+def test_a_layer_without_parameters_is_refused(wrapper):
+    """A wrapped Dropout came back as it was: nothing was normalized, without a word."""
+    layer = getattr(nl, wrapper)(nn.Dropout(0.5, deterministic=True))
+    options = {"update_stats": False} if wrapper == "SpectralNorm" else {}
+    with pytest.raises(ValueError, match=r"Dropout has no parameters.*such as Dense or Conv"):
+        layer.init(jax.random.key(0), np.ones((2, 3), np.float32), **options)
+
+
+@pytest.mark.parametrize("wrapper", ["WeightNorm", "WeightStandardization"])
+def test_a_layer_of_the_surrounding_module_is_normalized(wrapper):
+    class Model(nn.Module):
+        def setup(self):
+            self.dense = nn.Dense(4)
+            self.norm = getattr(nl, wrapper)(self.dense)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    x = np.ones((2, 3), np.float32)
+    y, variables = Model().init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(Model().apply(variables, x), y, rtol=1e-6)
+
+
 class Two(nn.Module):
     @nn.compact
     def __call__(self, x):
