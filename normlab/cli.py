@@ -15,7 +15,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from .errors import UserError, nearest, refuse_stripped, refused
-from .interrupts import Interrupts, end_at_signals
+from .interrupts import Interrupts, StoppedError, end_at_signals
 from .modules import told
 from .process import every_character, importing, settings, settle
 from .progress import PipedConsole, duration, progress_bar
@@ -121,7 +121,7 @@ def train(
         from .compare.store import Store
         from .compare.workbench import Group, Workbench
         from .config import ConfigError, load_study
-        from .train.processes import join, with_others
+        from .train.processes import join
 
     study = load_study(config, overrides)
     variant = variant or study.baseline
@@ -134,12 +134,6 @@ def train(
     if store.plan() is not None:
         raise ConfigError(f"--out {store.folder}", ["holds a comparison; give another folder"])
     store.refuse_unwritable()
-    saves = save or study.train.checkpoint_every or study.keep != "none"
-    if saves and (coordinator or num_processes is not None or process_id is not None):
-        problem = (
-            "several processes save nothing yet; leave out --save, train.checkpoint_every, keep"
-        )
-        raise ConfigError(str(config), [problem])
     first = join(coordinator, num_processes, process_id)
     console.quiet = not first
     described = environment(_command_line())
@@ -163,8 +157,7 @@ def train(
     bench = Workbench(described, folder=store.folder)
     every, names = study.train.checkpoint_every, [bench.name(run) for run in group.runs]
     if save is None and every is None:
-        with with_others():
-            (result,) = bench.execute(group, show)
+        (result,) = bench.execute(group, show)
     else:
         saved = save or checkpoint_folder(store.folder, names)
         result = _train_saved(bench, group, show, every, saved)
@@ -191,6 +184,7 @@ def _train_saved(
     """Trains a run with checkpoints, and goes on from the last one that is there."""
     from .compare.kept import Saving, alone_in
     from .train.checkpoint import steps_in
+    from .train.processes import any_of_all, leave
 
     def stopped() -> str:
         there = steps_in(folder)
@@ -198,10 +192,21 @@ def _train_saved(
         return f"Stopped; {where}. To go on:\n  {_command_line()}"
 
     with alone_in(folder), Interrupts(stopped) as interrupts:
-        saving = Saving(folder, every, interrupts.asked, _warn, keep_best=True)
+
+        def asked() -> bool:
+            # Where one of several processes is asked to stop, all stop at the same step.
+            if stop := any_of_all(interrupts.asked()):
+                interrupts.ask()
+            return stop
+
+        saving = Saving(folder, every, asked, _warn, keep_best=True)
         if there := steps_in(folder):
             console.print(f"There are checkpoints in {folder}, the last of step {there[-1]}.")
-        (result,) = bench.execute(group, show, saving)
+        try:
+            (result,) = bench.execute(group, show, saving)
+        except StoppedError:
+            leave()
+            raise
     return result
 
 

@@ -99,6 +99,11 @@ class Interrupts:
         """Whether a signal has come."""
         return self._noted is not None
 
+    def ask(self) -> None:
+        """Does as if a signal to stop had come, unless one has."""
+        if self._noted is None:
+            self._note(signal.SIGTERM, None)
+
     def check(self) -> None:
         """Has work be left if a signal has come.
 

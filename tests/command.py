@@ -34,12 +34,12 @@ def normlab(*arguments, folder, code=0, traceback=False, **environment):
     return done
 
 
-def started(*arguments, folder, start_new_session=False):
+def started(*arguments, folder, start_new_session=False, **environment):
     """Starts a command, whose output and errors are read together."""
     return subprocess.Popen(
         [*NORMLAB, *map(str, arguments)],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

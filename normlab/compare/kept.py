@@ -19,6 +19,7 @@ from ..models import network_of
 from ..modules import import_modules
 from ..train import Moment, Outcome, Programs, Record, RecordHook, StateHook
 from ..train.checkpoint import LAST, CheckpointError, Checkpoints, newest_whole, steps_in
+from ..train.processes import is_first
 from .arm import Arm
 from .grid import Run
 from .store import write_whole, writing
@@ -68,7 +69,8 @@ class Saved:
         every = saving.every or programs.length.record_every
         self.hook = self._checkpoints.hook(names, every, saving.asked, score)
         self.start: Moment | None = self._checkpoints.newest(programs, names)
-        write_whole(saving.folder / _RECORD, sealed(record))
+        if is_first():
+            write_whole(saving.folder / _RECORD, sealed(record))
 
     def finish(self) -> None:
         """Waits until all is written."""
@@ -107,10 +109,11 @@ class Weights:
         for place, (run, name) in enumerate(zip(runs, names, strict=True)):
             own = weights_folder(folder, name)
             record = {**_described(run, [name], programs), "keep": run.study.keep}
-            if not _of_the_same_weights(_read_record(own), record):
-                with writing(own):
-                    shutil.rmtree(own, ignore_errors=True)
-            write_whole(own / _RECORD, sealed(record))
+            if is_first():
+                if not _of_the_same_weights(_read_record(own), record):
+                    with writing(own):
+                        shutil.rmtree(own, ignore_errors=True)
+                write_whole(own / _RECORD, sealed(record))
             self._writers.append(Checkpoints(own, 1, lambda _: None))
             self._highest.append(None)
             for point in start.curves[place] if start is not None else []:
@@ -218,11 +221,14 @@ def load(folder: str | Path) -> tuple[Any, Any]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Refuses to have two processes save runs in one folder.
+    """Refuses to have two runs saved in one folder; of several processes of one the first asks.
 
     Raises:
         CheckpointError: Another one does.
     """
+    if not is_first():
+        yield
+        return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")

@@ -29,6 +29,7 @@ from ..train import (
     fit,
     place,
 )
+from ..train.processes import with_others
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .kept import Saved, Saving, Weights, checkpoint_folder
@@ -234,7 +235,7 @@ class Workbench:
         names = [self.name(run) for run in runs]
         saving = saving or self._saving(group)
         hooks: list[Hook] = [RecordHook(after)]
-        with ExitStack() as opened:
+        with ExitStack() as opened, with_others():
             start = saved = keeping = None
             if saving is not None:
                 saved = opened.enter_context(closing(Saved(saving, runs, names, programs)))

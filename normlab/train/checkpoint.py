@@ -3,6 +3,9 @@
 A folder has one folder a checkpoint, named by its step. It appears whole, by a rename, and
 `checksum.json` in it tells whether it is as it was written. What is read is looked through before,
 so that orbax never meets a damaged file; what comes later than the one that is used is removed.
+
+Where several processes train a run, orbax has each write what lies on its devices, into the folder
+that all of them see, and the first does all else. The others wait for it where they depend on it.
 """
 
 import errno
@@ -27,6 +30,7 @@ from ..checksum import sealed, unsealed
 from ..errors import UserError, refused
 from ..interrupts import StoppedError
 from .hooks import Moment, Record, StateHook
+from .processes import is_first, of_first
 from .programs import Programs
 
 # Kept of each run, beside the best one where that is asked for: where the newest is damaged, the
@@ -46,7 +50,7 @@ class CheckpointError(UserError, OSError):
 
 
 class Checkpoints:
-    """The checkpoints in one folder, which one process at a time may have.
+    """The checkpoints in one folder, which one run at a time may have.
 
     Args:
         folder: Where they lie. Writing creates it.
@@ -69,7 +73,8 @@ class Checkpoints:
         self._checkpointer: Any = orbax.AsyncCheckpointer(orbax.CompositeCheckpointHandler())
         self._finishing = ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
-        sweep(self.folder)
+        self._sweep()
+        of_first(0)
 
     def hook(
         self,
@@ -123,8 +128,9 @@ class Checkpoints:
         Raises:
             CheckpointError: Those that are there are of other runs.
         """
-        step = self.newest_whole()
-        if step is None:
+        found = self.newest_whole() if is_first() else None
+        step = of_first(-1 if found is None else found)
+        if step < 0:
             return None
         state, sums = programs.abstract
         tree, record = self.read(step, _parts(state, sums))
@@ -147,7 +153,7 @@ class Checkpoints:
         """
         self.wait()
         path = self._path(step)
-        if path.exists():  # A run that goes on comes by where it stood.
+        if of_first(path.exists()):  # A run that goes on comes by where it stood.
             return
         args = self._orbax.args
         with self._writing(path):
@@ -171,6 +177,9 @@ class Checkpoints:
             under_way, self._under_way = self._under_way, None
             with self._writing(self.folder):
                 under_way.result()
+            of_first(0)
+        if not is_first():
+            return
         there = self.steps()
         for step in there[: -self._last]:
             if step != self.best:
@@ -221,7 +230,11 @@ class Checkpoints:
             # What was refused has been told by `write` or `wait`, unless another error came first.
             logging.getLogger(__name__).debug("%s", error)
         self._finishing.shutdown()
-        sweep(self.folder)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if is_first():
+            sweep(self.folder)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:010d}"
@@ -230,6 +243,8 @@ class Checkpoints:
         """Gives a checkpoint its checksums once all of it is written, and then its name."""
         unfinished = path.with_name(path.name + _UNFINISHED)
         self._checkpointer.wait_until_finished()
+        if not is_first():
+            return
         with (unfinished / _SEAL).open("w", encoding="utf-8") as file:
             file.write(sealed({"files": _digests(unfinished)}))
             file.flush()
@@ -247,7 +262,7 @@ class Checkpoints:
                 number = int(said[1])
             if number is None:
                 raise
-            sweep(self.folder)
+            self._sweep()
             refusal = OSError(number, os.strerror(number))
             raise CheckpointError(refused("written", path, refusal, _ELSEWHERE)) from error
 

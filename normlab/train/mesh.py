@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -77,13 +78,16 @@ def put(tree: Any, mesh: Mesh | None) -> Any:
     sharding = whole(mesh)
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    # All processes have the same; to be sure of it, JAX would send all of it around.
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(
-            np.shape(leaf), sharding, lambda index, leaf=leaf: np.asarray(leaf)[index]
-        ),
-        tree,
-    )
+
+    def placed(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(placed(jax.random.key_data(leaf)))
+        # All processes have the same; to be sure of it, JAX would send all of it around.
+        return jax.make_array_from_callback(
+            np.shape(leaf), sharding, lambda index: np.asarray(leaf)[index]
+        )
+
+    return jax.tree.map(placed, tree)
 
 
 def whole(mesh: Mesh | None) -> NamedSharding | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ..errors import UserError
 
@@ -68,7 +70,28 @@ def join(coordinator: str, count: int | None, number: int | None) -> bool:
         )
     except (RuntimeError, ValueError) as error:
         raise ProcessesError(f"--coordinator {coordinator}: {error}") from error
+    return is_first()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that tells and writes, as one by itself is."""
     return jax.process_index() == 0
+
+
+def of_first(number: int) -> int:
+    """Returns the number that the first process gives, which the others wait for."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def any_of_all(here: bool) -> bool:
+    """Whether something is so in one of the processes, which wait for each other to know it."""
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
+
+
+def leave() -> None:
+    """Parts from the others, before an end that would not wait for them."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
 
 
 @contextmanager

@@ -2,31 +2,69 @@
 
 import json
 import re
-import signal
 import socket
 import time
+from functools import partial
+from signal import SIGABRT, SIGKILL, SIGTERM
 
+import jax
 import numpy as np
 import pytest
 import yaml
-from command import ENVIRONMENT, normlab, started
+from command import normlab, started
 
+from normlab import load
 from normlab.train.processes import SILENCE
+
+EPOCHS = 5
+
+# Has a process of a run end as it is told by the environment, where it saves for the second time.
+ENDING = """
+import os
+import signal
+from normlab.train import Checkpoints
+
+save, calls = Checkpoints.save, []
+
+def save_and_end(self, moment, runs):
+    save(self, moment, runs)
+    calls.append(moment.step)
+    if "ENDED_BY" in os.environ and len(calls) == 2:
+        os.kill(os.getpid(), int(os.environ["ENDED_BY"]))
+
+Checkpoints.save = save_and_end
+"""
 
 STUDY = {
     "study": "together",
+    "modules": ["ending"],
     "data": {"name": "digits", "train_examples": 64, "batch_size": 16},
     "model": {"name": "mlp", "hidden": [8]},
-    "train": {"epochs": 2},
+    "optimizer": {"name": "sgd", "learning_rate": 0.01},
+    "train": {"epochs": EPOCHS},
     "variants": {"batch": {"layer": "batch_norm"}},
     "seeds": 1,
+    "keep": "best",
 }
+
+
+def with_study(folder):
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    (folder / "ending.py").write_text(ENDING)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    return tmp_path
+    return with_study(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of the run as one process makes it on one device."""
+    folder = with_study(tmp_path_factory.mktemp("alone"))
+    normlab("train", "study.yaml", "--out", "out", "--save", "saved", folder=folder)
+    return folder
 
 
 def free_port():
@@ -35,73 +73,114 @@ def free_port():
         return found.getsockname()[1]
 
 
-def two(folder, *changes, data=2):
-    """Starts both processes, on one device each."""
+def several(folder, count, *changes, options=(), devices=1, ended=None):
+    """Starts the processes of a run by hand, on so many devices each.
+
+    Args:
+        ended: The number of one and the signal that it gets as it saves; None for none.
+    """
+    command = ["train", "study.yaml", *changes, "--out", "out", *options]
     coordinator = f"127.0.0.1:{free_port()}"
-    told = ["--coordinator", coordinator, "--num-processes", "2", "--out", "two", "--process-id"]
-    command = ["train", "study.yaml", f"mesh.data={data}", *changes, *told]
-    return [started(*command, number, folder=folder) for number in ("0", "1")]
-
-
-def two_of_slurm(folder, monkeypatch):
-    """Starts both as `srun` does, which tells them by the environment where the others are."""
-    job = {"JOB_ID": free_port(), "NTASKS": 2, "STEP_NUM_NODES": 1, "STEP_NODELIST": "localhost"}
-    command = ["train", "study.yaml", "mesh.data=2", "--coordinator", "auto", "--out", "two"]
     processes = []
-    for number in (0, 1):
-        for name, value in {**job, "PROCID": number, "LOCALID": number}.items():
-            monkeypatch.setitem(ENVIRONMENT, f"SLURM_{name}", str(value))
-        processes.append(started(*command, folder=folder))
+    for number in range(count):
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        if ended is not None and ended[0] == number:
+            environment["ENDED_BY"] = str(int(ended[1]))
+        told = ["--coordinator", coordinator, "--num-processes", count, "--process-id", number]
+        whose = told if count > 1 else []
+        processes.append(started(*command, *whose, folder=folder, **environment))
     return processes
 
 
+def environments_of_slurm(count):
+    """What `srun` tells its processes, by which they find each other."""
+    job = {"JOB_ID": free_port(), "NTASKS": count, "STEP_NUM_NODES": 1}
+    for number in range(count):
+        told = {**job, "STEP_NODELIST": "localhost", "PROCID": number, "LOCALID": number}
+        yield {f"SLURM_{name}": str(value) for name, value in told.items()}
+
+
+def told_by(processes, timeout=300):
+    return [process.communicate(timeout=timeout)[0] for process in processes]
+
+
 def result(folder):
-    (file,) = folder.glob("runs/*.json")
+    (file,) = folder.glob("out/runs/*.json")
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("by_slurm", [False, True], ids=["by hand", "slurm"])
-def test_two_processes_train_and_evaluate_the_run_of_one_and_the_first_tells(
-    folder, monkeypatch, by_slurm
-):
-    processes = two_of_slurm(folder, monkeypatch) if by_slurm else two(folder)
-    told = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    assert len(re.findall(r"^step", told[0], re.MULTILINE)) == 2
-    assert "step" not in told[1]
-    normlab("train", "study.yaml", "--out", "one", folder=folder)
-    one, other = result(folder / "one"), result(folder / "two")
+def assert_the_run_of(alone, folder):
+    one, other = result(alone), result(folder)
     assert one["id"] == other["id"]
+    assert one["curve"]["step"] == other["curve"]["step"]
     for split in ("train", "validation"):
-        for name, curve in one["curve"][split].items():
-            np.testing.assert_allclose(other["curve"][split][name], curve, rtol=1e-4, err_msg=name)
+        losses = [it["curve"][split]["loss"] for it in (other, one)]
+        np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=split)
     np.testing.assert_allclose(other["test"]["loss"], one["test"]["loss"], rtol=1e-4)
+    assert_same_variables(*(it / "out" / "weights" / one["id"] for it in (alone, folder)))
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_where_one_process_is_killed_the_other_ends_with_a_message(folder, killed):
-    processes = two(folder, "train.epochs=1000000")
-    try:
-        while not processes[0].stdout.readline().startswith("step"):
-            assert processes[0].poll() is None
-        processes[killed].send_signal(signal.SIGKILL)
+def assert_same_variables(*folders):
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, *(load(it)[1] for it in folders))
+
+
+def test_two_processes_of_slurm_train_and_evaluate_the_run_of_one_and_the_first_tells(
+    folder, alone
+):
+    command = ["train", "study.yaml", "mesh.data=2", "--coordinator", "auto", "--out", "out"]
+    processes = [started(*command, folder=folder, **it) for it in environments_of_slurm(2)]
+    told = told_by(processes)
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert len(re.findall(r"^step", told[0], re.MULTILINE)) == EPOCHS
+    assert "step" not in told[1]
+    assert_the_run_of(alone, folder)
+
+
+SAVED = ("--save", "saved")
+
+
+@pytest.mark.parametrize(
+    ("ended", "last"),
+    [
+        ([(2, 1, SIGKILL, 0), (2, 1, SIGTERM, 1)], 1),
+        ([(1, 1, SIGTERM, 0), (2, 2, SIGKILL, 1)], 4),
+    ],
+    ids=["two, then one", "one, two, four"],
+)
+def test_a_run_whose_processes_end_goes_on_in_another_number_of_them(folder, alone, ended, last):
+    """Where one is killed the others end with a message; where one is to stop, all save and stop.
+
+    What they saved together is taken up by other processes on other devices.
+    """
+    for count, devices, by, number in ended:
+        mesh = f"mesh.data={count * devices}"
         start = time.monotonic()
-        told, _ = processes[1 - killed].communicate(timeout=300)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    assert time.monotonic() - start < SILENCE + 30
-    assert processes[1 - killed].returncode != 0
-    assert "another" in told
-    assert "Traceback" not in told
-    assert not (folder / "two" / "runs").exists()
+        processes = several(folder, count, mesh, options=SAVED, devices=devices, ended=(number, by))
+        told = told_by(processes)
+        codes = [process.returncode for process in processes]
+        if by == SIGTERM:
+            assert codes == [128 + SIGTERM] * count, told
+            assert "it is saved up to step" in told[0]
+        else:
+            assert time.monotonic() - start < SILENCE + 60
+            assert codes[number] == -SIGKILL
+            # By itself, or by JAX, which aborts it as soon as it has lost the first one.
+            assert codes[1 - number] in (1, -SIGABRT)
+            assert "another" in told[1 - number]
+        assert "Traceback" not in "".join(told)
+        assert not (folder / "out" / "runs").exists()
+    processes = several(folder, last, f"mesh.data={last}", options=SAVED)
+    told = told_by(processes)
+    assert {process.returncode for process in processes} == {0}, told
+    assert "There are checkpoints in saved" in told[0]
+    assert_the_run_of(alone, folder)
+    assert_same_variables(alone / "saved", folder / "saved")
 
 
 def test_a_mesh_is_of_all_their_devices(folder):
-    processes = two(folder, data=1)
-    told = [process.communicate(timeout=300)[0] for process in processes]
+    processes = several(folder, 2, "mesh.data=1")
+    told = told_by(processes)
     assert [process.returncode for process in processes] == [2, 2], told
     remedy = "mesh.data=1, but the 2 processes of the run have 2 devices together; set mesh.data=2"
     assert all(remedy in " ".join(it.split()) for it in told)
@@ -119,12 +198,8 @@ def test_a_mesh_is_of_all_their_devices(folder):
             ["--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "2"],
             "--process-id: 2 is none of 0 to 1",
         ),
-        (
-            ["--coordinator", "127.0.0.1:1", "--save", "there"],
-            "several processes save nothing yet",
-        ),
     ],
-    ids=["not all", "address", "number", "save"],
+    ids=["not all", "address", "number"],
 )
 def test_what_is_no_process_of_several_is_refused(folder, given, told):
     assert told in " ".join(
