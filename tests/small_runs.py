@@ -5,7 +5,17 @@ import numpy as np
 from normlab.data import Dataset
 from normlab.models import network_of
 from normlab.objectives import Classification
-from normlab.train import MeshSpec, Outcome, Programs, Resident, SGDSpec, TrainSpec, fit, place
+from normlab.train import (
+    MeshSpec,
+    Outcome,
+    Programs,
+    Resident,
+    SGDSpec,
+    Streamed,
+    TrainSpec,
+    fit,
+    place,
+)
 
 
 def small_dataset(train=50, validation=13, test=21):
@@ -36,11 +46,15 @@ def programs_of(
     objective=None,
     width: int = 1,
     mesh: MeshSpec | None = None,
+    stream: bool = False,
 ) -> Programs:
     train = train or TrainSpec(epochs=3)
     devices = mesh.devices() if mesh else None
-    placed = place(dataset, batch_size, devices)
-    feed = Resident(placed, batch_size, train.augment, train.precision)
+    how = batch_size, train.augment, train.precision
+    if stream:
+        feed = Streamed(dataset, *how, devices)
+    else:
+        feed = Resident(place(dataset, batch_size, devices), *how)
     return Programs(
         network_of(model),
         objective or Classification(),

@@ -93,10 +93,12 @@ def normlab(case: Case) -> Callable[[], None]:
     programs = programs_of(case)
     seed, traced = programs.inputs([0], [{}])
     state, sums = programs.initialize(seed, traced)
+    coming = programs.coming(state)
 
     def work():
         nonlocal state, sums
-        state, sums = programs.advance(state, sums, traced, programs.feed.steps_per_epoch)
+        parts = coming(programs.feed.steps_per_epoch)
+        state, sums = programs.advance(state, sums, traced, parts)
         jax.block_until_ready((state, sums))
 
     return work
@@ -111,11 +113,16 @@ def _many(case: Case, mapped: Callable[..., Any]) -> Callable[[], None] | None:
         return None
     programs = programs_of(case)
     _, traced = programs.inputs([0], [{}])
-    one_initialization, some_steps, _ = programs.functions
+    one_initialization, advance, _ = programs.functions
+
+    def some_steps(carry, *rest):
+        state, sums, _ = advance(carry, *rest)
+        return state, sums
+
     initialize = jax.jit(jax.vmap(one_initialization, in_axes=(0, None)))
     carries = initialize(jnp.arange(SEEDS, dtype=jnp.uint32), traced)
     epochs = jax.jit(mapped(some_steps), donate_argnums=0)
-    given = traced, programs.feed.shared, jnp.int32(programs.feed.steps_per_epoch)
+    given = traced, None, programs.feed.shared, jnp.int32(programs.feed.steps_per_epoch)
 
     def work():
         nonlocal carries
@@ -127,7 +134,7 @@ def _many(case: Case, mapped: Callable[..., Any]) -> Callable[[], None] | None:
 def normlab_vmap(case: Case) -> Callable[[], None] | None:
     import jax
 
-    return _many(case, lambda epoch: jax.vmap(epoch, in_axes=(0, None, None, None)))
+    return _many(case, lambda epoch: jax.vmap(epoch, in_axes=(0, None, None, None, None)))
 
 
 def normlab_map(case: Case) -> Callable[[], None] | None:

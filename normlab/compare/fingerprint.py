@@ -15,7 +15,7 @@ from ..modules import source_of
 # are made, and what is kept of them.
 _INDIFFERENT = ("study", "modules", "executor", "mesh", "keep")
 # Likewise, within the parts.
-CHANGES_NO_NUMBER = ("train.checkpoint_every",)
+CHANGES_NO_NUMBER = ("train.checkpoint_every", "data.stream")
 
 
 def of_config(config: Mapping[str, Any]) -> str:

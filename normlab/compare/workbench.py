@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from ..data import Dataset, DataSpec, load
+from ..data import Dataset, DataSpec, blocks, load
 from ..interrupts import StoppedError
 from ..models import network_of
 from ..objectives import Objective
 from ..spec import Targets
 from ..train import (
+    Feed,
     Hook,
     Outcome,
     Placed,
@@ -26,6 +28,7 @@ from ..train import (
     Record,
     RecordHook,
     Resident,
+    Streamed,
     fit,
     place,
 )
@@ -75,7 +78,7 @@ class Workbench:
         self._stop_file = stop
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
-        self._data: dict[tuple[DataSpec, Targets], tuple[Placed, Dataset, str]] = {}
+        self._data: dict[tuple[DataSpec, Targets], tuple[Placed | None, Dataset, str]] = {}
         self._programs: dict[Any, Programs] = {}
         self._names: dict[int, str] = {}
         self._making = threading.RLock()
@@ -281,16 +284,15 @@ class Workbench:
         with self._making:  # Tracing holds Python's lock anyway.
             if program not in self._programs:
                 study = run.study
-                placed, dataset, _ = self._dataset(study)
+                _, dataset, _ = self._dataset(study)
                 integers = dataset.images.dtype == "int32"
                 model = study.network(run.arm, dataset.classes, integers=integers)
                 train = study.train
                 try:
-                    feed = Resident(placed, study.data.batch_size, train.augment, train.precision)
                     self._programs[program] = Programs(
                         network_of(model),
                         _fitted(study.objective, dataset),
-                        feed,
+                        self._feed(study),
                         study.optimizer,
                         train,
                         width,
@@ -300,6 +302,13 @@ class Workbench:
                 except ValueError as error:  # a layer that does not fit the model or the batch
                     raise StudyError(f"variants.{run.arm.title}: {with_place(error)}") from error
             return self._programs[program]
+
+    def _feed(self, study: Study) -> Feed:
+        placed, dataset, _ = self._dataset(study)
+        how = study.data.batch_size, study.train.augment, study.train.precision
+        if placed is None:
+            return Streamed(dataset, *how, _mesh_of(study))
+        return Resident(placed, *how)
 
     def _result(
         self,
@@ -335,7 +344,8 @@ class Workbench:
         if jax.default_backend() == "cpu" or not statistics:
             return 1
         placed, *_ = self._dataset(runs[0].study)
-        data = sum(array.nbytes for array in jax.tree.leaves(placed.data))
+        there = placed.data if placed is not None else None
+        data = sum(array.nbytes for array in jax.tree.leaves(there))
         free = MEMORY_SHARE * statistics["bytes_limit"] - data
         try:
             needed = self.programs(runs[0], 1).memory_of_a_run()
@@ -353,12 +363,15 @@ class Workbench:
         objective = study.objective.model_dump_json()
         return (study.data, study.model, objective, optimizer, study.train, arm)
 
-    def _dataset(self, study: Study) -> tuple[Placed, Dataset, str]:
+    def _dataset(self, study: Study) -> tuple[Placed | None, Dataset, str]:
+        """Returns a data set, whole on the device unless it is streamed, and its fingerprint."""
         key = spec, targets = study.data, study.objective.targets
         with self._making:
             if key not in self._data:
                 dataset = load(spec, targets)
-                placed = place(dataset, spec.batch_size, _mesh_of(study))
+                placed = None
+                if not spec.stream:
+                    placed = place(dataset, spec.batch_size, _mesh_of(study))
                 self._data[key] = placed, dataset, _fingerprint(dataset)
             return self._data[key]
 
@@ -426,5 +439,10 @@ def _fingerprint(dataset: Dataset) -> str:
         if array is None:  # Images that stay as they are have no moments.
             content.update(b"None")
             continue
-        content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        content.update(f"{array.dtype} {array.shape}".encode())
+        if isinstance(array, np.ndarray):
+            content.update(array.tobytes())
+            continue
+        for block in blocks(array):
+            content.update(block.tobytes())
     return content.hexdigest()

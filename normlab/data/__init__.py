@@ -2,6 +2,7 @@
 
 from .reading import DataError as DataError
 from .reading import MissingDataError as MissingDataError
+from .rows import blocks as blocks
 from .sources import LOADERS as LOADERS
 from .sources import Dataset as Dataset
 from .sources import DataSpec as DataSpec

@@ -12,13 +12,22 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from ..spec import Targets
-from .reading import DataError, exactly, opened, reason, refuse_more_than_memory, shown
+from .reading import (
+    DataError,
+    MissingDataError,
+    exactly,
+    opened,
+    reason,
+    refuse_more_than_memory,
+    shown,
+)
+from .rows import Brought, Rows
 from .targets import KINDS, check_targets
 
 Images = UInt8[np.ndarray, "_ h w c"] | Float32[np.ndarray, "_ h w c"] | Int32[np.ndarray, "_ ..."]
 
 Labels = Int32[np.ndarray, "_ ..."] | UInt8[np.ndarray, "_ _"] | Float32[np.ndarray, "_ _"]
-Parts = tuple[tuple[Images, Labels | None], tuple[Images, Labels | None]]
+Part = tuple[Images | Rows, Labels | None]
 
 NPZ_NAMES = (
     ("train_images", "train_labels", "test_images", "test_labels"),
@@ -46,14 +55,16 @@ _HEADERS = {
     # As the second, but for names of columns, which no set has.
     b"\x03\x00": (4, np.lib.format.read_array_header_2_0),
 }
+# Of each member of a zip file, before its name.
+_LOCAL_HEADER = 30
 # NumPy writes a header of 118 bytes, and reads none that is longer than this.
 _MOST_OF_A_HEADER = 10_000
 # Others, which numpy.savez does not write, are unpacked without regard for how much is asked for.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def read_npz(path: Path, targets: Targets = "classes") -> Parts:
-    """Reads a set of one's own from the arrays of one npz file.
+def read_npz(path: Path, targets: Targets = "classes", *, stays: bool = False) -> tuple[Part, Part]:
+    """Reads a set of one's own from the arrays of one npz file, or of a folder of npy files.
 
     The arrays are called `train_images, train_labels, test_images, test_labels`, or as Keras has
     it `x_train, y_train, x_test, y_test`; see `check_arrays` for what they hold. No array is read
@@ -61,17 +72,22 @@ def read_npz(path: Path, targets: Targets = "classes") -> Parts:
     are never read.
 
     Args:
-        path: The file.
+        path: The file or folder.
         targets: What its labels are. Where the targets are in the inputs, no labels are read.
+        stays: Whether the images stay where they are, and are read when they are asked for.
 
     Returns:
         Images and labels of the training and the test split, as `check_arrays`.
 
     Raises:
         MissingDataError: the file is not there.
-        DataError: the file is damaged, lacks an array, its arrays do not fit together, or they are
-            more than `MEMORY_SHARE` of the memory that is available.
+        DataError: the file is damaged, lacks an array, its arrays do not fit together, they are
+            more than `MEMORY_SHARE` of the memory that is available, or they are compressed and
+            cannot stay where they are.
     """
+    if path.is_dir():
+        names, arrays = _read_folder(path, targets, stays=stays)
+        return check_arrays(str(path), names, arrays, targets, stays=stays)
     with opened(path) as file:
         try:
             start = file.read(2)
@@ -80,17 +96,23 @@ def read_npz(path: Path, targets: Targets = "classes") -> Parts:
             with zipfile.ZipFile(file) as archive:
                 names, members = _members(path, archive, targets)
                 headers = [_header(f"{path}, {name}", archive, members[name]) for name in names]
-                size = sum(header.size_in_memory for header in headers)
-                refuse_more_than_memory(f"{path}: the headers of its arrays announce", size)
+                stay = _staying(names, targets) if stays else set()
+                given = list(zip(names, headers, strict=True))
+                size = sum(it.size_in_memory for name, it in given if name not in stay)
+                refuse_more_than_memory(
+                    f"{path}: the headers of its arrays announce", size, streams=not stays
+                )
                 arrays = [
-                    _array(f"{path}, {name}", archive, members[name], header)
-                    for name, header in zip(names, headers, strict=True)
+                    _mapped(f"{path}, {name}", path, file, members[name], header)
+                    if name in stay
+                    else _array(f"{path}, {name}", archive, members[name], header)
+                    for name, header in given
                 ]
         except DataError:
             raise
         except Exception as error:  # zip, zlib and NumPy each have errors of their own
             raise DataError(f"{path}: not a readable npz archive ({reason(error)}).") from error
-    return check_arrays(str(path), names, arrays, targets)
+    return check_arrays(str(path), names, arrays, targets, stays=stays)
 
 
 @dataclass(frozen=True)
@@ -201,6 +223,55 @@ def _array(
     return np.frombuffer(content, header.dtype).reshape(header.shape, order=header.order)
 
 
+def _staying(names: Sequence[str], targets: Targets) -> set[str]:
+    """Returns which arrays stay where they are: the images, since labels are gone through."""
+    return set(names if targets == "none" else names[::2])
+
+
+def _mapped(
+    where: str, path: Path, file: Any, member: zipfile.ZipInfo, header: _Header
+) -> np.ndarray:
+    """Returns an array whose values stay in the archive, where they lie as they are."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise DataError(
+            f"{where}: it is compressed and cannot be read in parts, as data.stream=true asks for; "
+            "write the file anew with numpy.savez, or unpack it into a folder of npy files and "
+            "name that."
+        )
+    file.seek(member.header_offset)
+    # At its end, how long the name and what follows it are.
+    local = exactly(file, _LOCAL_HEADER)
+    lengths = np.frombuffer(local, "<u2", 2, offset=_LOCAL_HEADER - 4)
+    start = member.header_offset + _LOCAL_HEADER + int(lengths.sum()) + header.start
+    return np.memmap(path, header.dtype, "r", start, header.shape, header.order)
+
+
+def _read_folder(
+    path: Path, targets: Targets, *, stays: bool
+) -> tuple[Sequence[str], list[np.ndarray]]:
+    """Reads a folder of npy files; those that stay where they are are mapped."""
+    known = names_for(targets)
+    lacking = [[it for it in names if not (path / f"{it}.npy").exists()] for names in known]
+    names, lacks = min(zip(known, lacking, strict=True), key=lambda it: len(it[1]))
+    if lacks:
+        raise MissingDataError(
+            f"{path}: the folder lacks {', '.join(f'{it}.npy' for it in lacks)}; expected "
+            f"{', '.join(names)}, each with .npy."
+        )
+    mapped = {}
+    for name in names:
+        file = path / f"{name}.npy"
+        with opened(file):
+            try:
+                mapped[name] = np.lib.format.open_memmap(file, mode="r")
+            except Exception as error:  # what its header holds is evaluated as literals are
+                raise DataError(f"{file}: not a readable npy file ({reason(error)}).") from error
+    stay = _staying(names, targets) if stays else set()
+    size = sum(it.nbytes for name, it in mapped.items() if name not in stay)
+    refuse_more_than_memory(f"{path}: its files hold", size, streams=not stays)
+    return names, [it if name in stay else np.array(it) for name, it in mapped.items()]
+
+
 def as_array(where: str, given: object) -> np.ndarray:
     """Makes an array of what a loader returned.
 
@@ -233,9 +304,11 @@ def _masked(given: object) -> int:
 def check_arrays(
     source: str,
     names: Sequence[str],
-    arrays: Sequence[np.ndarray],
+    arrays: Sequence[Any],
     targets: Targets = "classes",
-) -> Parts:
+    *,
+    stays: bool = False,
+) -> tuple[Part, Part]:
     """Brings a set of one's own to the form in which it is trained on.
 
     Images are uint8 or floating, of shape (N, H, W), (N, H, W, C) or (N, features); they become
@@ -250,14 +323,17 @@ def check_arrays(
         arrays: Images and labels to train on, images and labels to test on; where the targets are
             in the inputs, the images alone.
         targets: What the labels are.
+        stays: Whether images stay where they are, and are brought to that form, and looked
+            through, whenever some are read. They may then be rows as well.
 
     Raises:
         DataError: the arrays are not of that kind or do not fit together.
     """
     step = 1 if targets == "none" else 2
     (train_name, test_name), images = names[::step], arrays[::step]
-    train_images = _own_images(f"{source}, {train_name}", images[0])
-    test_images = _own_images(f"{source}, {test_name}", images[1])
+    bring = _images_when_read if stays else _own_images
+    train_images = bring(f"{source}, {train_name}", images[0])
+    test_images = bring(f"{source}, {test_name}", images[1])
     for what, train, test in (
         ("type", train_images.dtype, test_images.dtype),
         ("shape", train_images.shape[1:], test_images.shape[1:]),
@@ -273,7 +349,20 @@ def check_arrays(
     return (train_images, train_labels), (test_images, test_labels)
 
 
-def _own_images(where: str, images: np.ndarray) -> Images:
+def _images_when_read(where: str, images: Any) -> Rows:
+    if len(images.shape) == 0 or not len(images):
+        _own_images(where, np.asarray(images))
+    return Brought(images, lambda taken, numbers: _own_images(where, taken, numbers))
+
+
+def _own_images(where: str, images: np.ndarray, numbers: np.ndarray | None = None) -> Images:
+    """Brings images to the form in which they are trained on.
+
+    Args:
+        where: What they are, for messages.
+        images: These.
+        numbers: The number of each; None for all, from 0.
+    """
     kind = images.dtype.kind
     if kind not in "iuf":
         raise DataError(
@@ -289,9 +378,11 @@ def _own_images(where: str, images: np.ndarray) -> Images:
         with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
             converted = np.ascontiguousarray(images, np.float32)
         if wrong := images.size - np.count_nonzero(np.isfinite(converted)):
-            first = tuple(np.argwhere(~np.isfinite(converted))[0].tolist())
+            first, *place = np.argwhere(~np.isfinite(converted))[0].tolist()
+            value = images[first, *place]
+            at = (first if numbers is None else int(numbers[first]), *place)
             raise DataError(
-                f"{where}: {wrong} values are not finite in float32, as {images[first]} at {first}."
+                f"{where}: {wrong} values are not finite in float32, as {value} at {at}."
             )
         return _as_images(converted)
     if images.dtype == np.uint8:

@@ -82,12 +82,13 @@ def exactly(stream: io.BufferedIOBase, count: int) -> bytearray:
     return content
 
 
-def refuse_more_than_memory(what: str, announced: int) -> None:
+def refuse_more_than_memory(what: str, announced: int, *, streams: bool = False) -> None:
     """Refuses what would not fit, before it is read.
 
     Args:
         what: The file, and how it announces its size.
         announced: Bytes.
+        streams: Whether it could stay where it is.
 
     Raises:
         DataError: It is more than `MEMORY_SHARE` of the memory that is available.
@@ -96,8 +97,10 @@ def refuse_more_than_memory(what: str, announced: int) -> None:
     if announced > MEMORY_SHARE * available:
         raise DataError(
             f"{what} {_size(announced)}, expected at most {_size(MEMORY_SHARE * available)}, which "
-            f"is {MEMORY_SHARE:.0%} of the {_size(available)} of memory that are available. Take "
-            "fewer or smaller examples, or a machine with more memory."
+            f"is {MEMORY_SHARE:.0%} of the {_size(available)} of memory that are available. "
+            + "Leave it where it is, with data.stream=true, take " * streams
+            + "Take " * (not streams)
+            + "fewer or smaller examples, or a machine with more memory."
         )
 
 

@@ -22,6 +22,7 @@ from . import formats
 from .own import (
     Images,
     Labels,
+    Part,
     as_array,
     check_arrays,
     expected,
@@ -29,13 +30,13 @@ from .own import (
     read_npz,
 )
 from .reading import DataError, MissingDataError
+from .rows import Joined, Rows, blocks
 from .targets import KINDS, outputs_without_labels
 from .text import BYTES, read_text
 
 Indices = Int32[np.ndarray, "_"]
 Strata = Int32[np.ndarray, "_"]
 Moment = Float32[np.ndarray, " c"] | Float32[np.ndarray, "h w c"]
-Part = tuple[Images, Labels | None]
 Parts = tuple[
     list[Part], Part
 ]  # the files to train on, which are put together once; the test split
@@ -112,7 +113,8 @@ class DataSpec(Spec):
 
     Attributes:
         name: The data set. `digits` comes with scikit-learn; `mnist`, `fashion_mnist` and
-            `cifar10` are read from their official files; `npz` is a file of one's own; `text` is
+            `cifar10` are read from their official files; `npz` is a file of one's own, or a folder
+            of npy files with the names of its arrays; `text` is
             a text of one's own, whose bytes are tokens, cut into blocks in their order; others are
             those that `normlab.register_data` has added.
         folder: Where the files are: the folder of this set, or one that holds a folder with the
@@ -131,6 +133,9 @@ class DataSpec(Spec):
         validation: Share of the training split that is held out for tuning; of `text` its end.
         train_examples: Train on only so many of the examples that are left for training.
         train_share: Train on only this share of them.
+        stream: Whether the examples stay where they are, and batches are read while the device
+            works; else the whole set is put on the device. For sets that are larger than its
+            memory, or with `npz` than that of the machine. Changes no number.
     """
 
     # Bound where a study is checked: what another study registers by a name changes nothing.
@@ -151,6 +156,7 @@ class DataSpec(Spec):
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
+    stream: bool = False
 
     @field_validator("name")
     @classmethod
@@ -198,12 +204,12 @@ def data_spec_type() -> type[DataSpec]:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A whole data set in memory.
+    """A whole data set.
 
     Attributes:
         name: The data set's name.
         images: All examples of all splits: uint8 or float32, (N, H, W, C); or int32, (N, ...),
-            which is not standardized.
+            which is not standardized. In memory, or rows that are read when they are asked for.
         labels: Of each, as the objective takes them: the class, int32, (N,); flags, uint8, (N, L);
             values, float32, (N, K); a class for each position, int32, (N, H, W), -1 where it is
             left out; None where the targets are in the inputs.
@@ -218,7 +224,7 @@ class Dataset:
     """
 
     name: str
-    images: Images
+    images: Images | Rows
     labels: Labels | None
     train: Indices
     validation: Indices
@@ -287,7 +293,8 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
         )
     training_parts, test_part = _read(spec, targets)
     every = [*training_parts, test_part]
-    images = np.concatenate([part for part, _ in every])
+    of_images: list[Any] = [part for part, _ in every]
+    images = Joined(of_images) if spec.stream else np.concatenate(of_images)
     of_parts = [part for _, part in every if part is not None]
     labels = np.concatenate(of_parts) if of_parts and targets != "none" else None
     count = len(images)
@@ -459,7 +466,7 @@ def _remedy(name: str, targets: Targets = "classes") -> str:
         arrays = ", ".join(f"{name}=..." for name in names_for(targets)[0])
         return (
             f"Write a file with numpy.savez(FILE, {arrays}), {expected(targets)}, and name it with "
-            "data.folder=FILE."
+            "data.folder=FILE; or a folder of such npy files, with data.folder=FOLDER."
         )
     if name == "text":
         return (
@@ -534,11 +541,11 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
     if spec.name == "digits":
         return _read_digits()
     if spec.name in spec.loaders:
-        return _read_own(spec.name, spec.loaders[spec.name], targets)
+        return _read_own(spec, targets)
     try:
         if spec.name == "npz":
             assert spec.folder is not None  # DataSpec sees to it
-            train, test = read_npz(_path(spec.folder), targets)
+            train, test = read_npz(_path(spec.folder), targets, stays=spec.stream)
             return [train], test
         if spec.name == "text":
             train, test = read_text(_place_of_text(spec.folder), spec.block or DEFAULT_BLOCK)
@@ -559,8 +566,8 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
 _NO_TUPLES = (Mapping, str, np.ndarray)
 
 
-def _read_own(name: str, loader: Callable[[], Any], targets: Targets) -> Parts:
-    told = f"register_data({name!r})"
+def _read_own(spec: DataSpec, targets: Targets) -> Parts:
+    told, loader = f"register_data({spec.name!r})", spec.loaders[spec.name]
     try:
         returned = loader()
         plain = isinstance(returned, Iterable) and not isinstance(returned, _NO_TUPLES)
@@ -583,7 +590,7 @@ def _read_own(name: str, loader: Callable[[], Any], targets: Targets) -> Parts:
         given = [
             as_array(f"{told}, {name}", array) for name, array in zip(names, arrays, strict=True)
         ]
-        train, test = check_arrays(told, names, given, targets)
+        train, test = check_arrays(told, names, given, targets, stays=spec.stream)
     except DataError as error:
         raise DataError(f"{error}\nA loader returns {expected(targets)}.") from error
     return [train], test
@@ -615,19 +622,19 @@ def _stratified(strata: Strata, indices: Indices, share: float) -> tuple[Indices
 
 
 def _moments(
-    images: Images, indices: Indices, standardize: bool | Literal["per_feature"]
+    images: Images | Rows, indices: Indices, standardize: bool | Literal["per_feature"]
 ) -> tuple[Moment | None, Moment | None]:
     """Returns mean and standard deviation, in one pass over small blocks."""
     if images.dtype == np.int32 or not standardize:
         return None, None
     # Sums of differences from one image or pixel: exact for constants, stable for a large mean.
     axes = () if standardize == "per_feature" else (0, 1)
-    first = images[indices[0]].astype(np.float64)
+    first = images[indices[:1]][0].astype(np.float64)
     origin = first if standardize == "per_feature" else first[0, 0]
     origins = np.ascontiguousarray(np.broadcast_to(origin, images.shape[1:]))
     sums, squares = np.zeros(images.shape[1:]), np.zeros(images.shape[1:])
-    for start in range(0, len(indices), 128):
-        block = images[indices[start : start + 128]] - origins
+    for block in blocks(images, indices):
+        block = block - origins
         sums += block.sum(0)
         squares += np.einsum("nhwc,nhwc->hwc", block, block)
     mean = sums.mean(axes) / len(indices)

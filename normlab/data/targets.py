@@ -9,6 +9,7 @@ import numpy as np
 from ..spec import Targets
 from .formats import check_labels
 from .reading import DataError
+from .rows import blocks
 
 # A spread of so many steps of float32 is resolved to a thousandth.
 _RESOLVED = 1000
@@ -188,7 +189,7 @@ KINDS: dict[Targets, Kind] = {
 }
 
 
-def outputs_without_labels(source: str, images: np.ndarray, train: int) -> int:
+def outputs_without_labels(source: str, images: Any, train: int) -> int:
     """Returns how many numbers a model gives for each place where the targets are in the inputs.
 
     Of tokens, one for each there is; of images, as many as an example has values.
@@ -203,9 +204,13 @@ def outputs_without_labels(source: str, images: np.ndarray, train: int) -> int:
     """
     if images.dtype != np.int32:
         return int(np.prod(images.shape[1:]))
-    if (least := int(images.min())) < 0:
+    numbers = np.arange(len(images))
+    if (least := min(int(it.min()) for it in blocks(images))) < 0:
         raise DataError(f"{source}: a token of number {least}; expected whole numbers from 0.")
-    tokens, largest = int(images[:train].max()) + 1, int(images[train:].max())
+    tokens, largest = (
+        max(int(it.max()) for it in blocks(images, of)) for of in (numbers[:train], numbers[train:])
+    )
+    tokens += 1
     if largest >= tokens:
         raise DataError(
             f"{source}: the test examples have a token of number {largest}, but those to train on "

@@ -1,6 +1,7 @@
 """Training: an Optax loop over any network and objective, compiled once for every rate and seed."""
 
 from .checkpoint import Checkpoints as Checkpoints
+from .feed import Feed as Feed
 from .feed import Placed as Placed
 from .feed import Resident as Resident
 from .feed import place as place
@@ -18,3 +19,4 @@ from .optim import SGDSpec as SGDSpec
 from .programs import Programs as Programs
 from .spec import TrainSpec as TrainSpec
 from .state import TrainState as TrainState
+from .stream import Streamed as Streamed

@@ -1,6 +1,7 @@
 """What comes next: a data set that lies on the device, cut into batches where it lies."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +13,115 @@ from ..data import Dataset
 from ..data.augment import Augmentation, augment
 from ..data.batches import padded_batches, shuffled_batches, standardize
 from .mesh import put
+from .state import TrainState
 from .step import Batch
+
+# What one call of a program is handed beside the state, and how many batches of it to go through.
+Part = tuple[Any, int]
+
+
+class Feed(ABC):
+    """What comes next in training and evaluation, and in which parts programs are handed it.
+
+    What is called traced is called inside of programs.
+
+    Args:
+        images: All examples, or anything of their dtype and shape.
+        labels: What is said of each, likewise; None where the targets are in the images.
+        examples: How many there are to train on.
+        outputs: How many numbers a model gives for each place.
+        batch_size: Examples in a step.
+        augmentation: How training images are changed at random.
+        precision: Dtype of what the network gets.
+    """
+
+    spread = False
+    """Whether parts hold examples, which lie spread over a mesh as batches do."""
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        examples: int,
+        outputs: int,
+        batch_size: int,
+        augmentation: Augmentation,
+        precision: str,
+    ):
+        has_pixels = images.dtype != jnp.int32 and images.shape[1:3] != (1, 1)
+        if augmentation != "none" and not has_pixels:
+            raise ValueError(
+                f"train.augment={augmentation} moves pixels, but the data set has "
+                f"{'integers' if images.dtype == jnp.int32 else 'features'} and no images; leave "
+                "it out."
+            )
+        # Shape and dtype of one.
+        self._images = images.shape[1:], images.dtype
+        self._labels = None if labels is None else (labels.shape[1:], labels.dtype)
+        self.outputs = outputs
+        self.steps_per_epoch = examples // batch_size
+        self.batch_size = batch_size
+        self._augmentation: Augmentation = augmentation
+        self._precision = precision
+
+    def example(self) -> Batch:
+        """One example of zeros, to initialize with; traced."""
+        shape, dtype = self._images
+        labels = None
+        if self._labels is not None:
+            labels = jnp.zeros((1, *self._labels[0]), self._labels[1])
+        return jnp.zeros((1, *shape), jnp.int32 if dtype == jnp.int32 else jnp.float32), labels
+
+    @property
+    @abstractmethod
+    def shared(self) -> Any:
+        """What all programs read and none changes."""
+
+    @abstractmethod
+    def coming(self, state: TrainState, last: int, width: int) -> Callable[[int], Iterable[Part]]:
+        """Begins to bring what is trained on from some state on.
+
+        Args:
+            state: Of `width` runs, which stand at the same step.
+            last: The step that they end with.
+            width: Runs that are trained at a time.
+
+        Returns:
+            How many steps, all of one epoch -> the parts of them, in their order.
+        """
+
+    @abstractmethod
+    def evaluation(self, split: str) -> Iterable[Part]:
+        """Returns the parts of "validation" or "test"."""
+
+    @abstractmethod
+    def abstract_parts(self, width: int) -> tuple[Any, Any]:
+        """Returns what parts to train on and to evaluate on are like."""
+
+    @abstractmethod
+    def epoch(
+        self, shared: Any, part: Any, key: PRNGKeyArray
+    ) -> Callable[[Any, PRNGKeyArray], Batch]:
+        """Returns the batches of a part; traced.
+
+        Args:
+            shared: `shared`, as an argument of the program.
+            part: A part to train on.
+            key: Decides the order of the epoch.
+
+        Returns:
+            Number of the step, key of its augmentation -> the batch.
+        """
+
+    @abstractmethod
+    def evaluated(self, shared: Any, part: Any, index: Any) -> tuple[Batch, Array]:
+        """Returns a batch to evaluate on, and which of its examples count; traced."""
+
+    def _trained(self, shared: Any, key: PRNGKeyArray, images: Array, labels: Any) -> Batch:
+        return self._standardized(shared, augment(key, images, self._augmentation)), labels
+
+    def _standardized(self, shared: Any, images: Array) -> Array:
+        return standardize(images, shared.mean, shared.deviation, self._precision)
 
 
 class DeviceData(NamedTuple):
@@ -39,20 +148,25 @@ class Split(NamedTuple):
     Attributes:
         batches: Indices, (batches, batch_size).
         mask: True where an index counts, of the same shape.
-        filled: How many of the batches to go through; the rest is padding.
     """
 
     batches: Array
     mask: Array
-    filled: Array
 
 
 class Placed(NamedTuple):
-    """All that programs read of a data set; shared by the feeds of a study."""
+    """All that programs read of a data set; shared by the feeds of a study.
+
+    Attributes:
+        data: The examples.
+        validation: Batches to tune on, and how many there are; what follows is padding.
+        test: Batches to report on, likewise.
+        outputs: How many numbers a model gives for each place.
+    """
 
     data: DeviceData
-    validation: Split
-    test: Split
+    validation: tuple[Split, int]
+    test: tuple[Split, int]
     outputs: int
 
 
@@ -72,18 +186,16 @@ def place(dataset: Dataset, batch_size: int, mesh: Mesh | None = None) -> Placed
         return np.pad(array, ((0, most - len(array)), (0, 0)))
 
     # With NumPy, as JAX would compile a program for each operation.
-    validation, test = (
-        (padded(batches), padded(mask), np.int32(len(batches))) for batches, mask in splits
-    )
     data = [getattr(dataset, name) for name in DeviceData._fields]
-    data, validation, test = put((data, validation, test), mesh)
-    return Placed(DeviceData(*data), Split(*validation), Split(*test), dataset.classes)
+    data, *placed = put((data, *(tuple(map(padded, split)) for split in splits)), mesh)
+    validation, test = (
+        (Split(*split), len(batches)) for split, (batches, _) in zip(placed, splits, strict=True)
+    )
+    return Placed(DeviceData(*data), validation, test, dataset.classes)
 
 
-class Resident:
+class Resident(Feed):
     """A data set on the device, shuffled, cut into batches and standardized by the programs.
-
-    What is called traced is called inside of programs.
 
     Args:
         placed: The data set.
@@ -99,66 +211,52 @@ class Resident:
         augmentation: Augmentation = "none",
         precision: str = "float32",
     ):
-        images = placed.data.images
-        has_pixels = images.dtype != jnp.int32 and images.shape[1:3] != (1, 1)
-        if augmentation != "none" and not has_pixels:
-            raise ValueError(
-                f"train.augment={augmentation} moves pixels, but the data set has "
-                f"{'integers' if images.dtype == jnp.int32 else 'features'} and no images; leave "
-                "it out."
-            )
-        self.outputs = placed.outputs
-        self.steps_per_epoch = len(placed.data.train) // batch_size
+        data = placed.data
+        super().__init__(
+            data.images,
+            data.labels,
+            len(data.train),
+            placed.outputs,
+            batch_size,
+            augmentation,
+            precision,
+        )
         self._placed = placed
-        self.batch_size = batch_size
-        self._augmentation: Augmentation = augmentation
-        self._precision = precision
 
     @property
     def shared(self) -> DeviceData:
-        """What all programs read and none changes."""
+        """The data set."""
         return self._placed.data
 
-    def split(self, name: str) -> Split:
-        """Returns the batches of "validation" or "test"."""
-        return getattr(self._placed, name)
+    def coming(self, state: TrainState, last: int, width: int) -> Callable[[int], Iterable[Part]]:
+        """Returns what says that programs find all where it lies."""
+        return lambda steps: [(None, steps)]
 
-    def example(self) -> Batch:
-        """One example of zeros, to initialize with; traced."""
-        data = self.shared
-        dtype = jnp.int32 if data.images.dtype == jnp.int32 else jnp.float32
-        labels = data.labels
-        if labels is not None:
-            labels = jnp.zeros((1, *labels.shape[1:]), labels.dtype)
-        return jnp.zeros((1, *data.images.shape[1:]), dtype), labels
+    def evaluation(self, split: str) -> Iterable[Part]:
+        """Returns all batches of a split."""
+        return [getattr(self._placed, split)]
 
-    def epoch(self, data: DeviceData, key: PRNGKeyArray) -> Callable[[Any, PRNGKeyArray], Batch]:
-        """Orders the examples of an epoch; traced.
+    def abstract_parts(self, width: int) -> tuple[Any, Any]:
+        """Returns nothing to train on, and the batches of a split."""
+        return None, self._placed.test[0]
 
-        Args:
-            data: `shared`, as an argument of the program.
-            key: Decides the order.
-
-        Returns:
-            Number of the step in its epoch, key of its augmentation -> the batch.
-        """
-        batches = shuffled_batches(key, data.train, self.batch_size)
+    def epoch(
+        self, shared: DeviceData, part: Any, key: PRNGKeyArray
+    ) -> Callable[[Any, PRNGKeyArray], Batch]:
+        """Orders the examples of an epoch; traced."""
+        batches = shuffled_batches(key, shared.train, self.batch_size)
 
         def batch(step: Any, key: PRNGKeyArray) -> Batch:
-            indices = batches[step]
-            images = augment(key, data.images[indices], self._augmentation)
-            return self._standardized(data, images), _labels(data, indices)
+            indices = batches[step % self.steps_per_epoch]
+            return self._trained(shared, key, shared.images[indices], _labels(shared, indices))
 
         return batch
 
-    def evaluated(self, data: DeviceData, split: Split, index: Any) -> tuple[Batch, Array]:
+    def evaluated(self, shared: DeviceData, part: Split, index: Any) -> tuple[Batch, Array]:
         """Returns a batch to evaluate on, and which of its examples count; traced."""
-        indices = split.batches[index]
-        images = self._standardized(data, data.images[indices])
-        return (images, _labels(data, indices)), split.mask[index]
-
-    def _standardized(self, data: DeviceData, images: Array) -> Array:
-        return standardize(images, data.mean, data.deviation, self._precision)
+        indices = part.batches[index]
+        images = self._standardized(shared, shared.images[indices])
+        return (images, _labels(shared, indices)), part.mask[index]
 
 
 def _labels(data: DeviceData, indices: Array) -> Array | None:

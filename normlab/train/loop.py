@@ -64,10 +64,12 @@ def fit(
     if start is None:
         step, curves = stops.after(0), [[] for _ in range(count)]
         state, sums = programs.initialize(seed, traced)
-        state, sums = programs.advance(state, sums, traced, step)
+        coming = programs.coming(state)
+        state, sums = programs.advance(state, sums, traced, coming(step))
     else:
         step, curves = start.step, [list(curve) for curve in start.curves]
         state, sums = start.state, start.sums
+        coming = programs.coming(state)
     left = [run for run in range(count) if not curves[run] or _is_finite(curves[run][-1])]
     while left:
         done = step == length.steps
@@ -84,7 +86,8 @@ def fit(
         # The next steps are handed over before the metrics of these are waited for, so that the
         # device has no pause. After a divergence they are for nothing.
         if not done:
-            state, sums = programs.advance(state, sums, traced, stops.after(step) - step)
+            parts = coming(stops.after(step) - step)
+            state, sums = programs.advance(state, sums, traced, parts)
         if record:
             train = programs.metrics(recorded)
             validation = programs.metrics(evaluated) if evaluated is not None else None

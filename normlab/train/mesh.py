@@ -95,6 +95,8 @@ def whole(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh | None) -> NamedSharding | None:
-    """The sharding of a batch, of which each device has its part."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec(_DATA))
+def split(mesh: Mesh | None, axis: int = 0) -> NamedSharding | None:
+    """The sharding of batches, of which each device has its part along an axis."""
+    if mesh is None:
+        return None
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, _DATA))

@@ -1,8 +1,8 @@
 """The compiled programs of a run, for all seeds and rates: the one place that knows `jit`."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from ..models import Network
 from ..objectives import Objective, Sums, add_sums
-from .feed import Resident, Split
+from .feed import Feed, Part
 from .mesh import MeshSpec, put, split, whole
 from .optim import AdamSpec, SGDSpec
 from .spec import TrainSpec
@@ -52,7 +52,7 @@ class Programs:
         self,
         network: Network,
         objective: Objective,
-        feed: Resident,
+        feed: Feed,
         optimizer_spec: SGDSpec | AdamSpec,
         train_spec: TrainSpec,
         width: int = 1,
@@ -70,20 +70,25 @@ class Programs:
         self._compiling = threading.Lock()
         self._compiled: tuple[Any, Any, Any] | None = None
 
-        functions = self.functions if width == 1 else map(_together, self.functions)
-        initialization, steps, evaluation = functions
+        initialization, steps, evaluation = self.functions
+        if width > 1:  # Of each run: its state, numbers and part; of all: data, and what to count.
+            initialization = _together(initialization, 2)
+            steps, evaluation = _together(steps, 3), _together(evaluation, 3)
         seed, traced = self.inputs([0] * width, [{}] * width)
         data = feed.shared
-        jit = jax.jit
-        if mesh is not None:  # What goes in and comes out is whole on each device.
-            jit = partial(jax.jit, in_shardings=whole(mesh), out_shardings=whole(mesh))
-        initialize = jit(initialization).lower(seed, traced)
-        state, _ = carry = initialize.out_info
-        advance = jit(steps, donate_argnums=0).lower(carry, traced, data, np.int32(1))
+        to_train, to_evaluate = feed.abstract_parts(width)
+        jit = self._jit
+        initialize = jit(initialization, None, None).lower(seed, traced)
+        state, sums = carry = initialize.out_info
+        one = np.int32(1)
+        axis = 1 if width == 1 else 2
+        advance = jit(steps, None, None, axis, None, None, donate_argnums=0)
+        advance = advance.lower(carry, traced, to_train, data, one)
         variables = (state.params, state.batch_stats)
-        evaluate = jit(evaluation).lower(*variables, data, feed.split("test"))
+        evaluate = jit(evaluation, None, None, None, None, 1, None)
+        evaluate = evaluate.lower(*variables, sums, data, to_evaluate, one)
         self._lowered = (initialize, advance, evaluate)
-        self._no_sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), carry[1])
+        self._no_sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), sums)
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
@@ -137,22 +142,36 @@ class Programs:
         initialize, *_ = self.compile()
         return initialize(seed, traced)
 
+    def coming(self, state: TrainState) -> Callable[[int], Iterable[Part]]:
+        """Begins to bring what is trained on from some state on, to be handed to `advance`."""
+        return self.feed.coming(state, self.length.steps, self.width)
+
     def advance(
-        self, state: TrainState, sums: Sums, traced: dict[str, Array], steps: int
+        self, state: TrainState, sums: Sums, traced: dict[str, Array], parts: Iterable[Part]
     ) -> tuple[TrainState, Sums]:
-        """Takes some steps, which must all be of one epoch; the state given is used up.
+        """Takes the steps of some parts, which must all be of one epoch; the state is used up.
 
         Returns:
             The state after, and the sums given with those over these steps added.
         """
         _, advance, _ = self.compile()
-        return advance((state, sums), traced, self.feed.shared, np.int32(steps))
+        under_way = _UnderWay()
+        for part, steps in parts:
+            state, sums, done = advance(
+                (state, sums), traced, part, self.feed.shared, np.int32(steps)
+            )
+            under_way.add(done)
+        return state, sums
 
     def evaluate(self, state: TrainState, split: str) -> Sums:
         """Returns the sums over "validation" or "test"."""
         *_, evaluate = self.compile()
         variables = (state.params, state.batch_stats)
-        return evaluate(*variables, self.feed.shared, self.feed.split(split))
+        sums, under_way = self.no_sums(), _UnderWay()
+        for part, count in self.feed.evaluation(split):
+            sums = evaluate(*variables, sums, self.feed.shared, part, np.int32(count))
+            under_way.add(sums)
+        return sums
 
     def no_sums(self) -> Sums:
         """Returns sums over nothing."""
@@ -210,33 +229,64 @@ class Programs:
     def _initialize(self, seed, traced) -> tuple[TrainState, Sums]:
         return self.steps.initialize(seed, traced, self.feed.example())
 
-    def _advance(self, carry, traced, data, steps) -> tuple[TrainState, Sums]:
+    def _jit(self, function: Callable[..., Any], *axes: int | None, **options: Any) -> Any:
+        """Compiles for the devices of the mesh.
+
+        Args:
+            function: What is compiled.
+            axes: Of each argument: along which axis it is spread over the devices if it is a part
+                of examples; None for what is whole on each device.
+            options: Of `jax.jit`.
+        """
+        if self._mesh is None:
+            return jax.jit(function, **options)
+        spread = self.feed.spread
+        given = tuple(
+            whole(self._mesh) if axis is None or not spread else split(self._mesh, axis)
+            for axis in axes
+        )
+        return jax.jit(function, in_shardings=given, out_shardings=whole(self._mesh), **options)
+
+    def _advance(self, carry, traced, part, data, steps) -> tuple[TrainState, Sums, Array]:
         state, _ = carry
         order_key, next_key = jax.random.split(state.key)
         # A third part of the key, the same for all variants: for what is drawn in each step.
         draws_key = jax.random.fold_in(state.key, 2)
-        batch = self.feed.epoch(data, order_key)
+        batch = self.feed.epoch(data, part, order_key)
 
         def one(_, carry):
             state, sums = carry
             step_key = jax.random.fold_in(draws_key, state.step)
             augment_key, dropout_key = jax.random.split(step_key)
-            examples = batch(state.step % self.feed.steps_per_epoch, augment_key)
+            examples = batch(state.step, augment_key)
             state, measured = self.steps.train(state, traced, self._spread(examples), dropout_key)
             return state, add_sums(sums, measured)
 
         state, sums = lax.fori_loop(0, steps, one, carry)
         ended = state.step % self.feed.steps_per_epoch == 0
-        return state.replace(key=jnp.where(ended, next_key, state.key)), sums
+        # The step once more, which the next call does not use up.
+        return state.replace(key=jnp.where(ended, next_key, state.key)), sums, state.step
 
-    def _evaluate(self, params, batch_stats, data, split: Split) -> Sums:
+    def _evaluate(self, params, batch_stats, sums, data, part, count) -> Sums:
         def add(index, sums):
-            examples, counted = self._spread(self.feed.evaluated(data, split, index))
+            examples, counted = self._spread(self.feed.evaluated(data, part, index))
             measured = self.steps.evaluate(params, batch_stats, examples, counted)
             return add_sums(sums, measured)
 
-        nothing = self.steps.objective.no_sums(*self.feed.example(), self.feed.outputs)
-        return lax.fori_loop(0, split.filled, add, nothing)
+        return lax.fori_loop(0, count, add, sums)
+
+
+class _UnderWay:
+    """Waits where calls of programs get too far ahead of the device, whose parts lie in memory."""
+
+    def __init__(self) -> None:
+        self._results: deque[Any] = deque()
+
+    def add(self, result: Any) -> None:
+        """Waits until at most two calls are under way, this one included."""
+        self._results.append(result)
+        if len(self._results) > 2:
+            jax.block_until_ready(self._results.popleft())
 
 
 def abstract_state(steps: Steps, example: Batch) -> TrainState:
@@ -277,17 +327,22 @@ def _zeros(steps: Steps) -> dict[str, np.ndarray]:
     return dict.fromkeys(steps.optimizer_spec.traced(), np.zeros((), np.float32))
 
 
-def _together(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes of a function of one run one of several, whose first two arguments are stacked.
+def _together(function: Callable[..., Any], own: int) -> Callable[..., Any]:
+    """Makes of a function of one run one of several, whose first arguments are stacked.
 
     An accelerator computes them at once. On a CPU, whose cores and caches one run fills, all at
     once take longer than one after the other, but for the smallest networks
     (`experiments/benchmarks/training.py` measures both).
+
+    Args:
+        function: Of one run.
+        own: How many arguments differ between runs.
     """
 
-    def of_several(first: Any, second: Any, *shared: Any) -> Any:
+    def of_several(*arguments: Any) -> Any:
+        first, shared = arguments[:own], arguments[own:]
         if jax.default_backend() == "cpu":
-            return lax.map(lambda of_run: function(*of_run, *shared), (first, second))
-        return jax.vmap(lambda *of_run: function(*of_run, *shared))(first, second)
+            return lax.map(lambda of_run: function(*of_run, *shared), first)
+        return jax.vmap(lambda *of_run: function(*of_run, *shared))(*first)
 
     return of_several

@@ -246,7 +246,7 @@ def test_what_is_no_file_is_named(tmp_path, read):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("")
     for name, told in {
-        ".": "is a folder; expected a file",
+        ".": r"the folder lacks train_images\.npy" if read is read_npz else "is a folder; expected",
         "link": "link is a link to nowhere, which is not there",
         "loop": "loop is a link to loop, which comes back to itself",
         "file/within": "file is a file; expected a folder",

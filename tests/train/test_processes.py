@@ -128,7 +128,9 @@ def assert_same_variables(*folders):
 def test_two_processes_of_slurm_train_and_evaluate_the_run_of_one_and_the_first_tells(
     folder, alone
 ):
-    command = ["train", "study.yaml", "mesh.data=2", "--coordinator", "auto", "--out", "out"]
+    """Of streamed data each reads the examples of its own device."""
+    changes = ["mesh.data=2", "data.stream=true"]
+    command = ["train", "study.yaml", *changes, "--coordinator", "auto", "--out", "out"]
     processes = [started(*command, folder=folder, **it) for it in environments_of_slurm(2)]
     told = told_by(processes)
     assert [process.returncode for process in processes] == [0, 0], told
