@@ -1,10 +1,13 @@
 """Examples that are read where they lie, when they are asked for."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from .reading import refuse_more_than_memory
 
 # Examples that are read at a time where all are gone through.
 BLOCK = 128
@@ -64,6 +67,20 @@ class Joined(Rows):
             start = self._ends[number] - len(self._parts[number])
             taken[here] = self._parts[number][indices[here] - start]
         return taken
+
+
+def gathered(name: str, parts: Sequence[Any]) -> np.ndarray:
+    """Reads parts into one array in memory.
+
+    Raises:
+        DataError: They are more than `MEMORY_SHARE` of the memory that is available.
+    """
+    rows = [part for part in parts if isinstance(part, Rows)]
+    size = sum(math.prod(part.shape) * part.dtype.itemsize for part in rows)
+    refuse_more_than_memory(f"{name}: its examples take", size, streams=True)
+    return np.concatenate(
+        [it for part in parts for it in (blocks(part) if isinstance(part, Rows) else [part])]
+    )
 
 
 def blocks(examples: Any, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:

@@ -19,6 +19,7 @@ from ..registration import check_name, refuse_taken
 from ..spec import Count, Spec, Targets
 from ..user_code import explained
 from . import formats
+from .columns import read_array_records, read_parquet, read_saved
 from .own import (
     Images,
     Labels,
@@ -29,8 +30,9 @@ from .own import (
     names_for,
     read_npz,
 )
+from .pictures import read_pictures
 from .reading import DataError, MissingDataError
-from .rows import Joined, Rows, blocks
+from .rows import Joined, Rows, blocks, gathered
 from .targets import KINDS, outputs_without_labels
 from .text import BYTES, read_text
 
@@ -44,7 +46,9 @@ Parts = tuple[
 DIGITS_TEST_SHARE = 0.2
 DEFAULT_BLOCK = 128
 
-_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "npz", "text")
+# In files of one's own, with the columns of an npz file under other names.
+_COLUMNS = {"parquet": read_parquet, "array_record": read_array_records, "hf": read_saved}
+_NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "npz", "images", *_COLUMNS, "text")
 
 # Loaders of the user's own sets, by name.
 LOADERS: dict[str, Callable[[], Any]] = {}
@@ -114,12 +118,15 @@ class DataSpec(Spec):
     Attributes:
         name: The data set. `digits` comes with scikit-learn; `mnist`, `fashion_mnist` and
             `cifar10` are read from their official files; `npz` is a file of one's own, or a folder
-            of npy files with the names of its arrays; `text` is
+            of npy files with the names of its arrays; `images` is a folder of image files,
+            train/CLASS/FILE and test/CLASS/FILE; `parquet`, `array_record` and `hf` (what
+            `save_to_disk` of `datasets` wrote) have columns: `label` or `labels`, and `image` or
+            else all others, which are the inputs; `text` is
             a text of one's own, whose bytes are tokens, cut into blocks in their order; others are
             those that `normlab.register_data` has added.
         folder: Where the files are: the folder of this set, or one that holds a folder with the
-            set's name. For `npz` the path of the file; for `text` that of the file, or of a folder
-            whose files are put together by name. Without it, a set is looked for in the
+            set's name. Of a set of one's own the path of its file or folder; of `text` the files
+            of a folder are put together by name. Without it, a set is looked for in the
             folder of its name below the one that the variable NORMLAB_DATA names, and
             Fashion-MNIST also where Debian's package dataset-fashion-mnist puts it.
         standardize: What is done to images before a model gets them: `true` takes mean and
@@ -128,6 +135,8 @@ class DataSpec(Spec):
             All of them arrive in the dtype of `train.precision`. Integers of another type than
             uint8, as the numbers of tokens, always arrive as they are, as int32.
         batch_size: Examples in each training step.
+        image_size: Of image files and encoded images: what the shorter side of each is brought to,
+            before the square in its middle is cut out. Without it all must have one size.
         block: Of `text`: how many bytes of each example are predicted, each from those before it
             in the example, which has one more; 128 if not given.
         validation: Share of the training split that is held out for tuning; of `text` its end.
@@ -152,6 +161,7 @@ class DataSpec(Spec):
         Field(json_schema_extra={"enum": [True, False, "per_feature"]}),
     ] = True
     batch_size: Count = 64
+    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     block: Annotated[int, Field(gt=0, le=65_536)] | None = None
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
@@ -176,8 +186,14 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _folder_fits_name(self) -> "DataSpec":
-        if self.name == "npz" and self.folder is None:
-            raise ValueError("npz needs the path of its file, folder=FILE.npz")
+        if self.name in ("npz", "images", *_COLUMNS) and self.folder is None:
+            file = "file, folder=FILE.npz" if self.name == "npz" else "folder, folder=FOLDER"
+            raise ValueError(f"{self.name} needs the path of its {file}")
+        if self.name not in ("images", *_COLUMNS) and self.image_size is not None:
+            raise ValueError(
+                f"image_size={self.image_size} is for files of images, but name={self.name}; "
+                "leave it out"
+            )
         if self.name != "text" and self.block is not None:
             raise ValueError(
                 f"block={self.block} cuts a text, but name={self.name}; leave it out, or name text"
@@ -278,14 +294,14 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
         DataError: files are damaged, its labels are of another kind, or the set is too small for
             what the spec asks.
     """
-    own = spec.name == "npz" or spec.name in spec.loaders
+    own = spec.name in ("npz", "images", *_COLUMNS) or spec.name in spec.loaders
     is_text = spec.name == "text"
     if is_text and targets != "none":
         raise DataError(
             "data.name=text has no labels beside its bytes, but the objective expects "
             f"{KINDS[targets].expected}; predict the bytes, with objective.name=next_token."
         )
-    if not own and targets not in ("classes", "none"):
+    if (not own or spec.name == "images") and targets not in ("classes", "none"):
         raise DataError(
             f"data.name={spec.name} has classes, but the objective expects "
             f"{KINDS[targets].expected}; give such a set by data.name=npz or by "
@@ -294,7 +310,7 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
     training_parts, test_part = _read(spec, targets)
     every = [*training_parts, test_part]
     of_images: list[Any] = [part for part, _ in every]
-    images = Joined(of_images) if spec.stream else np.concatenate(of_images)
+    images = Joined(of_images) if spec.stream else gathered(spec.name, of_images)
     of_parts = [part for _, part in every if part is not None]
     labels = np.concatenate(of_parts) if of_parts and targets != "none" else None
     count = len(images)
@@ -458,7 +474,7 @@ _PUBLISHED = {
 
 
 # Whose files are a user's own, which no one can get again.
-_OWN_FILES = ("npz", "text")
+_OWN_FILES = ("npz", "images", *_COLUMNS, "text")
 
 
 def _remedy(name: str, targets: Targets = "classes") -> str:
@@ -467,6 +483,20 @@ def _remedy(name: str, targets: Targets = "classes") -> str:
         return (
             f"Write a file with numpy.savez(FILE, {arrays}), {expected(targets)}, and name it with "
             "data.folder=FILE; or a folder of such npy files, with data.folder=FOLDER."
+        )
+    if name == "images":
+        return (
+            "Name a folder of images, FOLDER/train/CLASS/FILE and FOLDER/test/CLASS/FILE, with "
+            "data.folder=FOLDER."
+        )
+    if name in _COLUMNS:
+        return {
+            "parquet": "Name a folder with train*.parquet and test*.parquet",
+            "array_record": "Name a folder with train*.array_record and test*.array_record",
+            "hf": "Name a folder that save_to_disk of datasets wrote",
+        }[name] + (
+            f", with data.folder=FOLDER; columns are label, {KINDS[targets].expected}, and image, "
+            "or others that all are inputs."
         )
     if name == "text":
         return (
@@ -550,6 +580,9 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
         if spec.name == "text":
             train, test = read_text(_place_of_text(spec.folder), spec.block or DEFAULT_BLOCK)
             return [(train, None)], (test, None)
+        if spec.name == "images" or spec.name in _COLUMNS:
+            assert spec.folder is not None  # DataSpec sees to it
+            return _read_columns(spec, _path(spec.folder), targets)
         layout, paths = _find(spec.name, spec.folder)
         return layout.read(paths)
     except MissingDataError as error:
@@ -560,6 +593,19 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
         again = "" if spec.name in _OWN_FILES else "Get it again: "
         remedy = f"{again}{_remedy(spec.name, targets)}"
         raise DataError(f"{error}\n{remedy}") from error
+
+
+def _read_columns(spec: DataSpec, place: Path, targets: Targets) -> Parts:
+    if not place.is_dir():
+        raise MissingDataError(f"{place}: there is no such folder.")
+    if spec.name == "images":
+        columns = read_pictures(place, spec.image_size)
+        columns = columns[::2] if targets == "none" else columns
+    else:
+        columns = _COLUMNS[spec.name](place, targets, spec.image_size)
+    names = names_for(targets)[0]
+    train, test = check_arrays(str(place), names, columns, targets, stays=True)
+    return [train], test
 
 
 # What can be gone through and is no tuple of arrays: keys, letters, rows.
@@ -646,7 +692,7 @@ def _moments(
 def _listing(name: str) -> Listing:
     if name == "digits":
         return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
-    if name == "npz":
+    if name in _OWN_FILES and name != "text":
         return Listing(name, None, None, None, _remedy(name))
     if name == "text":
         try:
