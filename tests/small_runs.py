@@ -50,7 +50,7 @@ def programs_of(
 ) -> Programs:
     train = train or TrainSpec(epochs=3)
     devices = mesh.devices() if mesh else None
-    how = batch_size, train.augment, train.precision
+    how = batch_size, train.augmentation, train.precision
     if stream:
         feed = Streamed(dataset, *how, devices)
     else:

@@ -95,7 +95,7 @@ def normlab(case: Case) -> Callable[[], dict[str, Any]]:
     def build():
         model = study.model.build(norm, dataset.classes, study.train.precision)
         placed = place(dataset, batch_size)
-        feed = Resident(placed, batch_size, study.train.augment, study.train.precision)
+        feed = Resident(placed, batch_size, study.train.augmentation, study.train.precision)
         network = network_of(model)
         Programs(network, study.objective, feed, study.optimizer, study.train).compile()
 

@@ -83,7 +83,7 @@ def programs_of(case: Case) -> Any:
     study = study_of(case)
     placed = place(random_dataset(case.images), case.batch_size)
     model = study.model.build(study.variants[case.arm].constructor(), 10, study.train.precision)
-    feed = Resident(placed, case.batch_size, study.train.augment, study.train.precision)
+    feed = Resident(placed, case.batch_size, study.train.augmentation, study.train.precision)
     return Programs(network_of(model), study.objective, feed, study.optimizer, study.train)
 
 

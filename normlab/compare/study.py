@@ -535,6 +535,15 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
+    def _labels_can_be_mixed(self) -> "Study":
+        if self.train.mixup is not None and not self.objective.takes_shares:
+            raise ValueError(
+                f"train.mixup={self.train.mixup:g} mixes classes, of which objective.name="
+                f"{self.objective.name} takes no shares; leave it out, or classify"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warms_up_within_the_run(self) -> "Study":
         warmup, epochs = self.optimizer.warmup_epochs, self.train.epochs
         if epochs is not None and warmup > epochs:

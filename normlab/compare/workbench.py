@@ -305,7 +305,7 @@ class Workbench:
 
     def _feed(self, study: Study) -> Feed:
         placed, dataset, _ = self._dataset(study)
-        how = study.data.batch_size, study.train.augment, study.train.precision
+        how = study.data.batch_size, study.train.augmentation, study.train.precision
         if placed is None:
             return Streamed(dataset, *how, _mesh_of(study))
         return Resident(placed, *how)

@@ -13,6 +13,9 @@ from pydantic import Field
 from ..spec import Targets
 from .objective import Metric, Objective
 
+# The class of each example, or the shares that it has of all.
+Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
+
 # Classes from which on it is told whether the label is among the five likeliest.
 TOP_5_FROM = 20
 
@@ -32,27 +35,29 @@ class Classification(Objective):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     targets: ClassVar[Targets] = "classes"
+    takes_shares: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric(higher_is_better=True, share=True),
         "top_5_accuracy": Metric(higher_is_better=True, share=True, title="top-5 accuracy"),
         "loss": Metric(higher_is_better=False, unit="nats"),
     }
 
-    def loss(
-        self, output: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+    def loss(self, output: Float[Array, "batch classes"], target: Labels) -> Float[Array, " batch"]:
         """Returns the cross-entropy with the smoothed labels."""
-        one_hot = jax.nn.one_hot(target, output.shape[-1])
+        shares = target if target.ndim == 2 else jax.nn.one_hot(target, output.shape[-1])
         return optax.softmax_cross_entropy(
-            output, optax.smooth_labels(one_hot, self.label_smoothing)
+            output, optax.smooth_labels(shares, self.label_smoothing)
         )
 
-    def measure(
-        self, output: Float[Array, "batch classes"], target: Int[Array, " batch"]
-    ) -> dict[str, Array]:
+    def measure(self, output: Float[Array, "batch classes"], target: Labels) -> dict[str, Array]:
         """Returns cross-entropy without smoothing, and whether the likeliest classes are right."""
+        if target.ndim == 2:
+            loss = optax.softmax_cross_entropy(output, target)
+            target = jnp.argmax(target, axis=-1)
+        else:
+            loss = optax.softmax_cross_entropy_with_integer_labels(output, target)
         measured = {
-            "loss": optax.softmax_cross_entropy_with_integer_labels(output, target),
+            "loss": loss,
             "accuracy": (jnp.argmax(output, axis=-1) == target).astype(jnp.float32),
         }
         if output.shape[-1] >= TOP_5_FROM:

@@ -61,11 +61,14 @@ class Objective(Spec):
             example; "flags", zeros and ones, (N, L); "values", numbers, (N,) or (N, K), which
             arrive as (batch, K); "positions", a class for each position, (N, H, W), where -1 is
             left out; "none", where the targets are part of the inputs.
+        takes_shares: Whether a target may also be the shares of all classes, (classes,), as
+            `train.mixup` makes them.
         metrics: Name -> meaning of what `finish` returns. The first is what a study selects by
             and reports unless it says otherwise; without any it is the loss.
     """
 
     targets: ClassVar[Targets] = "classes"
+    takes_shares: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
     @classmethod

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from ..data import Dataset
-from ..data.augment import Augmentation, augment
+from ..data.augment import Augmentation, cut_out, mixed_up, moved
 from ..data.batches import padded_batches, shuffled_batches, standardize
 from .mesh import put
 from .state import TrainState
@@ -48,20 +48,14 @@ class Feed(ABC):
         augmentation: Augmentation,
         precision: str,
     ):
-        has_pixels = images.dtype != jnp.int32 and images.shape[1:3] != (1, 1)
-        if augmentation != "none" and not has_pixels:
-            raise ValueError(
-                f"train.augment={augmentation} moves pixels, but the data set has "
-                f"{'integers' if images.dtype == jnp.int32 else 'features'} and no images; leave "
-                "it out."
-            )
+        self._augmentation = augmentation
+        self._refuse_what_cannot_be_changed(images)
         # Shape and dtype of one.
         self._images = images.shape[1:], images.dtype
         self._labels = None if labels is None else (labels.shape[1:], labels.dtype)
         self.outputs = outputs
         self.steps_per_epoch = examples // batch_size
         self.batch_size = batch_size
-        self._augmentation: Augmentation = augmentation
         self._precision = precision
 
     def example(self) -> Batch:
@@ -118,10 +112,36 @@ class Feed(ABC):
         """Returns a batch to evaluate on, and which of its examples count; traced."""
 
     def _trained(self, shared: Any, key: PRNGKeyArray, images: Array, labels: Any) -> Batch:
-        return self._standardized(shared, augment(key, images, self._augmentation)), labels
+        moves, cutout, mixup = self._augmentation
+        images = self._standardized(shared, moved(key, images, moves))
+        if cutout is not None:
+            images = cut_out(key, images, cutout)
+        if mixup is not None:
+            images, labels = mixed_up(key, images, labels, mixup, self.outputs)
+        return images, labels
 
     def _standardized(self, shared: Any, images: Array) -> Array:
         return standardize(images, shared.mean, shared.deviation, self._precision)
+
+    def _refuse_what_cannot_be_changed(self, images: Any) -> None:
+        moves, cutout, mixup = self._augmentation
+        integers = images.dtype == jnp.int32
+        kind = "integers" if integers else "features"
+        if (integers or images.shape[1:3] == (1, 1)) and (moves != "none" or cutout is not None):
+            name = f"augment={moves} moves" if moves != "none" else f"cutout={cutout} cuts out"
+            raise ValueError(
+                f"train.{name} pixels, but the data set has {kind} and no images; leave it out."
+            )
+        if integers and mixup is not None:
+            raise ValueError(
+                f"train.mixup={mixup:g} takes means of examples, but the data set has integers; "
+                "leave it out."
+            )
+        if cutout is not None and cutout > (most := min(images.shape[1:3])):
+            raise ValueError(
+                f"train.cutout={cutout} is the side of a square, but the images have "
+                f"{' x '.join(map(str, images.shape[1:3]))} pixels; expected at most {most}."
+            )
 
 
 class DeviceData(NamedTuple):
@@ -208,7 +228,7 @@ class Resident(Feed):
         self,
         placed: Placed,
         batch_size: int,
-        augmentation: Augmentation = "none",
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
         precision: str = "float32",
     ):
         data = placed.data

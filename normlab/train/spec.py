@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveFloat, model_validator
 
-from ..data.augment import Augmentation
+from ..data.augment import Augmentation, Moves
 from ..spec import Count, Few, Spec
 
 EPOCHS = 10
@@ -49,6 +49,12 @@ class TrainSpec(Spec):
         augment: How training images are changed at random: `"none"`; `"flip"` for mirror images of
             half of them; `"crop_flip"` for a crop of each as well, moved by up to 4 pixels each
             way, with zeros, in the units of the files, coming in.
+        cutout: Side of a square of each training image that is set to the mean, in pixels, its
+            centre anywhere in the image (DeVries and Taylor, 2017).
+        mixup: Training images and their labels are mixed with those of another example of the
+            batch, in a proportion of each batch that is drawn from the beta distribution of this
+            and this (Zhang et al., 2018). The accuracy in training is then that of the class
+            with the larger share.
         checkpoint_every: Steps after which a run is saved, to go on from there if it is stopped or
             killed; None for none. Changes no number.
     """
@@ -60,7 +66,9 @@ class TrainSpec(Spec):
     accumulate: Few = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     initialization_scale: PositiveFloat = 1.0
-    augment: Augmentation = "none"
+    augment: Moves = "none"
+    cutout: Count | None = None
+    mixup: PositiveFloat | None = None
     checkpoint_every: Count | None = None
 
     @model_validator(mode="before")
@@ -88,6 +96,11 @@ class TrainSpec(Spec):
                 f"{self.steps} steps long; give evaluate_every instead"
             )
         return self
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are changed at random."""
+        return Augmentation(self.augment, self.cutout, self.mixup)
 
     def length(self, steps_per_epoch: int) -> Length:
         """Returns how long a run is, in steps."""

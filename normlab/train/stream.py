@@ -72,7 +72,7 @@ class Streamed(Feed):
         self,
         dataset: Dataset,
         batch_size: int,
-        augmentation: Augmentation = "none",
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
         precision: str = "float32",
         mesh: Mesh | None = None,
     ):

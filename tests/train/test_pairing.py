@@ -71,7 +71,9 @@ class Recorder(nn.Module):
 
 
 def record(seed, norm, augment="none", width=4, optimizer=None):
-    train_spec = TrainSpec(epochs=EPOCHS, augment=augment)
+    all_changes = {"augment": "crop_flip", "cutout": 3, "mixup": 0.4}
+    changes = all_changes if augment == "all" else {"augment": augment}
+    train_spec = TrainSpec(epochs=EPOCHS, **changes)
     optimizer = optimizer or SGDSpec(learning_rate=1e-3)
     model = Recorder(norm, classes=3, width=width)
     state = run(programs_of(model, dataset(), 4, optimizer, train_spec), seed).state.batch_stats
@@ -79,7 +81,7 @@ def record(seed, norm, augment="none", width=4, optimizer=None):
     return np.asarray(state["seen"]), np.asarray(state["kept"])
 
 
-@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("augment", ["none", "all"])
 def test_every_arm_sees_the_same_images_and_drops_the_same_features(augment):
     seen, kept = record(3, NORMS["identity"], augment)
     others = [record(3, norm, augment) for norm in list(NORMS.values())[1:]]

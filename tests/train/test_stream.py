@@ -15,7 +15,7 @@ from normlab.models import MLP
 from normlab.train import Checkpoints, TrainSpec, fit, stream
 from normlab.train.checkpoint import remove
 
-TRAIN = TrainSpec(epochs=3, augment="crop_flip")
+TRAIN = TrainSpec(epochs=3, augment="crop_flip", cutout=2, mixup=0.4)
 
 
 @pytest.fixture(autouse=True)
