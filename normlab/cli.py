@@ -544,12 +544,32 @@ def _example(variant: "Variant", entries: "list[FieldEntry]") -> list[str]:
 
 
 @app.command
-def data(*, modules: tuple[str, ...] = ()) -> None:
-    """Show which data sets are there, and how to get the others.
+def data(
+    get: Annotated[
+        tuple[str, ...],
+        Positional,
+        tyro.conf.arg(metavar="[get NAME ...]", help_behavior_hint="(optional)"),
+    ] = (),
+    /,
+    *,
+    to: Annotated[
+        Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: NORMLAB_DATA)")
+    ] = None,
+    modules: tuple[str, ...] = (),
+) -> None:
+    """Show which data sets are there, and how to get the others; or get some.
 
     Args:
+        get: Gets published sets from where they are published, and puts them where studies look.
+            What was interrupted goes on where it stood.
+        to: Where they go, each into a folder of its name.
         modules: Modules or files that register data of your own, as in a study.
     """
+    if get:
+        _get_data(get, to)
+        return
+    if to is not None:
+        raise UserError(f"--to {to} is where sets go; name some, as in normlab data get mnist")
     if modules:
         from .config import import_modules
 
@@ -567,6 +587,25 @@ def data(*, modules: tuple[str, ...] = ()) -> None:
             listing.place or f"not found. {listing.remedy}",
         )
     console.print(table)
+
+
+def _get_data(given: tuple[str, ...], to: Path | None) -> None:
+    from .data import get
+
+    what, *names = given
+    if what != "get" or not names:
+        raise UserError(f"{' '.join(given)}: expected get and names, as in normlab data get mnist")
+    named = os.environ.get("NORMLAB_DATA")
+    if to is None and not named:
+        raise UserError(
+            "neither --to FOLDER nor the variable NORMLAB_DATA, in which studies look, says where "
+            "data go; as in: export NORMLAB_DATA=~/data"
+        )
+    root = (to or Path(named or "")).expanduser()
+    for name in names:
+        console.print(f"{name}: {get(name, root, console.print)}", soft_wrap=True)
+    if to is not None and (not named or Path(named).expanduser().resolve() != root.resolve()):
+        console.print(f"Studies look there with: export NORMLAB_DATA={shlex.quote(str(root))}")
 
 
 @app.command(name="settings")

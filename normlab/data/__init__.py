@@ -1,5 +1,6 @@
 """Named image sets as arrays, ready to be put on a device."""
 
+from .download import get as get
 from .reading import DataError as DataError
 from .reading import MissingDataError as MissingDataError
 from .rows import blocks as blocks

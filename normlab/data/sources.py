@@ -477,7 +477,17 @@ _PUBLISHED = {
 _OWN_FILES = ("npz", "images", *_COLUMNS, "text")
 
 
-def _remedy(name: str, targets: Targets = "classes") -> str:
+def is_there(name: str, folder: Path) -> bool:
+    """Whether a folder has all files of a published set."""
+    try:
+        _find(name, str(folder))
+    except MissingDataError:
+        return False
+    return True
+
+
+def remedy(name: str, targets: Targets = "classes") -> str:
+    """Says how to get a set, or where to put one's own."""
     if name == "npz":
         arrays = ", ".join(f"{name}=..." for name in names_for(targets)[0])
         return (
@@ -536,7 +546,7 @@ def _find(name: str, folder: str | None) -> tuple[_Layout, list[Path]]:
             looked.append(f"{place}: {_unless_folder(place) or lacks}")
     raise MissingDataError(
         "\n  ".join([f"The data set {name} was not found. Looked in:", *looked])
-        + f"\n{_remedy(name)}"
+        + f"\n{remedy(name)}"
     )
 
 
@@ -588,11 +598,10 @@ def _read(spec: DataSpec, targets: Targets) -> Parts:
     except MissingDataError as error:
         if spec.name not in _OWN_FILES:
             raise
-        raise MissingDataError(f"{error}\n{_remedy(spec.name, targets)}") from error
+        raise MissingDataError(f"{error}\n{remedy(spec.name, targets)}") from error
     except DataError as error:
         again = "" if spec.name in _OWN_FILES else "Get it again: "
-        remedy = f"{again}{_remedy(spec.name, targets)}"
-        raise DataError(f"{error}\n{remedy}") from error
+        raise DataError(f"{error}\n{again}{remedy(spec.name, targets)}") from error
 
 
 def _read_columns(spec: DataSpec, place: Path, targets: Targets) -> Parts:
@@ -693,14 +702,14 @@ def _listing(name: str) -> Listing:
     if name == "digits":
         return Listing(name, "part of scikit-learn", 1797, (8, 8, 1), "Nothing to do.")
     if name in _OWN_FILES and name != "text":
-        return Listing(name, None, None, None, _remedy(name))
+        return Listing(name, None, None, None, remedy(name))
     if name == "text":
         try:
             place = _place_of_text(None)
         except MissingDataError:
             place = None
         found = str(place) if place is not None and place.is_dir() else None
-        return Listing(name, found, None, None, _remedy(name))
+        return Listing(name, found, None, None, remedy(name))
     if name in LOADERS:
         place = f"registered by {known_as(LOADERS[name].__module__)}"
         return Listing(name, place, None, None, "Nothing to do.")
@@ -711,4 +720,4 @@ def _listing(name: str) -> Listing:
     else:
         place = str(paths[0].parent)
     known = _PUBLISHED[name]
-    return Listing(name, place, known.examples, known.image_shape, _remedy(name))
+    return Listing(name, place, known.examples, known.image_shape, remedy(name))
