@@ -132,7 +132,9 @@ def test_what_was_saved_is_a_model_and_its_variables(folder):
 )
 def test_a_study_that_is_stopped_within_runs_goes_on_where_they_stood(tmp_path, executor, width):
     path = write_study(tmp_path, keep="last", tune={"optimizer.learning_rate": [0.02, 0.05]})
-    arguments = [f"executor.name={executor}", f"executor.width={width}"]
+    # What a checkpoint holds is tested above; that many of them would be most of the time.
+    seldom = "train.checkpoint_every=15"
+    arguments = [f"executor.name={executor}", f"executor.width={width}", seldom]
     if executor == "ray":
         pytest.importorskip("ray", reason="Ray comes with the extra `ray`")
         arguments.append("executor.address=local")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from leaks import checking_leaks
 from surgery.models import moments
 
 import normlab
@@ -236,7 +237,7 @@ def test_no_class_is_patched_and_threads_do_not_meet():
 
 
 def test_no_tracer_is_leaked():
-    with jax.checking_leaks():
+    with checking_leaks():
         model = Model()
         surgery.nnx.recalibrate(model, [X])
         nnx.jit(lambda model, x: surgery.nnx.adapt(model, x, prior_strength=10))(model, X)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from leaks import checking_leaks
 from surgery.models import DIGITS
 
 import normlab
@@ -64,7 +65,7 @@ def test_steps_compiled_once_lower_the_entropy_of_the_examples_that_count():
     mask = np.arange(32) < 16
     changed = jnp.asarray(X).at[16:].set(100.0)
     step = nnx.jit(partial(surgery.nnx.tent, mask=mask))
-    with jax.checking_leaks():
+    with checking_leaks():
         first = step(model, changed, optimizer)
     for _ in range(10):
         last = step(model, changed, optimizer)

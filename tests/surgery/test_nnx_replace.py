@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from leaks import checking_leaks
 
 import normlab
 from normlab import surgery
@@ -101,7 +102,7 @@ def test_without_strict_other_norms_stay_and_so_does_a_frozen_one_fold():
     model = randomized(Net(way="activation"))
     surgery.nnx.freeze(model)
     expected = model(X)
-    with jax.checking_leaks():
+    with checking_leaks():
         assert surgery.nnx.fold(model, X, strict=False) == ("norms/last",)
     np.testing.assert_allclose(model(X), expected, rtol=1e-4, atol=1e-4)
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax.core import FrozenDict
+from leaks import checking_leaks
 from surgery.models import DIGITS, HALVES, initial, mlp, moments
 
 import normlab
@@ -359,7 +360,7 @@ def test_two_threads_at_once_do_not_disturb_each_other():
 def test_no_tracer_is_leaked(trained):
     """fold kept the calls that it had traced, and with them their values."""
     model, variables = trained
-    with jax.checking_leaks():
+    with checking_leaks():
         surgery.summary(model, variables, X)
         surgery.fold(model, variables, X)
         surgery.convert(model, variables, model, X)
