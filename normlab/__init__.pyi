@@ -29,9 +29,9 @@ from .linen import SpectralNorm as SpectralNorm
 from .linen import SwitchableNorm as SwitchableNorm
 from .linen import WeightNorm as WeightNorm
 from .linen import WeightStandardization as WeightStandardization
+from .metrics import Metric as Metric
 from .models import Roles as Roles
 from .models import register_model as register_model
-from .objectives import Metric as Metric
 from .objectives import Objective as Objective
 from .objectives import register_objective as register_objective
 from .results import Results as Results

@@ -189,7 +189,7 @@ def draw(
         "status": "finished",
         "steps_per_epoch": STEPS,
         "curve": curve,
-        "test": {"loss": 2.5 * (1 - end), "accuracy": round(min(end, 1) * 360) / 360},
+        "test": {"loss": 2.5 * max(0, 1 - end), "accuracy": round(min(end, 1) * 360) / 360},
         "seconds": 0.4 + 0.05 * rng.random(),
         "identity": dict(identity),
     }

@@ -57,7 +57,8 @@ def completed(given: Any, known: Mapping[str, Any]) -> Any:
     given = dict(given)
     name = given.setdefault("name", next(iter(known)))
     if isinstance(name, str) and name in known:
-        given = {**known[name].model_dump(), **given}
+        told = known[name].model_dump(include={*MetricSpec.model_fields})
+        given = {**told, **given}
     if given.get("select_by") is not None:
         given["select_by"] = completed(given["select_by"], known)
     return given

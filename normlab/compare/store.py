@@ -33,6 +33,7 @@ from yaml import YAMLError
 from ..checksum import checksum, sealed, unsealed
 from ..errors import UserError, refused
 from .search import Range
+from .sound import refuse_what_cannot_be
 from .yaml_text import escaped, from_yaml, to_yaml, unescaped
 
 
@@ -54,8 +55,16 @@ def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _each_finite_or_none(values: list[float | None]) -> list[float | None]:
+    # As a rule all are, which one sum tells.
+    if None not in values and math.isfinite(sum(values)):  # pyright: ignore[reportArgumentType]
+        return values
+    return [*map(_finite_or_none, values)]
+
+
 Metric = Annotated[float | None, AfterValidator(_finite_or_none)]
-Curves = dict[str, list[Metric]]
+Metrics = Annotated[list[float | None], AfterValidator(_each_finite_or_none)]
+Curves = dict[str, Metrics]
 
 
 _ELSEWHERE = (
@@ -123,30 +132,22 @@ class Curve(_Record):
         )
 
 
-def _is_former(result: Mapping[str, Any]) -> bool:
+def _is_former(result: Any) -> bool:
     """Whether a result, as JSON has it, is of the former format, which may lack a checksum."""
-    curve = result.get("curve")
+    curve = result.get("curve") if isinstance(result, Mapping) else None
     return isinstance(curve, Mapping) and "train_loss" in curve
 
 
-def _from_former(curve: Mapping[str, Any], steps_per_epoch: int) -> dict[str, Any]:
-    """Returns a curve of the former format, by epoch and of four names, as it is now."""
-    epochs = len(next(iter(curve.values()), []))
+def _from_former(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a result of the former format, whose curves are by epoch and of four names."""
     splits: dict[str, Any] = {"train": {}, "validation": {}}
-    for name, values in curve.items():
+    for name, values in result["curve"].items():
         split, _, metric = name.partition("_")
         splits.setdefault(split, {})[metric] = values
-    return {"step": [(epoch + 1) * steps_per_epoch for epoch in range(epochs)], **splits}
-
-
-def _refuse_what_cannot_be(curves: Mapping[str, Any]) -> None:
-    """Refuses accuracies and losses that none can be, in results without a checksum."""
-    for name, values in curves.items():
-        for value in values if isinstance(values, list) else []:
-            if isinstance(value, int | float) and not value >= -1e-5:
-                raise ValueError(f"{name} is not negative, but is {value:g}")
-            if isinstance(value, int | float) and name.endswith("_accuracy") and value > 1 + 1e-5:
-                raise ValueError(f"{name} lies between 0 and 1, but is {value:g}")
+    losses, each = result["curve"]["train_loss"], result.get("steps_per_epoch")
+    if isinstance(losses, list) and isinstance(each, int):
+        splits["step"] = [(epoch + 1) * each for epoch in range(len(losses))]
+    return {**result, "curve": splits}
 
 
 class Label(_Record):
@@ -222,19 +223,7 @@ class Result(Label):
     seconds: float = Field(ge=0, allow_inf_nan=False)
     git_revision: str | None = None
     identity: dict[str, JsonValue]
-    initial_weights: dict[str, list[Metric]] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_the_former_format(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            curve, steps = given.get("curve"), given.get("steps_per_epoch")
-            if isinstance(curve, Mapping) and _is_former(given) and isinstance(steps, int):
-                test = given.get("test")
-                told = test.items() if isinstance(test, Mapping) else []
-                _refuse_what_cannot_be({**curve, **{f"test_{name}": [it] for name, it in told}})
-                return {**given, "curve": _from_former(curve, steps)}
-        return given
+    initial_weights: dict[str, Metrics] | None = None
 
     @model_validator(mode="after")
     def _has_what_its_status_promises(self) -> "Result":
@@ -242,15 +231,6 @@ class Result(Label):
             raise ValueError("`test` belongs to final runs that finished, to all and only to them")
         if self.status == "finished" and not (self.curve.step and self.curve.validation):
             raise ValueError("a finished run needs at least one point in its curve")
-        told = self.identity.get("train")
-        trained: Any = told if isinstance(told, dict) else {}
-        steps = trained.get("steps")
-        if isinstance(trained.get("epochs"), int):
-            steps = trained["epochs"] * self.steps_per_epoch
-        if isinstance(steps, int) and (
-            self.steps > steps or (self.status == "finished" and self.steps < steps)
-        ):
-            raise ValueError(f"a {self.status} run of {steps} steps has {self.steps} in its curve")
         return self
 
     @property
@@ -497,8 +477,8 @@ class Store:
 
     def finished(self) -> set[str]:
         """The ids of the runs that have a result that can be used; for the others see `each`."""
-        paths = sorted(self._runs.glob("*.json"))
-        return {it.stem for it in paths if _is_whole(it) or self._usable(it) is not None}
+        # One reading decides what a study need not make again and what its page can show.
+        return {it.id for it in self.each()}
 
     def results(self) -> list[Result]:
         """All results that can be used, as `each` has them."""
@@ -509,7 +489,8 @@ class Store:
 
         Files that are damaged, or no results at all, are put into `left_aside`.
         """
-        paths = sorted(self._runs.glob("*.json"))
+        names = sorted(os.listdir(self._runs)) if self._runs.is_dir() else []
+        paths = (self._runs / name for name in names if name.endswith(".json"))
         return (it for path in paths if (it := self._usable(path)) is not None)
 
     def _usable(self, path: Path) -> Result | None:
@@ -670,7 +651,9 @@ def left_aside_in_words(left_aside: Mapping[Path, str]) -> list[str]:
     told = list(left_aside.values())
     more = len(told) - MOST_TOLD
     return [
-        f"{len(told)} files of runs cannot be used and are left aside:",
+        "1 file of a run cannot be used and is left aside:"
+        if len(told) == 1
+        else f"{len(told)} files of runs cannot be used and are left aside:",
         *(f"  {line}" for line in told[:MOST_TOLD]),
         *([f"  and {more} more"] if more > 0 else []),
         "The study, started again, makes those anew that are results of its runs; delete others.",
@@ -836,33 +819,44 @@ def _read_failure(path: Path) -> Failure:
     return failure
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a result is as it was written, which takes no look at what it says."""
-    try:
-        rest, checked = unsealed(path.read_bytes())
-    except (OSError, ValueError):  # What is wrong is told where it is read.
-        return False
-    return checked and f',"id":"{path.stem}",'.encode() in rest
+# Path -> hash of what it held, of the results that this process has found sound, since a study
+# reads all of its results several times.
+_sound: dict[Path, bytes] = {}
 
 
 def _read(path: Path) -> Result:
     try:
-        content, checked = unsealed(_content(path))
-        result = Result.model_validate_json(content, strict=True)
-        if result.id != path.stem:
-            raise ValueError(f"it says that it is the run {result.id}")
-        if not checked:
-            if not _is_former(json.loads(content)):
-                raise ValueError("it has no checksum, as every result of today has")
+        content = _content(path)
+        result = _parsed(content)
+        held = hashlib.blake2b(content, digest_size=16).digest()
+        if _sound.get(path) != held:
+            if result.id != path.stem:
+                raise ValueError(f"it says that it is the run {result.id}")
             _refuse_another_identity(result)
+            refuse_what_cannot_be(result)
+            _sound[path] = held
+    except RecursionError as error:
+        raise StoreError(f"{path} is not the result of a run (it is too deep).") from error
     except ValueError as error:
         what = _first_of(error) if isinstance(error, ValidationError) else error
         raise StoreError(f"{path} is not the result of a run ({what}).") from error
     return result
 
 
+def _parsed(content: bytes) -> Result:
+    rest, checked = unsealed(content)
+    if b'"train_loss"' in rest and _is_former(json.loads(rest)):
+        rest = json.dumps(_from_former(json.loads(rest))).encode()
+    elif not checked:
+        raise ValueError("it has no checksum, as every result of today has")
+    return Result.model_validate_json(rest, strict=True)
+
+
 def _refuse_another_identity(result: Result) -> None:
-    """Compares a result with its identity, where there is no checksum to tell all of it."""
+    """Compares a result with its identity, which its name is made of.
+
+    Whoever changes one of the two can have a checksum as well.
+    """
     told, variant = result.identity, result.identity.get("variant")
     says = {
         "phase": told.get("phase"),
@@ -872,9 +866,9 @@ def _refuse_another_identity(result: Result) -> None:
     }
     for key, value in says.items():
         if getattr(result, key) != value:
-            raise ValueError(f"it has no checksum, and its {key} is not that of its identity")
+            raise ValueError(f"its identity says another {key}")
     if result.id != run_id(result.phase, result.variant, result.seed, told):
-        raise ValueError("it has no checksum, and its name is not that of its identity")
+        raise ValueError("its identity has another name")
 
 
 def run_id(phase: str, variant: str, seed: int, identity: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from .classification import Classification as Classification
 from .multilabel import Multilabel as Multilabel
 from .next_token import NextToken as NextToken
-from .objective import Metric as Metric
 from .objective import Objective as Objective
 from .objective import Sums as Sums
 from .objective import add_sums as add_sums

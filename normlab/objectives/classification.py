@@ -10,8 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from pydantic import Field
 
+from ..metrics import CLASSIFICATION, Metric
 from ..spec import Targets
-from .objective import Metric, Objective
+from .objective import Objective
 
 # The class of each example, or the shares that it has of all.
 Labels = Int[Array, " batch"] | Float[Array, "batch classes"]
@@ -36,11 +37,7 @@ class Classification(Objective):
 
     targets: ClassVar[Targets] = "classes"
     takes_shares: ClassVar[bool] = True
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "accuracy": Metric(higher_is_better=True, share=True),
-        "top_5_accuracy": Metric(higher_is_better=True, share=True, title="top-5 accuracy"),
-        "loss": Metric(higher_is_better=False, unit="nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = CLASSIFICATION
 
     def loss(self, output: Float[Array, "batch classes"], target: Labels) -> Float[Array, " batch"]:
         """Returns the cross-entropy with the smoothed labels."""

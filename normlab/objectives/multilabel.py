@@ -8,8 +8,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Integer
 
+from ..metrics import MULTILABEL, Metric
 from ..spec import Targets
-from .objective import Metric, Objective
+from .objective import Objective
 
 
 class Multilabel(Objective):
@@ -23,12 +24,7 @@ class Multilabel(Objective):
     name: Literal["multilabel"] = "multilabel"
 
     targets: ClassVar[Targets] = "flags"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "micro_f1": Metric(higher_is_better=True, title="micro F1"),
-        "flags_right": Metric(higher_is_better=True, share=True),
-        "subset_accuracy": Metric(higher_is_better=True, share=True),
-        "loss": Metric(higher_is_better=False, unit="nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = MULTILABEL
 
     def loss(
         self, output: Float[Array, "batch flags"], target: Integer[Array, "batch flags"]

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 from pydantic import Field
 
+from ..metrics import NEXT_TOKEN, Metric
 from ..spec import Targets
-from .objective import Metric, Objective
+from .objective import Objective
 
 BYTES = 256
 
@@ -32,11 +33,7 @@ class NextToken(Objective):
     padding: int | None = Field(default=None, ge=0)
 
     targets: ClassVar[Targets] = "none"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "perplexity": Metric(higher_is_better=False),
-        "bits_per_byte": Metric(higher_is_better=False, title="bits per byte", unit="bits"),
-        "loss": Metric(higher_is_better=False, unit="nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = NEXT_TOKEN
 
     def examples(self, inputs: Array, targets: Array | None) -> tuple[Array, Any, Array]:
         """Returns the tokens but the last, those but the first, and which of these count."""

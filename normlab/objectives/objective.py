@@ -8,30 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..metrics import LOSS, Metric
 from ..spec import Spec, Targets
 
 # Name -> total over what was counted, and how much that was. Sums of two batches add up.
 Sums = dict[str, tuple[Array, Array]]
-
-
-class Metric(Spec):
-    """What a number of an objective means.
-
-    Attributes:
-        higher_is_better: Whether the larger of two is the better one.
-        share: Whether it is a share, between 0 and 1, which is shown in percent.
-        title: What pages and tables call it; its name by default, with spaces.
-        unit: What it is measured in, where it has a unit and is no share.
-    """
-
-    higher_is_better: bool
-    share: bool = False
-    title: str = ""
-    unit: str = ""
-
-
-# The mean of what is trained by.
-LOSS = Metric(higher_is_better=False)
 
 
 class Objective(Spec):

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from ..metrics import PER_PIXEL, Metric
 from ..spec import Targets
-from .objective import Metric, Objective
+from .objective import Objective
 
 
 class PerPixel(Objective):
@@ -24,11 +25,7 @@ class PerPixel(Objective):
     name: Literal["per_pixel"] = "per_pixel"
 
     targets: ClassVar[Targets] = "positions"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "mean_iou": Metric(higher_is_better=True, title="mean IoU", share=True),
-        "pixel_accuracy": Metric(higher_is_better=True, share=True),
-        "loss": Metric(higher_is_better=False, unit="nats"),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = PER_PIXEL
 
     def examples(self, inputs: Array, targets: Array | None) -> tuple[Array, Any, Array]:
         """Leaves out the positions of class -1."""

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
 
+from ..metrics import Metric
 from ..modules import enter
 from ..registration import check_name, is_plain, refuse_taken
 from ..spec import Targets
 from .classification import Classification
 from .multilabel import Multilabel
 from .next_token import NextToken
-from .objective import Metric, Objective
+from .objective import Objective
 from .per_pixel import PerPixel
 from .regression import Regression
 

@@ -9,8 +9,9 @@ import optax
 from jaxtyping import Array, Float
 from pydantic import Field, PrivateAttr
 
+from ..metrics import REGRESSION, Metric
 from ..spec import Targets
-from .objective import Metric, Objective
+from .objective import Objective
 
 
 class Regression(Objective):
@@ -35,11 +36,7 @@ class Regression(Objective):
     _deviation: tuple[float, ...] = PrivateAttr(default=(1.0,))
 
     targets: ClassVar[Targets] = "values"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "rmse": Metric(higher_is_better=False, title="RMSE"),
-        "r2": Metric(higher_is_better=True, title="R²"),
-        "loss": Metric(higher_is_better=False),
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = REGRESSION
 
     def fitted(self, targets: np.ndarray | None) -> "Regression":
         """Takes mean and standard deviation of the training targets; 1 where that is 0."""

@@ -1,27 +1,14 @@
 """How long and how to train: what a configuration may say."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import PositiveFloat, model_validator
 
 from ..data.augment import Augmentation, Moves
+from ..length import Length, length_of
 from ..spec import Count, Few, Spec
 
 EPOCHS = 10
-
-
-class Length(NamedTuple):
-    """How long a run is, in steps of the optimizer.
-
-    Attributes:
-        steps: All of it.
-        record_every: Between two records of the curve; one comes after the last step in any case.
-        evaluate_every: Between two evaluations on the validation split; likewise.
-    """
-
-    steps: int
-    record_every: int
-    evaluate_every: int
 
 
 class TrainSpec(Spec):
@@ -104,9 +91,10 @@ class TrainSpec(Spec):
 
     def length(self, steps_per_epoch: int) -> Length:
         """Returns how long a run is, in steps."""
-        if self.epochs is not None:
-            every = self.validate_every * steps_per_epoch
-            return Length(self.epochs * steps_per_epoch, steps_per_epoch, every)
-        assert self.steps is not None  # or there would be epochs
-        every = min(self.evaluate_every or max(1, self.steps // 20), self.steps)
-        return Length(self.steps, every, every)
+        return length_of(
+            steps_per_epoch,
+            epochs=self.epochs,
+            steps=self.steps,
+            validate_every=self.validate_every,
+            evaluate_every=self.evaluate_every,
+        )

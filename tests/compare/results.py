@@ -2,11 +2,21 @@
 
 import random
 
-from normlab.compare.store import Curve, Result
+from normlab.compare.store import Curve, Result, run_id
 from normlab.inference.measure import Measure
 
 RATE = "optimizer.learning_rate"
 ACCURACY = Measure("accuracy", share=True)
+
+
+def named(result):
+    """The same result with all that its identity must say, and the name that follows from it."""
+    told = {"phase": result.phase, "seed": result.seed, "values": result.values}
+    variant = result.identity.get("variant", {})
+    told["variant"] = {**variant, "name": result.variant}
+    identity = result.identity | told
+    name = run_id(result.phase, result.variant, result.seed, identity)
+    return result.model_copy(update={"identity": identity, "id": name})
 
 
 def run(phase, variant, seed, accuracy=0.9, loss=0.3, *, rate=0.1, diverged=False, **changes):

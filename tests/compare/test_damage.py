@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command import normlab, table
 
+from normlab.checksum import sealed
 from normlab.compare.export import curve_table, run_table
 from normlab.compare.status import read_status
 from normlab.compare.store import Failure, Store, StoreError
@@ -48,16 +49,19 @@ def folder(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "small"))
 
 
-def edited(path, *keys, to=None, seal=True):
-    """Sets a value within a JSON file, as somebody might with an editor."""
+def edited(path, *keys, to=None, seal=True, again=False):
+    """Sets a value within a JSON file, as somebody might with an editor.
+
+    Without its checksum, or with a checksum made again of what it says then.
+    """
     content = json.loads(path.read_text())
     inner = content
     for key in keys[:-1]:
         inner = inner[key]
     inner[keys[-1]] = to
-    if not seal:
+    if not seal or again:
         del content["checksum"]
-    path.write_text(json.dumps(content))
+    path.write_text(sealed(content) if again else json.dumps(content))
 
 
 def first(folder, phase="final"):
@@ -108,6 +112,36 @@ def test_a_result_of_today_without_its_checksum_is_named(folder):
     edited(path, "seconds", to=1.5, seal=False)
     assert path.stem not in Store(folder).finished()
     assert "it has no checksum" in read_study(folder).left_aside[1]
+
+
+LIES = [
+    *[it for it in EDITS if it not in ((("test", "accuracy"), 0.123456), (("task",), "elsewhere"))],
+    (("test",), {"loss": 1.0, "precision": 0.5}),
+    (("test",), {"loss": 1.0}),
+    (("curve", "train", "precision"), [0.5, 0.5]),
+    (("curve", "validation", "accuracy"), [0.5, 1.01]),
+    (("curve", "validation", "loss"), [-0.5, 0.5]),
+    (("curve", "validation", "loss"), [0.5, None]),
+    (("curve", "step"), [1, 8]),
+    (("curve", "step"), [4, 80]),
+    (("identity", "train", "epochs"), 1),
+    (("identity",), {}),
+]
+
+
+def test_a_result_whose_checksum_was_made_again_is_not_believed(folder):
+    """The checksum alone decided: a test accuracy of 7.5 with a new one counted, everywhere."""
+    path = first(folder)
+    whole = path.read_text()
+    for keys, to in LIES:
+        path.write_text(whole)
+        edited(path, *keys, to=to, again=True)
+        store = Store(folder)
+        assert path.stem not in store.finished(), (keys, to)
+        assert store.result(path.stem) is None
+        assert path.name in store.left_aside[path]
+    path.write_text(whole)
+    assert path.stem in Store(folder).finished()
 
 
 def as_formerly(path):
@@ -175,7 +209,8 @@ def test_files_that_are_no_results_are_named_by_each_command_and_what_is_damaged
     sound = table(place)
     (place / "runs" / "notes.json").write_text("mine")
     (place / "runs" / f"._{first(place).name}").write_bytes(b"\0\5\26\7Mac OS X")
-    edited(first(place, "tune"), "curve", "validation", "accuracy", to=[0.9, 0.99])
+    # Its checksum is right, so that `compare` took it for finished and never made it again.
+    edited(first(place, "tune"), "curve", "validation", "accuracy", to=[9, 0.99], again=True)
     names = ("notes.json", "._final-", first(place, "tune").name)
     for command in ("status", "report"):
         said = normlab(command, place, folder=tmp_path).stdout

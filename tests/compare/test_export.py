@@ -5,6 +5,7 @@ import sys
 
 import polars as pl
 import pytest
+from compare.results import named
 
 from normlab.compare.export import (
     curve_table,
@@ -48,7 +49,7 @@ def result(variant, losses=(2.0, 0.5), status="finished", **where):
     standing = place(variant, **where)
     tested = status == "finished" and standing["phase"] == "final"
     accuracies = [0.25 * (epoch + 1) for epoch in range(len(losses))]
-    return Result(
+    made = Result(
         **standing,
         variant=variant,
         status=status,
@@ -62,6 +63,7 @@ def result(variant, losses=(2.0, 0.5), status="finished", **where):
         seconds=4.0,
         identity={},
     )
+    return named(made)
 
 
 RESULTS = [
@@ -70,6 +72,7 @@ RESULTS = [
     result("none"),
     result("b&_%", phase="tune"),
 ]
+NAME = RESULTS[2].id
 FAILURE = Failure(**place("b&_%", phase="tune", rate=1.0), message="out of memory")
 
 
@@ -91,8 +94,8 @@ def folder(tmp_path):
 def test_one_row_a_run_with_levels_values_metrics_and_status(folder):
     rows = {row["id"]: row for row in run_table(folder).iter_rows(named=True)}
     assert set(rows) == {it.id for it in [*RESULTS, FAILURE]}
-    assert rows["final-none-0-0.1"] == {
-        "id": "final-none-0-0.1",
+    assert rows[NAME] == {
+        "id": NAME,
         "phase": "final",
         "arm": "none, batch_size=16, activation=relu",
         "task": "",
@@ -110,29 +113,29 @@ def test_one_row_a_run_with_levels_values_metrics_and_status(folder):
         "seconds": 4.0,
         "status": "finished",
     }
-    diverged, failed = rows["tune-none-0-1.0"], rows[FAILURE.id]
+    diverged, failed = rows[RESULTS[0].id], rows[FAILURE.id]
     assert (diverged["status"], diverged["train_loss"], diverged["epochs"]) == ("diverged", None, 1)
     assert (failed["status"], failed["test_accuracy"], failed["epochs"]) == ("failed", None, None)
 
 
 def test_values_of_several_kinds_share_a_column(folder):
     for seed, value in enumerate([1, "word", None, [8, 8]]):
-        it = result("none").model_copy(update={"id": f"final-{seed}", "values": {"mixed": value}})
-        Store(folder).write(it)
+        it = result("mixed", seed=seed).model_copy(update={"values": {"mixed": value}})
+        Store(folder).write(named(it))
     (folder / "plan.json").unlink()
-    written = run_table(folder).filter(pl.col("id").str.contains("^final-.$"))
+    written = run_table(folder).filter(pl.col("id").str.contains("^final-mixed"))
     assert written["mixed"].to_list() == ["1", '"word"', None, "[8, 8]"]
 
 
 def test_curves_have_a_row_an_epoch_and_come_back_from_parquet(folder):
     table = curve_table(folder)
     assert len(table) == 1 + 2 + 2 + 2
-    of_run = table.filter(pl.col("id") == "final-none-0-0.1")
+    of_run = table.filter(pl.col("id") == NAME)
     assert of_run["step"].to_list() == [10, 20]
     assert of_run["train_loss"].to_list() == [2.0, 0.5]
     write_curves(folder)
     assert pl.read_parquet(folder / "metrics.parquet").equals(table)
-    lines = pl.read_ndjson(folder / "runs/final-none-0-0.1.jsonl")
+    lines = pl.read_ndjson(folder / f"runs/{NAME}.jsonl")
     assert lines.equals(of_run.select(lines.columns))
 
 
@@ -196,7 +199,7 @@ def test_tensorboard_gets_every_finite_metric_at_its_step(folder, tmp_path):
     once = {it: it.read_bytes() for it in (tmp_path / "events").rglob("*") if it.is_file()}
     write_tensorboard(folder, tmp_path / "events")  # Not added to what is there: the same again.
     assert once == {it: it.read_bytes() for it in (tmp_path / "events").rglob("*") if it.is_file()}
-    (file,) = (tmp_path / "events/final-none-0-0.1").iterdir()
+    (file,) = (tmp_path / "events" / NAME).iterdir()
     content, found = file.read_bytes(), {}
     while content:  # length, its checksum, the event, its checksum
         length = int.from_bytes(content[:8], "little")

@@ -21,7 +21,7 @@ def former(tmp_path):
 
 
 def test_results_of_the_former_format_are_read_with_their_checksums(former):
-    path = former / "runs" / "final-0-0-0.03.json"
+    path = former / "runs" / "final-none-0-cb4223f2eace.json"
     written = json.loads(path.read_text())
     assert "train_loss" in written["curve"]
     (read,) = (it for it in Store(former).results() if it.id == written["id"])
@@ -45,7 +45,7 @@ def test_a_study_of_the_former_format_has_its_page_status_and_tables(former):
 
 
 def test_what_no_accuracy_can_be_is_left_aside(former):
-    path = former / "runs" / "final-0-0-0.03.json"
+    path = former / "runs" / "final-none-0-cb4223f2eace.json"
     written = json.loads(path.read_text())
     del written["checksum"]
     written["test"]["accuracy"] = 7.5

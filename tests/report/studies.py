@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from compare.results import named
 
 from normlab.compare.arm import Arm, arms
 from normlab.compare.paths import with_values
@@ -127,6 +128,7 @@ def draw_study(
             **{key: config[key] for key in ("data", "model", "optimizer", "train")},
             **{key: environment[key] for key in ("packages", "device")},
             "variant": config["variants"][arm.variant],
+            "place": place,  # Arms may differ in their tasks alone.
         }
         draw = partial(_draw_run, store, arm, fields, place, epochs, identity)
         if tune:
@@ -169,9 +171,11 @@ def _draw_run(
     accuracy = np.clip(accuracy, 0, 1)
     fit = (1 - end) ** 0.5 + 0.02 * own.normal()
     loss = 2.2 * (1 + 6 * time) ** (-0.25 / max(fit, 0.12) * speed)
-    point = "-".join(f"{value:g}" for value in values.values())
+    losses = {"train": loss.tolist(), "validation": (loss + 0.3 * (1 - end)).tolist()}
+    if diverged:
+        losses["train"][-1:] = [None] * (len(time) > 0)
     result = Result(
-        id=f"{phase}-{place}-{seed}-{point}",
+        id="any",
         phase=phase,
         variant=arm.variant,
         arm=arm.name,
@@ -183,9 +187,9 @@ def _draw_run(
         steps_per_epoch=18,
         curve=Curve(
             step=[18 * int(it) for it in time],
-            train={"loss": loss.tolist(), "accuracy": np.clip(accuracy + 0.01, 0, 1).tolist()},
+            train={"loss": losses["train"], "accuracy": np.clip(accuracy + 0.01, 0, 1).tolist()},
             validation={
-                "loss": (loss + 0.3 * (1 - end)).tolist(),
+                "loss": losses["validation"],
                 "accuracy": accuracy.tolist(),
             },
         ),
@@ -195,4 +199,4 @@ def _draw_run(
         seconds=0.4 + 0.05 * place,
         identity=with_values(identity, values) | {"phase": phase, "seed": seed},
     )
-    store.write(result)
+    store.write(named(result))
