@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -36,6 +40,14 @@ def nearest(given: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; expected one of {', '.join(known)}" if known else ""
+
+
+def first_of(error: "ValidationError") -> str:
+    """Returns the first of the problems of a record, in a few words."""
+    first = error.errors()[0]
+    what = first["msg"].removeprefix("Value error, ")
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {what}" if where else what
 
 
 _REMEDIES = {

@@ -47,11 +47,16 @@ def import_modules(
             table, name = _registered.pop()
             table.pop(name, None)
         importlib.invalidate_caches()
-        places = {name: _file(name, folder.resolve()) for name in names}
+        found, errors = [], {}
+        places: dict[str, tuple[Path, str, Path] | None] = {}
+        for name in names:
+            try:
+                places[name] = _file(name, folder.resolve())
+            except (OSError, ValueError, RuntimeError) as error:  # as of a name that none can have
+                errors[name] = error
         roots = {_package(root) for root, _, _ in filter(None, places.values())}
         for module in [it for it in sys.modules if it.partition(".")[0] in roots]:
             del sys.modules[module]
-        found, errors = [], {}
         for name, place in places.items():
             try:
                 found.append(_import(name, place, folder))

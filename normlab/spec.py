@@ -51,6 +51,10 @@ class Spec(BaseModel):
         return schema
 
 
+# As YAML has numbers; Python reads 1_0 as 10.
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
 def _are_words(schema: Any) -> bool:
     return schema["type"] == "literal" and all(isinstance(it, str) for it in schema["expected"])
 
@@ -75,6 +79,8 @@ def _check(given: Any, value: Any) -> None:
         if not (isinstance(given, bool) or str(given).lower() in ("true", "false")):
             raise ValueError(f"expected true or false, but {given!r} was given")
     elif isinstance(value, int | float):
+        if isinstance(given, str) and not _NUMBER.fullmatch(given):
+            raise ValueError(f"expected a number, but {given!r} was given")
         if isinstance(given, bool):
             raise ValueError(f"expected a number, but {str(given).lower()} was given")
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
@@ -124,6 +130,8 @@ def displayed(text: str) -> str:
 
     SVG has no control characters, and Vega keeps what is on an axis as keys of an object.
     """
+    if text.isascii() and text.isprintable() and text != "__proto__":
+        return text
     if text == "__proto__":
         return f'"{text}"'
     return "".join(

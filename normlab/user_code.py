@@ -39,9 +39,10 @@ class Explained:
 
 def explained(error: BaseException) -> Explained:
     """Tells an error: its message, and its place in the user's code."""
-    if called_back := _CALLBACK.search(str(error)):
+    said = _said(error)
+    if called_back := _CALLBACK.search(said):
         return _called_back(called_back[1])
-    message = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {said}"
     if isinstance(error, SystemExit):
         message = f"it called sys.exit({'' if error.code is None else error.code!r})"
     if isinstance(error, SyntaxError) and error.filename:
@@ -69,8 +70,16 @@ def with_place(error: BaseException) -> str:
     """Tells an error by which code says that it was given something wrong, with its place."""
     told = explained(error)
     if isinstance(error, ValueError | TypeError):
-        return f"{error} ({told.place})" if told.place else str(error)
+        return f"{_said(error)} ({told.place})" if told.place else _said(error)
     return str(told)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; a user's own error may fail even at that."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be told, since that raises {type(another).__name__})"
 
 
 def _called_back(text: str) -> Explained:

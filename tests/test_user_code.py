@@ -10,7 +10,7 @@ from command import normlab
 import normlab as normlab_package
 from normlab.compare.study import StudyError
 from normlab.errors import UserError
-from normlab.user_code import explained
+from normlab.user_code import explained, with_place
 
 PARTS = """
 import jax, normlab, numpy as np, sys
@@ -149,6 +149,18 @@ def test_the_command_shows_the_traceback_of_the_users_code(tmp_path, where, how)
     if where != "built":  # pydantic has caught it in between
         assert f'File "{tmp_path / "parts.py"}", line {LINE}, in broken' in done.stderr
     assert "site-packages" not in done.stderr
+
+
+def test_an_error_that_cannot_be_told_is_told_all_the_same():
+    """A study ended with the error that the user's own `__str__` raised."""
+
+    class OwnError(ValueError):
+        def __str__(self):
+            raise KeyError("x")
+
+    told = "(its message cannot be told, since that raises KeyError)"
+    assert str(explained(OwnError())) == f"OwnError: {told}"
+    assert with_place(OwnError()) == told
 
 
 def test_an_error_of_a_library_has_no_place():

@@ -56,7 +56,9 @@ def title(name: str, task: str) -> str:
 
 
 def _apart(words: str) -> str:
-    return json.dumps(words, ensure_ascii=False) if _ON in words or words[:1] == '"' else words
+    # "on" at an end would join what stands beside it.
+    ambiguous = _ON in f" {words} " or words[:1] == '"'
+    return json.dumps(words, ensure_ascii=False) if ambiguous else words
 
 
 _ON = " on "

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from ..errors import UserError
+from ..spec import displayed
 from .store import (
     Failure,
     Result,
@@ -188,12 +189,16 @@ def _place(run: Result | Failure) -> dict[str, Any]:
     return {
         "id": run.id,
         "phase": run.phase,
-        "arm": run.arm,
-        "task": run.task,
+        "arm": displayed(run.arm),
+        "task": displayed(run.task),
         "seed": run.seed,
-        **run.levels,
-        **run.values,
+        **{displayed(path): _shown(value) for path, value in {**run.levels, **run.values}.items()},
     }
+
+
+def _shown(value: Any) -> Any:
+    """A value as a terminal can have it, for which some characters are commands."""
+    return displayed(value) if isinstance(value, str) else value
 
 
 def _row(run: Result | Failure) -> dict[str, Any]:

@@ -1,31 +1,64 @@
 """What is kept of runs on disk beside their results: checkpoints to go on from, and weights."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ..checksum import sealed, unsealed
-from ..errors import UserError
-from ..models import network_of
+from ..errors import UserError, first_of, refused
+from ..models import Network, network_of
 from ..modules import import_modules
 from ..train import Moment, Outcome, Programs, Record, RecordHook, StateHook
-from ..train.checkpoint import LAST, CheckpointError, Checkpoints, newest_whole, steps_in
+from ..train.checkpoint import LAST, MOST_TOLD, CheckpointError, Checkpoints, newest_whole, steps_in
 from ..train.processes import is_first
+from ..user_code import with_place
 from .arm import Arm
 from .grid import Run
 from .store import write_whole, writing
 from .study import Study, study_type
 
 _RECORD = "run.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Arm(_Strict):
+    variant: str
+    levels: dict[str, JsonValue]
+    task: str
+    name: str
+    place: str
+
+
+class _Inputs(_Strict):
+    shape: list[Annotated[int, Field(ge=0)]]
+    dtype: str
+
+
+class _Saved(_Strict):
+    """What `run.json` says."""
+
+    runs: list[str] = Field(min_length=1)
+    study: dict[str, JsonValue]
+    arm: _Arm
+    seed: int
+    outputs: int = Field(ge=1)
+    integers: bool
+    inputs: _Inputs
+    keep: str | None = None
+
+
 Told = Callable[[str], object]
 
 
@@ -194,19 +227,17 @@ def load(folder: str | Path) -> tuple[Any, Any]:
     record = _read_record(folder)
     if record is None:
         raise UserError(f"{folder} holds no weights{_where_there_are(folder)}")
-    if len(record["runs"]) > 1:
+    if len(record.runs) > 1:
         raise UserError(
-            f"{folder} holds {len(record['runs'])} runs that are trained together; load the "
+            f"{folder} holds {len(record.runs)} runs that are trained together; load the "
             "weights of one of them, which a study keeps that says keep: last or best"
         )
-    study, arm = _study_of(record), Arm(**record["arm"])
-    model = study.network(arm, record["outputs"], integers=record["integers"])
-    network, inputs = network_of(model), record["inputs"]
-    example = jax.ShapeDtypeStruct(tuple(inputs["shape"]), inputs["dtype"])
-    params, batch_stats = jax.eval_shape(network.init, jax.random.key(0), example)
+    model = _model_of(record, folder / _RECORD)
+    network = network_of(model)
+    params, batch_stats = _variables_of(network, record.inputs, folder / _RECORD)
     told: list[str] = []
     step = newest_whole(folder, told.append, remove_damaged=False)
-    if step is None or ("keep" in record and told):
+    if step is None or (record.keep is not None and told):
         why = f": {told[0]}" if told else ", since the run has not come so far, or diverged"
         raise UserError(f"{folder} holds no weights that can be used{why}")
     checkpoints = Checkpoints(folder, LAST, told.append)
@@ -319,21 +350,48 @@ def _described(run: Run, names: Sequence[str], programs: Programs) -> dict[str, 
     }
 
 
-def _study_of(record: dict[str, Any]) -> Study:
-    _, errors = import_modules(record["study"]["modules"], Path())
+def _model_of(record: _Saved, path: Path) -> Any:
+    """Returns the model that a record describes."""
+    modules = record.study.get("modules", [])
+    names = [it for it in modules if isinstance(it, str)] if isinstance(modules, list) else []
+    _, errors = import_modules(names, Path())
     for name, error in errors.items():
         raise UserError(f"the model needs the module {name}, which cannot be imported") from error
-    return study_type().model_validate(record["study"])
+    try:
+        study = study_type().model_validate(record.study)
+    except ValidationError as error:
+        raise _unusable(path, first_of(error)) from error
+    if record.arm.variant not in study.variants:
+        raise _unusable(path, f"its arm {record.arm.variant!r} is none of its variants")
+    arm = Arm(**record.arm.model_dump())
+    return study.network(arm, record.outputs, integers=record.integers)
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
+def _variables_of(network: Network, inputs: _Inputs, path: Path) -> Any:
+    """Returns the shapes of what a network has, where it fits the inputs."""
+    try:
+        example = jax.ShapeDtypeStruct(tuple(inputs.shape), inputs.dtype)
+        return jax.eval_shape(network.init, jax.random.key(0), example)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _unusable(path, f"{with_place(error)[:MOST_TOLD]}") from error
+
+
+def _unusable(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not what normlab wrote ({why}); give another folder")
+
+
+def _read_record(folder: Path) -> _Saved | None:
     path = folder / _RECORD
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise CheckpointError(refused("read", path, error, "give another folder")) from error
     try:
-        return json.loads(unsealed(content)[0])
+        return _Saved.model_validate_json(unsealed(content)[0])
+    except ValidationError as error:
+        raise _unusable(path, first_of(error)) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); give another folder") from error
 
@@ -343,11 +401,11 @@ def _visible(folder: Path) -> list[str]:
     return [path.name for path in folder.glob("[!.]*")]
 
 
-def _of_the_same_weights(there: dict[str, Any] | None, record: dict[str, Any]) -> bool:
+def _of_the_same_weights(there: _Saved | None, record: dict[str, Any]) -> bool:
     """Whether weights that are kept are those that would be kept now, however the study changed."""
-    if there is None or any(there.get(key) != record[key] for key in ("runs", "keep")):
+    if there is None or (there.runs, there.keep) != (record["runs"], record["keep"]):
         return False
-    return there["study"].get("metric") == record["study"]["metric"]
+    return there.study.get("metric") == record["study"]["metric"]
 
 
 def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
@@ -357,9 +415,9 @@ def _refuse_another(folder: Path, record: dict[str, Any]) -> None:
             f"{folder} holds other things, as {others[0]}; give an empty folder or a new one, "
             "since checkpoints that are not used any more are removed there"
         )
-    if there is not None and there["runs"] != record["runs"]:
+    if there is not None and there.runs != record["runs"]:
         raise CheckpointError(
-            f"{folder} holds checkpoints of the run {', '.join(there['runs'])}, not of "
+            f"{folder} holds checkpoints of the run {', '.join(there.runs)}, not of "
             f"{', '.join(record['runs'])}, whose study, seed, code, packages or device are others; "
             "give another folder, or delete it"
         )
@@ -370,7 +428,8 @@ def _where_there_are(folder: Path) -> str:
     weights = folder if folder.name == "weights" else folder / "weights"
     if there := sorted(weights.glob(f"*/{_RECORD}")):
         names = ", ".join(str(path.parent) for path in there[:5])
-        return f", but those of {len(there)} runs: {names}{', ...' * (len(there) > 5)}; give one"
+        runs = "1 run" if len(there) == 1 else f"{len(there)} runs"
+        return f", but those of {runs}: {names}{', ...' * (len(there) > 5)}; give one"
     return (
         "; give weights/RUN in the folder of a study that says keep: last or best, or the folder "
         "that `normlab train` was given as --save"

@@ -3,10 +3,10 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ..spec import Spec
 
@@ -49,7 +49,6 @@ class Range(Spec):
 
 
 Space = Mapping[str, tuple[Any, ...] | Range]
-Trials = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def points(space: Space, trials: int | None) -> list[dict[str, Any]]:

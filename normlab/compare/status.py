@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 
+from ..spec import displayed
 from .arm import Arm, arms, title
 from .store import Failure, Label, Result, Store, left_aside_in_words
 
@@ -71,33 +72,36 @@ def read_status(folder: str | Path) -> Status:
     store = Store(folder)
     config, environment = store.config(), store.environment()
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
-    titles = {_key(arm): arm.title for arm in planned_arms}
     # Before others may claim or finish more, so that no run is counted as both.
     running = store.running()
     results = {it.id: it for it in store.results()}
     failures = store.failures()
     plan = store.plan() or {it.id: it for it in results.values()}
     counts, seconds = {}, {}
-    for key, name in titles.items():
+    for key in map(_key, planned_arms):
         mine = {run for run, label in plan.items() if _key(label) == key}
         tuning = sum(run.startswith("tune-") for run in mine)
         done = [results[run] for run in mine if run in results]
-        counts[name] = Count(
+        counts[key] = Count(
             planned=tuning + config["seeds"],
             done=len(done),
             diverged=sum(it.diverged for it in done),
             failed=sum(it.id in mine and it.id not in running for it in failures),
             running=len(running & mine - results.keys()),
         )
-        seconds[name] = _mean_seconds(done)
+        seconds[key] = _mean_seconds(done)
     known = _mean_seconds(results.values())
     left = None
     if known is not None:
-        each = {name: known if own is None else own for name, own in seconds.items()}
+        each = {key: known if own is None else own for key, own in seconds.items()}
         at_a_time = max(1, sum(it.running for it in counts.values()))
-        left = sum(it.left * each[name] for name, it in counts.items()) / at_a_time
-    command = str(environment.get("command", ""))
-    return Status(counts, left, failures, command, left_aside_in_words(store.left_aside))
+        left = sum(it.left * each[key] for key, it in counts.items()) / at_a_time
+    command = displayed(str(environment.get("command", "")))
+    by_title: dict[str, Count] = {}
+    for arm in planned_arms:
+        name = arm.displayed.title
+        by_title[name] = by_title.get(name, Count()) + counts[_key(arm)]
+    return Status(by_title, left, failures, command, left_aside_in_words(store.left_aside))
 
 
 def _key(where: Arm | Label) -> tuple[str, str]:
@@ -118,5 +122,5 @@ def failures_in_words(failures: Sequence[Failure]) -> list[str]:
     for it in failures:
         first = next(iter(it.message.splitlines()), "")
         where = f" ({it.place})" if it.place else ""
-        told.append(f"  {it.id} ({title(it.arm, it.task)}): {first}{where}")
+        told.append(displayed(f"  {it.id} ({title(it.arm, it.task)}): {first}{where}"))
     return told

@@ -31,7 +31,19 @@ from pydantic import (
 from yaml import YAMLError
 
 from ..checksum import checksum, sealed, unsealed
-from ..errors import UserError, refused
+from ..errors import UserError, first_of, refused
+from ..spec import displayed
+from .arm import combinations
+from .bounds import (
+    Extensions,
+    Margin,
+    MarginPoints,
+    Seeds,
+    Significance,
+    SomeValues,
+    Trials,
+    refuse_too_many,
+)
 from .search import Range
 from .sound import refuse_what_cannot_be
 from .yaml_text import escaped, from_yaml, to_yaml, unescaped
@@ -49,16 +61,17 @@ class NoStudyError(StoreError, FileNotFoundError):
     """A folder holds no study."""
 
 
+# What is larger has overflowed as well: not even its square is a number.
+_LARGEST = 1e150
+
+
 def _finite_or_none(value: float | None) -> float | None:
     # JSON has no infinity and no NaN. Dropping them here, not at writing, makes a result in memory
     # equal to the same result read back.
-    return value if value is not None and math.isfinite(value) else None
+    return value if value is not None and abs(value) < _LARGEST else None
 
 
 def _each_finite_or_none(values: list[float | None]) -> list[float | None]:
-    # As a rule all are, which one sum tells.
-    if None not in values and math.isfinite(sum(values)):  # pyright: ignore[reportArgumentType]
-        return values
     return [*map(_finite_or_none, values)]
 
 
@@ -263,7 +276,7 @@ class Result(Label):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class _Named(_Strict):
@@ -290,13 +303,22 @@ class _Metric(_Strict):
     select_by: "_Metric | None" = None
 
 
+_Values = Annotated[list[bool | int | float | str], SomeValues]
+
+
 class _Tune(_Strict):
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, list[Any] | Range]  # pyright: ignore[reportIncompatibleVariableOverride]
+    __pydantic_extra__: dict[str, _Values | Range]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    seeds: int = 1
-    trials: int | None = None
-    extend: int = 0
+    seeds: Seeds = 1
+    trials: Trials | None = None
+    extend: Extensions = 0
+
+    @property
+    def points(self) -> int:
+        """How many points the search has at most."""
+        lists = [it for it in (self.__pydantic_extra__ or {}).values() if isinstance(it, list)]
+        return self.trials or math.prod(map(len, lists))
 
 
 class _Config(_Strict):
@@ -309,22 +331,29 @@ class _Config(_Strict):
     train: _Length
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     baseline: str
-    seeds: int
+    seeds: Seeds
     factors: dict[str, list[Any]] | list[dict[str, Any]] | None = None
     tasks: dict[str, dict[str, Any]] | None = None
     tune: _Tune | None = None
     metric: _Metric | None = None
     target: float | None = None
-    margin_points: float | None = None
-    margin: float | None = None
+    margin_points: MarginPoints | None = None
+    margin: Margin | None = None
     # What studies had before.
     target_accuracy: float | None = None
-    significance: float = 0.05
+    significance: Significance = 0.05
 
     @model_validator(mode="after")
     def _baseline_is_a_variant(self) -> "_Config":
         if self.baseline not in self.variants:
             raise ValueError(f"the baseline {self.baseline!r} is none of the variants")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_enumerated(self) -> "_Config":
+        points, seeds = (self.tune.points, self.tune.seeds) if self.tune else (0, 0)
+        crossed, tasks = combinations(self.factors or {}), len(self.tasks or {})
+        refuse_too_many(len(self.variants), crossed, tasks, self.seeds, points, seeds)
         return self
 
 
@@ -561,7 +590,7 @@ class Store:
         try:
             _Config.model_validate(config)
         except ValidationError as error:
-            what = _first_of(error)
+            what = first_of(error)
             raise StoreError(f"{path} does not describe a study ({what}). {_REPAIR}") from error
         first = text.partition("\n")[0]
         # Those that were written before there were checksums have none.
@@ -594,7 +623,7 @@ class Store:
             _Environment.model_validate(environment)
         except ValidationError as error:
             raise StoreError(
-                f"{path} does not describe an environment ({_first_of(error)}). {_REPAIR}"
+                f"{path} does not describe an environment ({first_of(error)}). {_REPAIR}"
             ) from error
         return environment
 
@@ -617,7 +646,7 @@ class Store:
         try:
             return _PLAN.validate_json(unsealed(_content(path))[0], strict=True)
         except ValidationError as error:
-            raise StoreError(f"{path} is damaged ({_first_of(error)}). {_REPAIR}") from error
+            raise StoreError(f"{path} is damaged ({first_of(error)}). {_REPAIR}") from error
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}). {_REPAIR}") from error
 
@@ -648,7 +677,7 @@ def left_aside_in_words(left_aside: Mapping[Path, str]) -> list[str]:
     """Tells which files were left aside and why, in a line each."""
     if not left_aside:
         return []
-    told = list(left_aside.values())
+    told = [displayed(line) for line in left_aside.values()]
     more = len(told) - MOST_TOLD
     return [
         "1 file of a run cannot be used and is left aside:"
@@ -726,11 +755,15 @@ def _is_held(lock: Path) -> bool:
         return False
     import fcntl
 
-    with lock.open("rb") as file:
-        try:
+    try:
+        with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, IsADirectoryError):  # It has just been removed, or is no claim.
+        return False
+    except OSError as error:
+        raise StoreError(refused("read", lock, error, _READABLE)) from error
     return False
 
 
@@ -800,21 +833,13 @@ def _content(path: Path) -> bytes:
         raise StoreError(refused("read", path, error, _READABLE)) from error
 
 
-def _first_of(error: ValidationError) -> str:
-    """The first of the problems, in a few words."""
-    first = error.errors()[0]
-    what = first["msg"].removeprefix("Value error, ")
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {what}" if where else what
-
-
 def _read_failure(path: Path) -> Failure:
     try:
         failure = Failure.model_validate_json(unsealed(_content(path))[0], strict=True)
         if failure.id != path.stem:
             raise ValueError(f"it says that it is the run {failure.id}")
     except ValueError as error:
-        what = _first_of(error) if isinstance(error, ValidationError) else error
+        what = first_of(error) if isinstance(error, ValidationError) else error
         raise StoreError(f"{path} is not the record of a failed run ({what}).") from error
     return failure
 
@@ -838,7 +863,7 @@ def _read(path: Path) -> Result:
     except RecursionError as error:
         raise StoreError(f"{path} is not the result of a run (it is too deep).") from error
     except ValueError as error:
-        what = _first_of(error) if isinstance(error, ValidationError) else error
+        what = first_of(error) if isinstance(error, ValidationError) else error
         raise StoreError(f"{path} is not the result of a run ({what}).") from error
     return result
 

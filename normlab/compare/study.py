@@ -35,11 +35,23 @@ from ..spec import Spec, invisible
 from ..train import MeshSpec, OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
 from .arm import Arm, Factors, arms, combinations, is_of_layer, paths_of
+from .bounds import (
+    MOST_ARMS,
+    MOST_VALUES,
+    Extensions,
+    Margin,
+    MarginPoints,
+    Seeds,
+    Significance,
+    SomeValues,
+    Trials,
+    refuse_too_many,
+)
 from .executors.spec import ExecutorSpec, LocalSpec
 from .fingerprint import CHANGES_NO_NUMBER, of_config
 from .metric import ReportedSpec, completed
 from .paths import flatten, value_at, with_values
-from .search import Range, Trials, points
+from .search import Range, points
 
 # The parts of a study that determine its runs, the same for all arms.
 PARTS = ("data", "model", "objective", "optimizer", "train")
@@ -49,10 +61,6 @@ TUNABLE_PATHS = (
     "model.*, objective.*, optimizer.*, train.* (but no name, nor how often a run is validated or "
     "saved), data.batch_size, layer.FIELD and variants.NAME.FIELD"
 )
-
-# Bounds of what is listed or enumerated: values of a path, arms, points of a search, runs.
-MOST_VALUES, MOST_ARMS, MOST_POINTS, MOST_RUNS = 1_000, 1_000, 10_000, 100_000
-
 
 # How often a run is looked at or saved, which changes nothing of it.
 _OF_NO_RUN = ("train.validate_every", "train.evaluate_every", *CHANGES_NO_NUMBER)
@@ -142,7 +150,6 @@ def _without_repetition(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Value = Annotated[Any, AfterValidator(_one_number_or_word)]
-SomeValues = Field(min_length=1, max_length=MOST_VALUES)
 Values = Annotated[tuple[Value, ...], SomeValues, AfterValidator(_without_repetition)]
 
 Searched = Annotated[
@@ -213,8 +220,6 @@ Tasks = Annotated[
     AfterValidator(_task_paths),
     AfterValidator(_look_different),
 ]
-# Fewer than the distance between the seeds of tuning and those of the reported runs.
-Seeds = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def _enough_seeds(given: Mapping[str, Any]) -> int:
@@ -239,25 +244,6 @@ def _known_metrics(objective: Any) -> Mapping[str, Any]:
     named = objective.get("name") if isinstance(objective, Mapping) else None
     known = OBJECTIVES.get(named) if isinstance(named, str) else None
     return (known or Classification).all_metrics()
-
-
-def _plausible_margin(given: float) -> float:
-    if not 0.05 <= given <= 20:
-        meant = f"; as a share, {given:g} is margin_points={100 * given:g}" * (0 < given < 0.05)
-        raise ValueError(
-            f"{given:g} points were given; expected between 0.05 and 20 points of a percentage"
-            f"{meant}"
-        )
-    return given
-
-
-def _plausible_level(given: float) -> float:
-    if given > 0.5:
-        raise ValueError(
-            f"{given:g} is the level of the tests; for intervals of {100 * given:g}% give "
-            f"{1 - given:g}"
-        )
-    return given
 
 
 class StudyError(UserError):
@@ -289,7 +275,7 @@ class TuneSpec(Spec):
 
     seeds: Seeds = 1
     trials: Trials | None = None
-    extend: Annotated[int, Field(ge=0, le=20)] = 0
+    extend: Extensions = 0
 
     @property
     def space(self) -> dict[str, tuple[Any, ...] | Range]:
@@ -394,9 +380,9 @@ class Study(Spec):
     baseline: str = ""
     metric: ReportedSpec = ReportedSpec(name="accuracy", higher_is_better=True, share=True)
     target: float | None = None
-    margin_points: Annotated[float, AfterValidator(_plausible_margin)] | None = 0.5
-    margin: Annotated[float, Field(gt=0)] | None = None
-    significance: Annotated[float, AfterValidator(_plausible_level)] = Field(0.05, ge=1e-3, lt=1)
+    margin_points: MarginPoints | None = 0.5
+    margin: Margin | None = None
+    significance: Significance = 0.05
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
     keep: Literal["last", "best", "none"] = "none"
@@ -461,27 +447,12 @@ class Study(Spec):
 
     @model_validator(mode="after")
     def _can_be_enumerated(self) -> "Study":
-        # With numbers alone: what is refused would take minutes to list.
-        crossed, tasks = combinations(self.factors), max(1, len(self.tasks))
-        arms = len(self.variants) * crossed * tasks
-        told = f"{len(self.variants)} variants at {crossed} levels of factors on {tasks} tasks"
-        if arms > MOST_ARMS:
-            raise ValueError(f"{told} make {arms} arms; expected at most {MOST_ARMS}")
         points = seeds = 0
         if self.tune is not None:
             grid = [it for it in self.tune.space.values() if isinstance(it, tuple)]
             points, seeds = self.tune.trials or math.prod(map(len, grid)), self.tune.seeds
-        if points > MOST_POINTS:
-            raise ValueError(
-                f"tune has a grid of {points} points; expected at most {MOST_POINTS}, or draw some "
-                "of them with trials, as in trials: 100"
-            )
-        runs = arms * (points * seeds + self.seeds)
-        if runs > MOST_RUNS:
-            raise ValueError(
-                f"{told}, each with {points} points of {seeds} seeds and {self.seeds} final runs, "
-                f"make {runs} runs; expected at most {MOST_RUNS}"
-            )
+        crossed = combinations(self.factors)
+        refuse_too_many(len(self.variants), crossed, len(self.tasks), self.seeds, points, seeds)
         return self
 
     @model_validator(mode="after")

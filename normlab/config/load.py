@@ -35,6 +35,7 @@ from ..user_code import explained
 from ..variants import OVERRIDABLE, VARIANTS, settable_fields
 from .errors import ConfigError, problems, shortened
 from .read import Given, UnreadableError, joined, text_of
+from .references import refuse_too_large
 
 # So many values of a path are tried each by itself; the others once the rest is right.
 _TRIED = 100
@@ -236,7 +237,10 @@ def _resolved(raw: Mapping[str, Any], source: str) -> Any:
         )
         raise ConfigError(source, [f"{told}; write \\${{...}} for plain text"])
     try:
+        refuse_too_large(raw)
         return OmegaConf.to_container(OmegaConf.create(dict(raw)), resolve=True)
+    except UnreadableError as error:
+        raise ConfigError(source, [str(error)]) from error
     except (OmegaConfBaseException, RecursionError) as error:
         what = str(error).splitlines()[0]
         told = f"a reference ${{...}} cannot be followed: {what}; write \\${{...}} for plain text"

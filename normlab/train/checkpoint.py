@@ -10,7 +10,6 @@ that all of them see, and the first does all else. The others wait for it where 
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -18,16 +17,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ..checksum import sealed, unsealed
-from ..errors import UserError, refused
+from ..errors import UserError, first_of, refused
 from ..interrupts import StoppedError
 from .hooks import Moment, Record, StateHook
 from .processes import is_first, of_first
@@ -43,6 +43,34 @@ _STEP = re.compile(r"[0-9]{10}")
 # The library that writes arrays has names of its own behind ours.
 _BEGUN = re.compile(rf"[0-9]{{10}}({re.escape(_UNFINISHED)}|{re.escape(_REMOVED)})(\..*)?")
 _ELSEWHERE = "give another folder; what was saved before stays, and a run goes on from there"
+
+
+MOST_TOLD = 300  # signs of what a library says
+
+
+class _Sealed(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    files: dict[str, str]
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    arrays: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What a checkpoint says of where runs stand, beside arrays."""
+
+    runs: list[str]
+    step: int
+    seconds: float
+    curves: list[list[Record]]
+
+
+_STANDING = TypeAdapter(_Standing)
 
 
 class CheckpointError(UserError, OSError):
@@ -94,10 +122,11 @@ class Checkpoints:
         """
 
         def save(moment: Moment) -> None:
+            there = {*self.steps()}
             best = [
                 (value, record.step)
                 for record in moment.curves[0]
-                if record.step in self.steps() and (value := score(record)) is not None
+                if record.step in there and (value := score(record)) is not None
             ]
             # Of equals the first.
             self.best = max(best, key=lambda it: (it[0], -it[1]))[1] if best else None
@@ -133,17 +162,22 @@ class Checkpoints:
         if step < 0:
             return None
         state, sums = programs.abstract
-        tree, record = self.read(step, _parts(state, sums))
-        if record["runs"] != [*runs]:
+        tree, told = self.read(step, _parts(state, sums))
+        try:
+            record = _STANDING.validate_python(told)
+        except ValidationError as error:
+            raise self._unusable(step, first_of(error)) from error
+        if record.runs != [*runs]:
             raise CheckpointError(
-                f"{self._path(step)} is of {', '.join(record['runs'])}, not of {', '.join(runs)}; "
+                f"{self._path(step)} is of {', '.join(record.runs)}, not of {', '.join(runs)}; "
                 "give another folder"
             )
-        curves = [[Record(**point) for point in curve] for curve in record["curves"]]
+        if record.step != step or len(record.curves) != len(runs):
+            raise self._unusable(step, "its record is of another step or other runs")
         sums = tree.pop("sums")
         # On the devices that there are now, whichever it was saved on.
         state, sums = programs.put((state.replace(**tree), sums))
-        return Moment(step, state, sums, curves, record["seconds"])
+        return Moment(step, state, sums, record.curves, record.seconds)
 
     def write(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:
         """Begins to write arrays and a record of what JSON knows, unless that step is there.
@@ -198,8 +232,12 @@ class Checkpoints:
         """
         orbax, path = self._orbax, self._path(step)
         composite, told = orbax.args.Composite, orbax.args.JsonRestore()
-        record = self._checkpointer.restore(path, args=composite(record=told))["record"]
-        there = record.pop("arrays")
+        record = self._restored(step, composite(record=told))["record"]
+        try:
+            there = _Described.model_validate(record).arrays
+        except ValidationError as error:
+            raise self._unusable(step, first_of(error)) from error
+        record = {key: value for key, value in record.items() if key != "arrays"}
         wanted = {name: _stored(leaf) for name, leaf in _flat(target).items()}
         expected = {name: _in_words(leaf) for name, leaf in wanted.items()}
         for name in wanted if some else sorted(wanted.keys() | there.keys()):
@@ -211,8 +249,27 @@ class Checkpoints:
                 )
         as_numpy = dict.fromkeys(wanted, orbax.RestoreArgs(restore_type=np.ndarray))
         arrays = orbax.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-        restored = self._checkpointer.restore(path, args=composite(arrays=arrays))["arrays"]
+        restored = self._restored(step, composite(arrays=arrays))["arrays"]
+        # What is said of the arrays is not what is in them.
+        for name, leaf in wanted.items():
+            found = _in_words(restored[name]) if name in restored else "nothing"
+            if found != expected[name]:
+                raise self._unusable(step, f"{name} is {found}, not {_in_words(leaf)}")
         return _filled(target, restored), record
+
+    def _restored(self, step: int, args: Any) -> Any:
+        """Reads what its checksums say is as it was written, which whoever wrote it says."""
+        try:
+            return self._checkpointer.restore(self._path(step), args=args)
+        except Exception as error:  # the library raises whatever its parts raise
+            raise self._unusable(step, f"{type(error).__name__}: {error}") from error
+
+    def _unusable(self, step: int, why: str) -> CheckpointError:
+        path, why = self._path(step), " ".join(why.split())[:MOST_TOLD]
+        return CheckpointError(
+            f"{path} is no checkpoint that normlab wrote ({why}); delete it, and the one before is "
+            "used, or give another folder"
+        )
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, in their order."""
@@ -315,11 +372,13 @@ def _damage(path: Path) -> str | None:
     """Says what in a checkpoint is not as it was written; None for nothing."""
     try:
         content, _ = unsealed((path / _SEAL).read_bytes())
-        written = json.loads(content)["files"]
+        written = _Sealed.model_validate_json(content).files
         found = _digests(path)
     except FileNotFoundError:
         return f"{_SEAL} is missing"
-    except (OSError, ValueError, KeyError) as error:
+    except ValidationError as error:
+        return f"{_SEAL} cannot be used ({first_of(error)})"
+    except (OSError, ValueError) as error:
         return f"{_SEAL} cannot be used ({error})"
     for name in sorted(written.keys() | found.keys()):
         if name not in found:

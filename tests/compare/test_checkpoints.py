@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -17,11 +18,12 @@ from flax import nnx
 
 import normlab as public
 from normlab import surgery
+from normlab.checksum import sealed
 from normlab.compare.kept import _of_the_same_weights
 from normlab.config import ConfigError, make_study
 from normlab.errors import UserError
 from normlab.models import MODELS
-from normlab.train.checkpoint import sweep
+from normlab.train.checkpoint import _digests, sweep
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +242,60 @@ def test_folders_without_weights_are_told_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"holds no weights; give weights/RUN in the folder of a"):
         public.load(tmp_path)
     public.compare(small(), out=tmp_path, keep="last")
-    with pytest.raises(UserError, match=r"holds no weights, but those of 1 runs: .*final-batch-0"):
+    with pytest.raises(UserError, match=r"holds no weights, but those of 1 run: .*final-batch-0"):
         public.load(tmp_path)
     (kept,) = (tmp_path / "weights").iterdir()
     (step,) = kept.glob("[0-9]*")
     (step / "record" / "metadata").unlink()
     with pytest.raises(UserError, match=r"is damaged: record/metadata is missing"):
         public.load(kept)
+
+
+BENT = [
+    ("run.json", ("runs",), None),
+    ("run.json", ("runs",), []),
+    ("run.json", ("arm",), {"variant": "batch"}),
+    ("run.json", ("arm", "variant"), "other"),
+    ("run.json", ("study",), {}),
+    ("run.json", ("study", "model"), {"name": "mlp", "hidden": "x"}),
+    ("run.json", ("study", "modules"), 3),
+    ("run.json", ("inputs", "shape"), [8]),
+    ("run.json", ("inputs", "dtype"), "no"),
+    ("run.json", ("outputs",), 2**70),
+    ("checksum.json", ("files",), []),
+    ("checksum.json", ("files",), None),
+    ("checksum.json", (), {}),
+    ("record/metadata", ("arrays",), None),
+    ("record/metadata", ("arrays",), {}),
+    ("arrays/_METADATA", (), {}),
+    ("arrays/_METADATA", ("tree_metadata",), {}),
+]
+
+
+def test_what_normlab_did_not_write_is_named_whatever_its_checksums_say(folder, tmp_path):
+    """KeyError, TypeError and errors of pydantic and orbax came out of `load`, with tracebacks."""
+    whole = folder / "whole_saved"
+    for number, (name, keys, to) in enumerate(BENT):
+        there = tmp_path / str(number)
+        shutil.copytree(whole, there)
+        last = max(there.glob("[0-9]*"))
+        path = there / name if name == "run.json" else last / name
+        content = json.loads(path.read_text())
+        content.pop("checksum", None)
+        inner = content
+        for key in keys[:-1]:
+            inner = inner[key]
+        if keys:
+            inner[keys[-1]] = to
+        else:
+            content = to
+        path.write_text(sealed(content) if path.parent in (there, last) else json.dumps(content))
+        if path.parent not in (there, last):
+            (last / "checksum.json").write_text(sealed({"files": _digests(last)}))
+        for step in set(there.glob("[0-9]*")) - {last}:
+            shutil.rmtree(step)
+        with pytest.raises(UserError, match=f"{there}.*give another folder|{there} holds no weig"):
+            public.load(there)
 
 
 def test_what_is_the_users_own_in_the_folder_to_save_in_stays(folder):

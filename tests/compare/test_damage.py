@@ -350,6 +350,30 @@ def test_an_edited_configuration_is_named_wherever_it_is_read(folder, before, af
         assert f"normlab compare {path} --out {folder}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("significance: 0.05", "significance: 2"),
+        ("significance: 0.05", "significance: .nan"),
+        ("margin_points: 0.5", "margin_points: -1"),
+        ("target: null", "target: .inf"),
+        ("seeds: 3", "seeds: 1000000000"),
+        ("trials: null", "trials: 1000000000"),
+        ("  - 0.01\n", "  - [0.01]\n"),
+        ("  - 0.01\n", "  - 0.01\n" * 2000),
+    ],
+)
+def test_a_configuration_of_what_no_study_can_be_asked_for_is_damaged(folder, before, after):
+    """Without a checksum, or with one of its own, it ended in tracebacks, or never."""
+    path = folder / "config.yaml"
+    text = path.read_text().partition("\n")[2]
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    for read in (read_study, read_status, run_table):
+        with pytest.raises(StoreError, match=r"does not describe a study \(.*Run the study again"):
+            read(folder)
+
+
 def test_an_edited_configuration_is_had_by_its_command_or_put_back_by_the_former_one(folder):
     path = folder / "config.yaml"
     whole = path.read_text()

@@ -16,7 +16,7 @@ from normlab.compare.export import (
     write_curves,
     write_tensorboard,
 )
-from normlab.compare.status import Count, read_status
+from normlab.compare.status import Count, failures_in_words, read_status
 from normlab.compare.store import Curve, Failure, Label, NoStudyError, Result, Store
 
 CONFIG = {
@@ -125,6 +125,18 @@ def test_values_of_several_kinds_share_a_column(folder):
     (folder / "plan.json").unlink()
     written = run_table(folder).filter(pl.col("id").str.contains("^final-mixed"))
     assert written["mixed"].to_list() == ["1", '"word"', None, "[8, 8]"]
+
+
+def test_names_and_messages_command_no_terminal(folder):
+    """`status` and `export` printed names and messages of a stored study as they were."""
+    where = place("none", phase="tune") | {"id": "tune-none-9", "arm": "\x1b[2J"}
+    told = Failure(**where, message="\x1b]0;x\x07")
+    Store(folder).write_failure(told)
+    (folder / "plan.json").unlink()
+    table = to_csv(run_table(folder))
+    words = [*failures_in_words([told]), *read_status(folder).arms, table]
+    assert not any("\x1b" in it or "\x07" in it for it in words), words
+    assert any("\\x1b[2J" in it for it in words)
 
 
 def test_curves_have_a_row_an_epoch_and_come_back_from_parquet(folder):

@@ -72,6 +72,17 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_none_in_memory(tmp
     assert Store(tmp_path).results()[0].curve.train["loss"] == [2.0, None]
 
 
+def test_what_has_overflowed_in_its_square_is_as_infinity(tmp_path):
+    """Losses of 1e308 gave warnings of NumPy on the way to the page."""
+    assert result(loss=1e308).curve.train["loss"] == [2.0, None]
+
+
+def test_a_folder_in_the_place_of_a_claim_claims_nothing(tmp_path):
+    """`status` ended in a traceback."""
+    (tmp_path / "claims" / "final-none-0.lock").mkdir(parents=True)
+    assert Store(tmp_path).running() == set()
+
+
 def test_numbers_keep_every_bit(tmp_path):
     loss = 0.1 + 0.2 + 1e-17
     Store(tmp_path).write(result(loss=loss))
@@ -137,7 +148,7 @@ def test_a_configuration_of_thousands_of_variants_is_read(tmp_path):
         "study": "large",
         **{part: {"name": "any"} for part in ("data", "model", "optimizer")},
         "train": {"epochs": 1},
-        "variants": {f"v{place}": fields for place in range(2_000)},
+        "variants": {f"v{place}": fields for place in range(1_000)},
         "baseline": "v0",
         "seeds": 3,
     }

@@ -432,8 +432,24 @@ def test_three_hundred_arms_are_summed_up_in_seconds():
 
 
 def test_arms_have_names_of_their_own_however_variants_levels_and_tasks_are_called():
-    """A level 16 and a level "16", or a variant `a, x=1`, gave two arms one name."""
-    names = ["a", "a, x=1", "a, x=2", '"a', "a on b", "b", "b on c", '"a on b"', "x=1"]
+    """A level 16 and a level "16", or a variant `a, x=1`, gave two arms one name.
+
+    So did a variant `a on` with a task `c`, and `a` with `on c`.
+    """
+    names = [
+        "a",
+        "a, x=1",
+        "a, x=2",
+        '"a',
+        "a on b",
+        "b",
+        "b on c",
+        '"a on b"',
+        "x=1",
+        "a on",
+        "on c",
+        "c",
+    ]
     levels = [1, "1", True, "true", None, "null", "", [1], "[1]", "1, y=1", '"1"', "b on c", 1.0]
     combinations = [{}, *({"model.x": it} for it in levels), {"model.x": 1, "model.y": 1}]
     for factors, tasks in itertools.product([{}, combinations], [[], names]):

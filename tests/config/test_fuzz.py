@@ -54,6 +54,23 @@ def test_fuzzers_find_nothing(tmp_path):
         ("a: " + "[" * 40_000, "cannot be read as YAML: more than 50 levels in each other"),
         ("- " * 40_000, "cannot be read as YAML: more than 50 levels in each other"),
         ("a: {<<: &a {<<: *a}}", "a: more than 50 levels in each other; does it contain itself?"),
+        # References that double took 6 GB for 763 bytes, or, of nothing, for ever.
+        (
+            "x0: aaaaaaaa\n"
+            + "".join(f"x{n}: ${{x{n - 1}}}${{ x{n - 1} }}\n" for n in range(1, 41)),
+            "its references ${...} stand for more than 10^9 values of more than 10^9 signs",
+        ),
+        (
+            "x: {x0: ''"
+            + "".join(f", x{n}: '${{.x{n - 1}}}${{x.x{n - 1}}}'" for n in range(1, 41))
+            + "}",
+            "its references ${...} stand for more than 10^9 values",
+        ),
+        (
+            "x0: {a: 1}\n" + "".join(f"x{n}: {{a: '${{x{n - 1}}}'}}\n" for n in range(1, 60)),
+            "its references ${...} stand for 3661 values of 12135 signs in 61 levels; expected",
+        ),
+        ("a: ${${b}}\nb: c\nc: 1", "a: a reference ${...} names a key, not one that another"),
         # Merges of merges double with each line.
         (
             "a: &a0 {x: 1}\n"

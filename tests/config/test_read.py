@@ -58,6 +58,9 @@ def python_problems(given, **changes):
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: should be a finite number"),
         ("variants.batch.epsilon=.inf", "variants.batch.epsilon: should be a finite number"),
         ("seeds=" + "9" * 5000, "seeds: a number of 5000 signs; expected at most 100"),
+        # Python reads it as 10.
+        ("seeds=1_0", "seeds: expected a number, but '1_0' was given"),
+        (f"modules=[{'a' * 3000}]", "modules: aaa"),
         # The first variant was taken instead.
         ("baseline=false", "baseline: false is true or false to YAML, but a text is expected"),
         ("baseline=0", "baseline: 0 is a number to YAML, but a text is expected; quote it: '0'"),

@@ -195,13 +195,17 @@ def test_checkpoints_of_other_runs_and_of_another_model_are_refused(tmp_path):
     checkpoints.close()
 
 
-def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
+def test_the_best_checkpoint_outlives_the_last_ones(tmp_path, monkeypatch):
     made = programs(train=TrainSpec(epochs=8))
     scores = {6: 3.0, 12: 9.0, 18: 9.0}
     checkpoints = Checkpoints(tmp_path, tell=refuse)
+    looked, steps = [], checkpoints.steps
+    monkeypatch.setattr(checkpoints, "steps", lambda: looked.append(1) or steps())
     fit(made, (3,), hooks=[checkpoints.hook(["run"], 6, score=lambda it: scores.get(it.step))])
     checkpoints.wait()
     assert checkpoints.steps() == [12, 42, 48]
+    # It looked through the folder for each point of the curve, at each point.
+    assert len(looked) <= 3 * 8 + 2
     checkpoints.close()
 
 
