@@ -143,7 +143,7 @@ def test_stratified_split_takes_the_share_of_the_whole_and_of_each_class(n, shar
     [
         ({"name": "npz"}, "npz needs the path of its file, folder=FILE.npz"),
         ({"name": "digits", "folder": "x"}, "reads no folder, but folder=x; leave it out"),
-        ({"name": "imagenet"}, "of digits, mnist, fashion_mnist, cifar10, npz"),
+        ({"name": "svhn"}, "of digits, mnist, fashion_mnist, cifar10, npz"),
         ({"name": "mnst"}, "did you mean 'mnist'"),
         ({"batch_size": 0}, "greater than 0"),
         ({"validation": 0.0}, "greater than 0"),
@@ -377,7 +377,9 @@ def test_describe_says_what_is_where(tmp_path, monkeypatch, write_mnist):
     write_mnist(tmp_path / "mnist")
     monkeypatch.setenv("NORMLAB_DATA", str(tmp_path))
     listing = {entry.name: entry for entry in describe()}
-    assert list(listing) == ["digits", "mnist", "fashion_mnist", "cifar10", "npz", "text"]
+    published = ["digits", "mnist", "fashion_mnist", "cifar10"]
+    own = ["npz", "images", "parquet", "array_record", "hf", "text"]
+    assert list(listing) == published + own
     assert listing["mnist"].place == str(tmp_path / "mnist")
     assert (listing["mnist"].examples, listing["mnist"].image_shape) == (70_000, (28, 28, 1))
     assert listing["digits"].place == "part of scikit-learn"
