@@ -16,6 +16,13 @@ SILENCE = 30
 # Seconds that the others are waited for at the end.
 _TO_PART = 10
 
+# Where launchers of MPI say how many processes there are, which one this is, and which of those on
+# its machine: Open MPI; MPICH and Intel MPI.
+_MPI = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+)
+
 
 class ProcessesError(UserError):
     """The processes of a run do not come together."""
@@ -28,9 +35,9 @@ def join(coordinator: str, count: int | None, number: int | None) -> bool:
 
     Args:
         coordinator: Address and port of process 0, where the others find it; "auto" for what Slurm,
-            MPI or a cloud says of all three; empty for a process by itself.
-        count: How many processes there are.
-        number: Which one this is, from 0.
+            Open MPI or a cloud says of all three; empty for a process by itself.
+        count: How many processes there are; None for what a launcher of MPI, or Slurm, says.
+        number: Which one this is, from 0; likewise.
 
     Returns:
         Whether this process is the one that tells and writes.
@@ -48,29 +55,57 @@ def join(coordinator: str, count: int | None, number: int | None) -> bool:
                 f"--coordinator auto finds out {' and '.join(given)} itself; leave out one or the "
                 "other"
             )
-    elif not coordinator or count is None or number is None:
+    elif not coordinator or len(given) == 1:
         raise ProcessesError(
             "of --coordinator, --num-processes and --process-id some were given; expected all "
-            "three, as in --coordinator 10.0.0.1:1234 --num-processes 2 --process-id 0, or "
-            "--coordinator auto alone, where Slurm, MPI or a cloud says them"
+            "three, as in --coordinator 10.0.0.1:1234 --num-processes 2 --process-id 0, or only "
+            "the first, where a launcher of MPI says the others, or --coordinator auto, where "
+            "Slurm, Open MPI or a cloud says all"
         )
-    elif not 0 <= number < count:
+    elif count is not None and number is not None and not 0 <= number < count:
         raise ProcessesError(f"--process-id: {number} is none of 0 to {count - 1}")
     elif not all(coordinator.rpartition(":")) or not coordinator.rpartition(":")[2].isdecimal():
         raise ProcessesError(
             f"--coordinator: {coordinator!r} is no address and port, as 10.0.0.1:1234"
         )
+    # It would take SIGTERM for itself, which then would end nothing.
+    jax.config.update("jax_enable_preemption_service", False)
+    devices = None
     try:
+        if coordinator != "auto" and not given:
+            count, number, devices = _of_mpi()
         jax.distributed.initialize(
             None if coordinator == "auto" else coordinator,
             count,
             number,
+            devices,
             heartbeat_timeout_seconds=SILENCE,
             shutdown_timeout_seconds=_TO_PART,
         )
-    except (RuntimeError, ValueError) as error:
-        raise ProcessesError(f"--coordinator {coordinator}: {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ProcessesError(f"--coordinator {coordinator}: {error}{_remedy(error)}") from error
     return is_first()
+
+
+def _of_mpi() -> tuple[int | None, int | None, int | None]:
+    """What a launcher of MPI says: how many processes, which one this is, and which GPU it has."""
+    for names in _MPI:
+        count, number, device = (os.environ.get(name) for name in names)
+        if count is not None and number is not None:
+            return int(count), int(number), None if device is None else int(device)
+    return None, None, None
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where JAX finds nothing of what it is to find out."""
+    if "should be defined" in str(error):
+        return (
+            " Give the address of process 0 as --coordinator HOST:PORT, which mpiexec of any MPI "
+            "adds the numbers of the processes to."
+        )
+    if "must be defined" in str(error):
+        return " No launcher says it; give --num-processes and --process-id."
+    return ""
 
 
 def is_first() -> bool:
@@ -86,6 +121,13 @@ def of_first(number: int) -> int:
 def any_of_all(here: bool) -> bool:
     """Whether something is so in one of the processes, which wait for each other to know it."""
     return bool(np.any(multihost_utils.process_allgather(np.bool_(here))))
+
+
+def fetched(array: jax.Array) -> np.ndarray:
+    """Returns the whole of an array, parts that lie with other processes included."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def leave() -> None:
