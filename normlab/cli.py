@@ -108,9 +108,10 @@ def train(
             each point of the curve: the last two, and the best of those at an evaluation.
             normlab.load reads the last.
         coordinator: Where process 0 of several that train the run together is found, or auto where
-            Slurm, MPI or a cloud says that and the two below. Each is started with this command.
-        num_processes: How many there are; mesh.data is the number of their devices.
-        process_id: Which one this is, from 0, which tells and writes.
+            Slurm, Open MPI or a cloud says it and the two below. All are started with this command.
+        num_processes: How many there are, where no launcher of MPI says it; mesh is of all their
+            devices.
+        process_id: Which one this is, from 0, which tells and writes; likewise.
     """
     settle()
     with importing():
@@ -123,7 +124,9 @@ def train(
         from .config import ConfigError, load_study
         from .train.processes import join
 
-    study = load_study(config, overrides)
+    several = bool(coordinator) or num_processes is not None or process_id is not None
+    # What devices there are is known once the processes have come together.
+    study = load_study(config, overrides, devices_are_here=not several)
     variant = variant or study.baseline
     if variant not in study.variants:
         problem = f"--variant: {variant!r} is no variant of it{nearest(variant, study.variants)}"
@@ -405,7 +408,7 @@ def cost(
     from .cost.targets import find_target, local_targets
     from .report.style import BASELINE_COLOR, COLORS, style
 
-    study = load_study(config, overrides)
+    study = load_study(config, overrides, devices_are_here=False)
     if examples_per_chip is not None and examples_per_chip < 1:
         raise UserError(f"--examples-per-chip {examples_per_chip}: expected 1 or more")
     targets = [find_target(name) for name in dict.fromkeys(target or local_targets())]

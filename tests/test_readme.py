@@ -107,12 +107,18 @@ def test_the_places_where_runs_are_made_are_understood_of_the_study_shown():
 
 
 def test_the_processes_of_a_run_are_started_with_options_that_there_are():
-    commands = [shlex.split(line, comments=True) for line in blocks("sh")[3].splitlines()]
+    lines = [line for block in blocks("sh")[3:7] for line in block.splitlines()]
+    commands = [shlex.split(line[line.index("normlab") :]) for line in lines]
+    assert {(*command[:3], command[4]) for command in commands} == {
+        ("normlab", "train", "study.yaml", "--coordinator")
+    }
     options = {word for command in commands for word in command if word.startswith("--")}
     accepted = {f"--{name.replace('_', '-')}" for name in inspect.signature(train).parameters}
     assert options == {"--coordinator", "--num-processes", "--process-id"}
     assert options < accepted
-    assert all("mesh.data=2" in command for command in commands)
+    for command in commands:
+        study = load_study(ROOT / "configs/quickstart.yaml", command[3:4], devices_are_here=False)
+        assert study.mesh.data > 1
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))

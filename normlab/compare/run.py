@@ -12,6 +12,7 @@ from filelock import FileLock
 from .arm import Arm, title
 from .executors.interface import Executor
 from .executors.processes import end_unguarded
+from .executors.spec import LocalSpec
 from .executors.start import start_executor
 from .former import keep_former
 from .grid import Run, extended, final_runs, tuning_runs
@@ -78,7 +79,8 @@ def run_study(
     """
     end_unguarded()
     _refuse_another_study(store, study)
-    bench = Workbench(environment, check, store.folder)
+    here = isinstance(study.executor, LocalSpec)
+    bench = Workbench(environment, check, store.folder, spread=here)
     arms = study.arms()
     advance("reading data", 0, 0)
     tuning = {arm.key: tuning_runs(study, arm) for arm in arms}

@@ -47,7 +47,7 @@ from .bounds import (
     Trials,
     refuse_too_many,
 )
-from .executors.spec import ExecutorSpec, LocalSpec
+from .executors.spec import ExecutorSpec, LocalSpec, ProcessesSpec
 from .fingerprint import CHANGES_NO_NUMBER, of_config
 from .metric import ReportedSpec, completed
 from .paths import flatten, value_at, with_values
@@ -361,7 +361,8 @@ class Study(Spec):
         keep: The weights that are kept of each reported run, in `weights/RUN` of the study's
             folder, for `normlab.load`: those it ends with, `"last"`, or those with the best value
             on the validation split of what tuning selects by, `"best"`.
-        mesh: The devices that each run is spread over, as in `{data: 8}`. Like the executor no part
+        mesh: The devices that each run is spread over, as in `{data: 8}`, on this machine or, with
+            `executor: ray`, on a node of the cluster that has so many. Like the executor no part
             of what the runs are, so that one that was begun on some devices may go on on others,
             which round differently.
     """
@@ -549,12 +550,12 @@ class Study(Spec):
         return self
 
     @model_validator(mode="after")
-    def _mesh_is_of_this_process(self) -> "Study":
-        if self.mesh != MeshSpec() and not isinstance(self.executor, LocalSpec):
+    def _mesh_is_of_one_process(self) -> "Study":
+        if self.mesh != MeshSpec() and isinstance(self.executor, ProcessesSpec):
             raise ValueError(
-                f"mesh.data={self.mesh.data} spreads each run over the devices of this process, "
-                f"but executor={self.executor.name} makes runs in others; set executor=local, or "
-                "leave out mesh"
+                f"mesh spreads each run over {self.mesh.size} devices of one process, but "
+                "executor=processes gives each of its processes one; set executor=local, or ray, "
+                "or leave out mesh"
             )
         return self
 
@@ -563,7 +564,7 @@ class Study(Spec):
         # Where arms differ in one of the two, each is checked with its own.
         varied = {*_paths_of_factors(self.factors)}.union(*self.tasks.values())
         if not varied & {"data.batch_size", "train.accumulate"}:
-            self.mesh.refuse_uneven(self.data.batch_size, self.train.accumulate)
+            self.train.refuse_uneven(self.data.batch_size)
         return self
 
     @property

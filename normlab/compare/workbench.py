@@ -64,6 +64,8 @@ class Workbench:
         check: Called where work can be left; it raises to have that done.
         folder: Where checkpoints and weights go, if the study has any.
         stop: A file that says, once it is there, that the study stops.
+        spread: Whether runs are spread over devices as their study says; not where they are made
+            elsewhere and this process only traces them.
     """
 
     def __init__(
@@ -72,10 +74,13 @@ class Workbench:
         check: Callable[[], None] = lambda: None,
         folder: Path | None = None,
         stop: Path | None = None,
+        *,
+        spread: bool = True,
     ):
         self.check = check
         self._folder = folder
         self._stop_file = stop
+        self._spread = spread
         self._versions = {key: environment[key] for key in ("packages", "device")}
         self._git_revision = environment["git_revision"]
         self._data: dict[tuple[DataSpec, Targets], tuple[Placed | None, Dataset, str]] = {}
@@ -296,7 +301,7 @@ class Workbench:
                         study.optimizer,
                         train,
                         width,
-                        _mesh_of(study),
+                        self._mesh(study),
                     )
                     _refuse_what_is_not_measured(study, self._programs[program])
                 except ValueError as error:  # a layer that does not fit the model or the batch
@@ -307,7 +312,7 @@ class Workbench:
         placed, dataset, _ = self._dataset(study)
         how = study.data.batch_size, study.train.augmentation, study.train.precision
         if placed is None:
-            return Streamed(dataset, *how, _mesh_of(study))
+            return Streamed(dataset, *how, self._mesh(study))
         return Resident(placed, *how)
 
     def _result(
@@ -371,9 +376,15 @@ class Workbench:
                 dataset = load(spec, targets)
                 placed = None
                 if not spec.stream:
-                    placed = place(dataset, spec.batch_size, _mesh_of(study))
+                    placed = place(dataset, spec.batch_size, self._mesh(study))
                 self._data[key] = placed, dataset, _fingerprint(dataset)
             return self._data[key]
+
+    def _mesh(self, study: Study) -> Mesh | None:
+        try:
+            return study.mesh.devices() if self._spread else None
+        except ValueError as error:
+            raise StudyError(str(error)) from error
 
 
 def _warn(line: str) -> None:
@@ -383,13 +394,6 @@ def _warn(line: str) -> None:
 def label(run: Run) -> Label:
     """Where a run stands in its study."""
     return Label(arm=run.arm.name, levels=run.arm.levels, task=run.arm.task)
-
-
-def _mesh_of(study: Study) -> Mesh | None:
-    try:
-        return study.mesh.devices()
-    except ValueError as error:
-        raise StudyError(str(error)) from error
 
 
 def _fitted(objective: Objective, dataset: Dataset) -> Objective:

@@ -44,12 +44,15 @@ _TRIED_IN_LAYERS = 1_000  # all variants together
 _BETWEEN = 1 / math.pi
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+def load_study(
+    path: str | Path, overrides: Sequence[str] = (), *, devices_are_here: bool = True
+) -> Study:
     """Reads a study and checks all of it.
 
     Args:
         path: A YAML file.
         overrides: Changes as `key=value`, the key a dotted path and the value YAML.
+        devices_are_here: Whether a mesh must be of devices that this process has now.
 
     Returns:
         The study.
@@ -61,7 +64,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     source = " ".join([str(path), *overrides])
     given = Given()
     raw = _with_overrides(_read(path, given, source), overrides, given, source)
-    return check_study(raw, path.parent, source, given)
+    study = check_study(raw, path.parent, source, given)
+    if devices_are_here:
+        _refuse_missing_devices(study, source)
+    return study
 
 
 def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[str, Any]) -> Study:
@@ -87,7 +93,18 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
     raw = _dotted(raw)
     for key, value in _dotted(_plain(changes, told)).items():
         raw = _changed(raw, key, value)
-    return check_study(raw, folder, source, told)
+    study = check_study(raw, folder, source, told)
+    _refuse_missing_devices(study, source)
+    return study
+
+
+def _refuse_missing_devices(study: Study, source: str) -> None:
+    # Only where it makes runs on several: asked for its devices, JAX takes them.
+    if study.mesh.size > 1 and study.executor.name == "local":
+        try:
+            study.mesh.devices()
+        except ValueError as error:
+            raise ConfigError(source, [str(error)]) from error
 
 
 def _changed(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from ..data.formats import CLASSES
 from ..errors import UserError
 from ..models import network_of
 from ..spec import Targets
-from ..train import MeshSpec
 from ..train.programs import abstract_state, lower_step
 from ..train.step import Steps
 from .program import ProgramCost, read
@@ -146,7 +145,7 @@ def _step_cost(study: Study, arm: Arm, target: Target, examples_per_chip: int | 
     entering: list[int] = []
     layer = study.variants[arm.variant].layer_class
     try:
-        MeshSpec().refuse_uneven(count, study.train.accumulate)
+        study.train.refuse_uneven(count)
         state = abstract_state(steps, example)
         with nn.intercept_methods(partial(_measure, entering, layer)):
             lowered = lower_step(steps, state, batch, target.whole)

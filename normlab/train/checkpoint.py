@@ -176,7 +176,7 @@ class Checkpoints:
             raise self._unusable(step, "its record is of another step or other runs")
         sums = tree.pop("sums")
         # On the devices that there are now, whichever it was saved on.
-        state, sums = programs.put((state.replace(**tree), sums))
+        state, sums = programs.placed(state.replace(**tree), sums)
         return Moment(step, state, sums, record.curves, record.seconds)
 
     def write(self, step: int, tree: Any, record: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from ..data import Dataset
 from ..data.augment import Augmentation, cut_out, mixed_up, moved
 from ..data.batches import padded_batches, shuffled_batches, standardize
-from .mesh import put
+from .mesh import put, whole
 from .state import TrainState
 from .step import Batch
 
@@ -207,7 +207,8 @@ def place(dataset: Dataset, batch_size: int, mesh: Mesh | None = None) -> Placed
 
     # With NumPy, as JAX would compile a program for each operation.
     data = [getattr(dataset, name) for name in DeviceData._fields]
-    data, *placed = put((data, *(tuple(map(padded, split)) for split in splits)), mesh)
+    cut = (tuple(map(padded, split)) for split in splits)
+    data, *placed = put((data, *cut), whole(mesh))
     validation, test = (
         (Split(*split), len(batches)) for split, (batches, _) in zip(placed, splits, strict=True)
     )

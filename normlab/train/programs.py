@@ -16,8 +16,9 @@ from jaxtyping import Array
 from ..models import Network
 from ..objectives import Objective, Sums, add_sums
 from .feed import Feed, Part
-from .mesh import MeshSpec, put, split, whole
+from .mesh import by_channels, put, split, spread, whole
 from .optim import AdamSpec, SGDSpec
+from .processes import fetched
 from .spec import TrainSpec
 from .state import TrainState
 from .step import Batch, Steps
@@ -41,11 +42,12 @@ class Programs:
         optimizer_spec: The optimizer. Numbers of it that may differ between runs are arguments.
         train_spec: How long and how to train.
         width: Runs that the programs train at a time.
-        mesh: The devices that each batch is spread over, and on which the data set was placed;
-            None for one.
+        mesh: The devices that each batch and wide layers are spread over, and on which the data set
+            was placed; None for one.
 
     Raises:
-        ValueError: If a batch cannot be cut into micro-batches, or over the devices.
+        ValueError: If a batch cannot be cut into micro-batches, or no layer is wide enough for the
+            devices.
     """
 
     def __init__(
@@ -58,9 +60,8 @@ class Programs:
         width: int = 1,
         mesh: Mesh | None = None,
     ):
-        devices = MeshSpec(data=1 if mesh is None else mesh.size)
-        devices.refuse_uneven(feed.batch_size, train_spec.accumulate)
-        self._mesh, self._split = mesh, split(mesh)
+        train_spec.refuse_uneven(feed.batch_size)
+        self._mesh, self._whole = mesh, whole(mesh)
         self.feed = feed
         self.width = width
         self.length = train_spec.length(feed.steps_per_epoch)
@@ -77,16 +78,27 @@ class Programs:
         seed, traced = self.inputs([0] * width, [{}] * width)
         data = feed.shared
         to_train, to_evaluate = feed.abstract_parts(width)
-        jit = self._jit
-        initialize = jit(initialization, None, None).lower(seed, traced)
+        # What goes in and comes out is whole on each device, but for wide arrays of the model and
+        # for parts that hold examples.
+        everywhere = of_state = of_trained = of_evaluated = self._whole
+        of_variables = (everywhere, everywhere)
+        if mesh is not None:
+            shapes, _ = jax.eval_shape(initialization, seed, traced)
+            of_state = by_channels(shapes, mesh, width)
+            of_variables = (of_state.params, of_state.batch_stats)
+        if feed.spread:
+            of_trained = split(mesh, 1 if width == 1 else 2, feed.batch_size)
+            of_evaluated = split(mesh, 1, feed.batch_size)
+        self._places = carried = (of_state, everywhere)
+        jit, one = self._jit, np.int32(1)
+        initialize = jit(initialization, (everywhere, everywhere), carried).lower(seed, traced)
         state, sums = carry = initialize.out_info
-        one = np.int32(1)
-        axis = 1 if width == 1 else 2
-        advance = jit(steps, None, None, axis, None, None, donate_argnums=0)
+        places = (carried, everywhere, of_trained, everywhere, everywhere)
+        advance = jit(steps, places, (*carried, everywhere), donate_argnums=0)
         advance = advance.lower(carry, traced, to_train, data, one)
-        variables = (state.params, state.batch_stats)
-        evaluate = jit(evaluation, None, None, None, None, 1, None)
-        evaluate = evaluate.lower(*variables, sums, data, to_evaluate, one)
+        places = (*of_variables, everywhere, everywhere, of_evaluated, everywhere)
+        evaluate = jit(evaluation, places, everywhere)
+        evaluate = evaluate.lower(state.params, state.batch_stats, sums, data, to_evaluate, one)
         self._lowered = (initialize, advance, evaluate)
         self._no_sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), sums)
 
@@ -128,14 +140,15 @@ class Programs:
             for seed, own in zip(seeds, values, strict=True)
         ]
         if self.width == 1:
-            return self.put(told[0])
+            return put(told[0], self._whole)
         # Where there are fewer runs than places, the last one is trained several times.
         told += [told[-1]] * (self.width - len(told))
-        return self.put(jax.tree.map(lambda *leaves: np.stack(leaves), *told))
+        return put(jax.tree.map(lambda *leaves: np.stack(leaves), *told), self._whole)
 
-    def put(self, tree: Any) -> Any:
-        """Returns arrays from elsewhere, as a saved state, where the programs take them."""
-        return put(tree, self._mesh)
+    def placed(self, state: TrainState, sums: Sums) -> tuple[TrainState, Sums]:
+        """Returns a state and sums that were saved where the programs take them."""
+        of_state, of_sums = self._places
+        return put(state, of_state), put(sums, of_sums)
 
     def initialize(self, seed: Array, traced: dict[str, Array]) -> tuple[TrainState, Sums]:
         """Returns the state that runs start from, and sums over nothing."""
@@ -175,7 +188,7 @@ class Programs:
 
     def no_sums(self) -> Sums:
         """Returns sums over nothing."""
-        return self.put(self._no_sums)
+        return put(self._no_sums, self._whole)
 
     def metrics(self, sums: Sums) -> list[dict[str, float]]:
         """Fetches sums and returns the metrics of each run, those of places left over included."""
@@ -213,7 +226,7 @@ class Programs:
         told = {}
         leaves = jax.tree_util.tree_leaves_with_path(params)
         for (path, leaf), is_norm in zip(leaves, norms, strict=True):
-            values = np.asarray(leaf)
+            values = fetched(leaf)
             if not is_norm and values.size and (values != values.flat[0]).any():
                 name = "/".join(str(getattr(it, "key", getattr(it, "name", it))) for it in path)
                 size = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
@@ -221,31 +234,14 @@ class Programs:
                 told[name] = [size, *ends, *map(float, values.shape)]
         return told
 
-    def _spread(self, batch: Any) -> Any:
-        """Spreads a batch over the devices; traced."""
-        # All else follows: the compiler has each device compute with its part, and adds up.
-        return batch if self._split is None else lax.with_sharding_constraint(batch, self._split)
-
     def _initialize(self, seed, traced) -> tuple[TrainState, Sums]:
         return self.steps.initialize(seed, traced, self.feed.example())
 
-    def _jit(self, function: Callable[..., Any], *axes: int | None, **options: Any) -> Any:
-        """Compiles for the devices of the mesh.
-
-        Args:
-            function: What is compiled.
-            axes: Of each argument: along which axis it is spread over the devices if it is a part
-                of examples; None for what is whole on each device.
-            options: Of `jax.jit`.
-        """
+    def _jit(self, function: Callable[..., Any], given: Any, results: Any, **options: Any) -> Any:
+        """Compiles for the devices of the mesh, where arguments and results lie as is said."""
         if self._mesh is None:
             return jax.jit(function, **options)
-        spread = self.feed.spread
-        given = tuple(
-            whole(self._mesh) if axis is None or not spread else split(self._mesh, axis)
-            for axis in axes
-        )
-        return jax.jit(function, in_shardings=given, out_shardings=whole(self._mesh), **options)
+        return jax.jit(function, in_shardings=given, out_shardings=results, **options)
 
     def _advance(self, carry, traced, part, data, steps) -> tuple[TrainState, Sums, Array]:
         state, _ = carry
@@ -258,8 +254,9 @@ class Programs:
             state, sums = carry
             step_key = jax.random.fold_in(draws_key, state.step)
             augment_key, dropout_key = jax.random.split(step_key)
-            examples = batch(state.step, augment_key)
-            state, measured = self.steps.train(state, traced, self._spread(examples), dropout_key)
+            # All else follows: the compiler has each device compute with its part, and adds up.
+            examples = spread(batch(state.step, augment_key), self._mesh)
+            state, measured = self.steps.train(state, traced, examples, dropout_key)
             return state, add_sums(sums, measured)
 
         state, sums = lax.fori_loop(0, steps, one, carry)
@@ -269,7 +266,7 @@ class Programs:
 
     def _evaluate(self, params, batch_stats, sums, data, part, count) -> Sums:
         def add(index, sums):
-            examples, counted = self._spread(self.feed.evaluated(data, part, index))
+            examples, counted = spread(self.feed.evaluated(data, part, index), self._mesh)
             measured = self.steps.evaluate(params, batch_stats, examples, counted)
             return add_sums(sums, measured)
 

@@ -98,3 +98,17 @@ class TrainSpec(Spec):
             validate_every=self.validate_every,
             evaluate_every=self.evaluate_every,
         )
+
+    def refuse_uneven(self, batch_size: int) -> None:
+        """Checks that a batch can be cut into micro-batches.
+
+        Raises:
+            ValueError: If some would have fewer examples than others.
+        """
+        if left := batch_size % self.accumulate:
+            raise ValueError(
+                f"a batch of {batch_size} examples cannot be cut into train.accumulate="
+                f"{self.accumulate} equal micro-batches; set data.batch_size="
+                f"{batch_size - left + self.accumulate}, or train.accumulate to a number that "
+                f"divides {batch_size}"
+            )

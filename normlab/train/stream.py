@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..data.augment import Augmentation
 from ..data.batches import padded_batches, shuffled_batches
 from .feed import Feed, Part
-from .mesh import put, split
+from .mesh import put, split, whole
 from .state import TrainState
 from .step import Batch
 
@@ -87,7 +87,7 @@ class Streamed(Feed):
         )
         self._dataset = dataset
         self._mesh = mesh
-        self._moments = Moments(*put((dataset.mean, dataset.deviation), mesh))
+        self._moments = Moments(*put((dataset.mean, dataset.deviation), whole(mesh)))
         # On a device of this process, as each draws the order by itself.
         self._train = jax.device_put(dataset.train)
         self._orders = jax.jit(jax.vmap(self._ordered, (0, None)))
@@ -213,15 +213,15 @@ class Streamed(Feed):
 
     def _put(self, part: Batches, axis: int) -> Batches:
         """Puts a part on the device, or on those of this process along the axis of examples."""
-        sharding = split(self._mesh, axis)
+        sharding = split(self._mesh, axis, self.batch_size)
         if sharding is None:
             return jax.device_put(part)
 
-        def put(leaf: np.ndarray) -> Array:
-            whole = (*leaf.shape[:axis], self.batch_size, *leaf.shape[axis + 1 :])
-            return jax.make_array_from_process_local_data(sharding, leaf, whole)
+        def placed(leaf: np.ndarray) -> Array:
+            shape = (*leaf.shape[:axis], self.batch_size, *leaf.shape[axis + 1 :])
+            return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
-        return jax.tree.map(put, part)
+        return jax.tree.map(placed, part)
 
 
 class _Order:
@@ -268,7 +268,7 @@ def _read_ahead(read: Callable[[int], Batches], first: int, end: int) -> Iterato
 def _rows_of_this_process(batch_size: int, mesh: Mesh | None) -> np.ndarray:
     """Returns which examples of each batch lie on devices of this process, in their order."""
     rows = np.arange(batch_size)
-    sharding = split(mesh)
+    sharding = split(mesh, 0, batch_size)
     if sharding is None:
         return rows
     places = sharding.addressable_devices_indices_map((batch_size,)).values()

@@ -272,6 +272,9 @@ class TestRay:
     ):
         import psutil
 
+        too_many = study(executor={"name": "ray", "address": cluster.address}, mesh={"data": 2})
+        with pytest.raises(StudyError, match=r"has more than 1 \(CPU\); set the mesh to at most 1"):
+            run(tmp_path / "many", too_many)
         node = cluster.add_node(num_cpus=1)
         killed = []
 
@@ -297,3 +300,13 @@ class TestRay:
         assert killed == ["worker", "node"]
         assert (ending.done, ending.failures) == (12, ())
         assert table(tmp_path) == local
+
+    def test_runs_that_are_spread_over_devices_get_them_from_ray(self, tmp_path, local, cluster):
+        node = cluster.add_node(num_cpus=4)
+        spread = {"executor": {"name": "ray", "address": cluster.address}, "mesh": {"data": 4}}
+        ending = run(tmp_path, study(**spread))
+        cluster.remove_node(node)
+        assert (ending.done, ending.failures) == (12, ())
+        assert [it["id"] for it in table(tmp_path)] == [it["id"] for it in local]
+        losses = [[it["curve"]["train"]["loss"] for it in its] for its in (table(tmp_path), local)]
+        np.testing.assert_allclose(*losses, rtol=1e-4)

@@ -21,6 +21,7 @@ from normlab.train import Checkpoints, MeshSpec, SGDSpec, TrainSpec, fit
 from normlab.variants import VARIANTS
 
 EIGHT = MeshSpec(data=8)
+BOTH = MeshSpec(data=2, model=4)
 
 # Where a layer's defaults do not suit a tiny network.
 FIELDS = {
@@ -46,25 +47,40 @@ def told(outcome):
     return state.params, state.batch_stats, state.opt_state, curve, outcome.test
 
 
-def network(variant):
+def network(variant, channels=64):
     norm = VARIANTS[variant].layer
     fields = FIELDS.get(variant, {})
-    return CNN(channels=(4,), classes=3, norm=partial(norm, **fields), head="global_average")
+    return CNN(channels=(channels,), classes=3, norm=partial(norm, **fields), head="global_average")
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_eight_devices_give_the_numbers_of_one(variant):
-    """Weights, velocities, statistics, and evaluation with a short last batch."""
-    options = {"batch_size": 16, "train": TrainSpec(steps=3, evaluate_every=3)}
+@pytest.mark.parametrize(
+    ("variant", "mesh", "batch_size", "stream"),
+    [
+        *[(it, BOTH, 16, False) for it in sorted(VARIANTS)],
+        ("batch_norm", EIGHT, 18, False),
+        ("ghost_batch_norm", EIGHT, 18, True),
+    ],
+    ids=str,
+)
+def test_eight_devices_give_the_numbers_of_one(variant, mesh, batch_size, stream):
+    """Weights, velocities, statistics, and evaluation with a short last batch.
+
+    Also of batches that devices do not divide.
+    """
+    options = {"batch_size": batch_size, "train": TrainSpec(steps=3, evaluate_every=3)}
     dataset, model = small_dataset(), network(variant)
-    optimizer = SGDSpec(learning_rate=0.05)
+    options |= {"optimizer": SGDSpec(learning_rate=0.05)}
     alone, spread = (
-        run(programs_of(model, dataset, optimizer=optimizer, mesh=mesh, **options), 1, test=True)
-        for mesh in (None, EIGHT)
+        run(programs_of(model, dataset, mesh=it, stream=stream, **options), 1, test=True)
+        for it in (None, mesh)
     )
     assert_alike(told(spread), told(alone))
-    kept = jax.tree.leaves((spread.state.params, spread.state.batch_stats))
-    assert all(len(leaf.devices()) == 8 and leaf.is_fully_replicated for leaf in kept)
+    state = spread.state
+    for leaf in jax.tree.leaves((state.params, state.batch_stats, state.opt_state)):
+        assert len(leaf.devices()) == 8
+        wide = mesh == BOTH and leaf.shape[-1:] == (64,)
+        part = (*leaf.shape[:-1], 16) if wide else leaf.shape
+        assert leaf.addressable_data(0).shape == part
 
 
 def sizes_of_batches(programs):
@@ -75,28 +91,38 @@ def sizes_of_batches(programs):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "accumulate", "size"), [(None, 1, 16), (EIGHT, 1, 2), (EIGHT, 2, 1)], ids=str
+    ("mesh", "batch_size", "accumulate", "size"),
+    [(None, 16, 1, 16), (EIGHT, 16, 1, 2), (EIGHT, 16, 2, 1), (EIGHT, 18, 1, 3)],
+    ids=str,
 )
-def test_each_device_computes_with_its_part_of_the_batch(mesh, accumulate, size):
+def test_each_device_computes_with_its_part_of_the_batch(mesh, batch_size, accumulate, size):
     """All of them with the whole batch would give the same numbers."""
     train = TrainSpec(steps=3, augment="flip", accumulate=accumulate)
-    made = programs_of(
-        network("layer_norm"), small_dataset(), batch_size=16, train=train, mesh=mesh
-    )
+    model = network("layer_norm", channels=4)
+    made = programs_of(model, small_dataset(), batch_size, train=train, mesh=mesh)
     assert size in sizes_of_batches(made)
-    assert max(sizes_of_batches(made)) == 16 // (mesh or MeshSpec()).data
+    assert max(sizes_of_batches(made)) == -(-batch_size // (mesh or MeshSpec()).data)
+
+
+def test_each_device_computes_with_its_part_of_the_channels():
+    train = TrainSpec(steps=3)
+    made = programs_of(network("batch_norm"), small_dataset(), 16, train=train, mesh=BOTH)
+    _, advance, _ = made.compile()
+    channels = {int(it) for it in re.findall(r"f32\[\d+,4,4,(\d+)\]", advance.as_text())}
+    assert 16 in channels
+    assert max(channels) == 16
 
 
 def test_several_runs_micro_batches_and_what_is_drawn_are_those_of_one_device():
     train = TrainSpec(steps=7, accumulate=2, augment="crop_flip")
-    model = MLP(hidden=(16,), classes=3, norm=normlab.BatchNorm, dropout=0.3)
+    model = MLP(hidden=(64,), classes=3, norm=normlab.BatchNorm, dropout=0.3)
     alone, spread = (
         fit(
-            programs_of(model, small_dataset(), 16, train=train, width=2, mesh=mesh),
+            programs_of(model, small_dataset(), 16, train=train, width=2, mesh=mesh, stream=stream),
             [1, 2],
             test=True,
         )
-        for mesh in (None, MeshSpec(data=4))
+        for mesh, stream in ((None, False), (MeshSpec(data=2, model=2), True))
     )
     for one, other in zip(spread, alone, strict=True):
         assert_alike(told(one), told(other))
@@ -107,10 +133,10 @@ def test_a_run_that_was_saved_on_eight_devices_goes_on_on_four_and_on_one(tmp_pa
         train = TrainSpec(steps=6, evaluate_every=3)
         return programs_of(network("batch_norm"), small_dataset(), 16, train=train, mesh=mesh)
 
-    whole = run(made(EIGHT), 1, test=True)
+    whole = run(made(BOTH), 1, test=True)
     saving = closing(Checkpoints(tmp_path))
     with saving as there, pytest.raises(StoppedError):
-        run(made(EIGHT), 1, hooks=[there.hook(["a run"], 3, lambda: True)])
+        run(made(BOTH), 1, hooks=[there.hook(["a run"], 3, lambda: True)])
     for mesh in (MeshSpec(data=4), None):
         programs = made(mesh)
         with closing(Checkpoints(tmp_path)) as there:
@@ -146,23 +172,23 @@ def test_a_study_on_a_mesh_has_the_runs_of_one_device(tmp_path):
     ("changes", "message"),
     [
         (
-            {"data.batch_size": 20},
-            "a batch of 20 examples cannot be cut over mesh.data=8 devices; set "
-            "data.batch_size=24, or mesh.data to a number that divides 20",
-        ),
-        (
-            {"train.accumulate": 4},
-            "a batch of 16 examples cannot be cut into train.accumulate=4 equal micro-batches "
-            "over mesh.data=8 devices; set data.batch_size=32, or mesh.data times "
-            "train.accumulate to a number that divides 16",
-        ),
-        (
             {"executor": "processes"},
-            "mesh.data=8 spreads each run over the devices of this process, but "
-            "executor=processes makes runs in others; set executor=local, or leave out mesh",
+            "mesh spreads each run over 8 devices of one process, but executor=processes gives "
+            "each of its processes one; set executor=local, or ray, or leave out mesh",
+        ),
+        (
+            {"mesh.data": 16},
+            "mesh.data=16 asks for 16 devices, but there are 8 (cpu); set mesh.data to at most 8; "
+            "to try a mesh on a CPU, set the environment variable "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=16",
+        ),
+        (
+            {"mesh.model": 3},
+            "mesh.data=8 times mesh.model=3 asks for 24 devices, but there are 8 (cpu); set the "
+            "product to at most 8",
         ),
     ],
-    ids=["batch", "micro-batches", "executor"],
+    ids=["executor", "devices", "devices of both"],
 )
 def test_what_a_mesh_cannot_do_is_refused_at_load_with_the_remedy(changes, message):
     make_study(STUDY, {"mesh.data": 8})
@@ -170,10 +196,18 @@ def test_what_a_mesh_cannot_do_is_refused_at_load_with_the_remedy(changes, messa
         make_study(STUDY, {"mesh.data": 8, **changes})
 
 
-def test_devices_that_are_not_there_are_told_before_any_run(tmp_path):
-    with pytest.raises(UserError, match="asks for 16 devices, but there are 8") as error:
-        normlab.compare(STUDY, out=tmp_path / "study", mesh={"data": 16})
-    assert "XLA_FLAGS=--xla_force_host_platform_device_count=16" in str(error.value)
+def test_devices_are_those_of_the_process_that_makes_the_runs():
+    elsewhere = make_study(STUDY, {"mesh.data": 16, "executor": "ray"})
+    assert elsewhere.mesh.size == 16
+
+
+def test_layers_that_are_too_narrow_for_a_mesh_are_told_before_any_run(tmp_path):
+    message = (
+        "mesh.model=4 spreads arrays whose channels it divides and that have at least 64, but "
+        "those of this model have 8, 10"
+    )
+    with pytest.raises(UserError, match=message):
+        normlab.compare(STUDY, out=tmp_path / "study", mesh={"model": 4})
     assert not (tmp_path / "study").exists()
 
 

@@ -29,13 +29,22 @@ class RayExecutor(Executor):
         bench: Names the runs.
         setting: What the workers must know.
         address: The cluster's address.
-        workers: Runs at a time; None for one for each GPU of the cluster, or for each CPU core.
+        workers: Runs at a time; None for as many as the cluster has devices for.
+        devices: That each run is spread over: GPUs of a node or, of a cluster without any, cores,
+            each as a device.
 
     Raises:
-        StudyError: If Ray is not installed, or no cluster is there.
+        StudyError: If Ray is not installed, no cluster is there, or no node has so many devices.
     """
 
-    def __init__(self, bench: Workbench, setting: Setting, address: str, workers: int | None):
+    def __init__(
+        self,
+        bench: Workbench,
+        setting: Setting,
+        address: str,
+        workers: int | None,
+        devices: int = 1,
+    ):
         try:
             import ray
         except ImportError as error:
@@ -45,6 +54,9 @@ class RayExecutor(Executor):
         self._ray: Any = ray
         self._bench = bench
         variables = settings() | {it: os.environ[it] for it in _PASSED_ON if it in os.environ}
+        if devices > 1:  # Of a CPU; the last of two such flags counts, and GPUs do without.
+            flag = f"--xla_force_host_platform_device_count={devices}"
+            variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {flag}".strip()
         # What a worker imports before it is told anything is the function that it runs.
         variables["PYTHONPATH"] = os.pathsep.join(it for it in setting.path if it)
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -72,11 +84,22 @@ class RayExecutor(Executor):
                 f"executor.address={address}: no node of this Ray cluster offers a CPU; start one "
                 "with `ray start --address=ADDRESS --num-cpus=N`"
             )
-        self._slots = workers or gpus or cores
+        kind, count = ("GPU", gpus) if gpus else ("CPU", cores)
+        most = max(int(it["Resources"].get(kind, 0)) for it in ray.nodes() if it["Alive"])
+        if devices > most:  # Nor would these ever be there.
+            ray.shutdown()
+            raise StudyError(
+                f"mesh spreads each run over {devices} devices of one node, but no node of the Ray "
+                f"cluster at executor.address={address} has more than {most} ({kind}); set the "
+                f"mesh to at most {most}"
+            )
+        self._slots = workers or count // devices
         self._saved = setting
         self._setting = ray.put(setting)
         self._task: Any = ray.remote(
-            num_cpus=1, num_gpus=1 if gpus else 0, max_retries=ATTEMPTS - 1
+            num_cpus=1 if gpus else devices,
+            num_gpus=devices if gpus else 0,
+            max_retries=ATTEMPTS - 1,
         )(work)
         self._waiting = ThreadPoolExecutor(self._slots)
 

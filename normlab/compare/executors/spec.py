@@ -38,7 +38,8 @@ class RaySpec(Spec):
     Attributes:
         address: The cluster's address as Ray takes it: "auto" for the one that this machine belongs
             to, "local" for one that is started here and ends with the study.
-        workers: Runs at a time; None for one for each GPU of the cluster, or for each CPU core.
+        workers: Runs at a time; None for one for each GPU of the cluster, or for each CPU core, or
+            for each group of them that `mesh` spreads a run over.
         width: As for `local`.
     """
 

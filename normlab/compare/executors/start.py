@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ...train import MeshSpec
 from ..kept import saves
 from ..store import Store
 from ..study import Study
@@ -28,10 +27,9 @@ def start_executor(
     """
     spec = study.executor
     if isinstance(spec, LocalSpec):
-        alone = study.mesh != MeshSpec()
-        return LocalExecutor(bench, store, saves=saves(study), alone=alone)
+        return LocalExecutor(bench, store, saves=saves(study), alone=study.mesh.size > 1)
     if isinstance(spec, ProcessesSpec):
         told = setting(study, environment, store, curves=True)
         return ProcessExecutor(bench, told, spec.workers)
     told = setting(study, environment, store, curves=False)
-    return RayExecutor(bench, told, spec.address, spec.workers)
+    return RayExecutor(bench, told, spec.address, spec.workers, study.mesh.size)
