@@ -272,6 +272,12 @@ def study(tmp_path):
     return path
 
 
+def test_streaming(results_of):
+    results = results_of("streaming", "--images 40 --batch-size 8 --pairs 2")
+    for kind in ("seconds", "seconds_of_cores"):
+        assert all(is_spread(it) for it in results[kind].values())
+
+
 def test_grid_by_normlab(results_of, study):
     peers = "normlab normlab_again"
     results = results_of("grid", f"--rounds 1 --study {study} --peers {peers}")

@@ -19,8 +19,8 @@ from .state import TrainState
 from .step import Batch
 
 # A program is handed as many batches at a time as these bytes hold, or one: few enough to keep
-# several in memory, and many enough that handing them over costs nothing.
-PART_BYTES = 2**20
+# several in memory, and many enough that calls of the program cost nothing.
+PART_BYTES = 2**22
 # Parts that are read at a time, and that lie ready.
 AHEAD = min(16, os.cpu_count() or 1)
 

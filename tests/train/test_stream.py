@@ -66,8 +66,9 @@ def test_a_streamed_run_goes_on_with_the_very_next_example(tmp_path, step):
 WITHIN = """
 import resource, sys, threading
 from normlab.cli import _run
-from normlab.train import Programs
+from normlab.train import Programs, stream
 
+stream.AHEAD = 2  # As on two cores; each thread holds a part.
 limit = int(sys.argv[1])
 compile_programs = Programs.compile
 
@@ -83,8 +84,8 @@ def compiled(programs):
         limited()
     return compile_programs(programs)
 
-def train(folder, stream="true"):
-    data = [f"data.folder={folder}", f"data.stream={stream}"]
+def train(folder, streamed="true"):
+    data = [f"data.folder={folder}", f"data.stream={streamed}"]
     sys.argv = ["normlab", "train", "study.yaml", "--out", f"runs/{folder}", *data]
     _run()
 
@@ -95,7 +96,7 @@ limited()
 train("large")
 limited()
 try:
-    train("large", stream="false")
+    train("large", streamed="false")
 except MemoryError:
     print("too large to be resident")
 """
@@ -103,7 +104,7 @@ except MemoryError:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
 def test_a_set_ten_times_as_large_as_the_memory_it_may_take_trains(tmp_path):
-    limit, image = 2**25, (64, 64, 3)
+    limit, image = 3 * 2**24, (64, 64, 3)
     size = 4 * int(np.prod(image))
     for name, count in ("small", 64), ("large", 10 * limit // size):
         folder = tmp_path / name
