@@ -1,4 +1,4 @@
-"""The command line: compare, train, report, status, export, cost, list, data, settings."""
+"""The command line: compare, train, report, status, watch, export, cost, list, data, settings."""
 
 import io
 import os
@@ -118,6 +118,7 @@ def train(
         from .compare.environment import environment
         from .compare.grid import single_run
         from .compare.kept import checkpoint_folder, sweep_checkpoints
+        from .compare.loggers import refuse_missing
         from .compare.metric import measures_of
         from .compare.store import Store
         from .compare.workbench import Group, Workbench
@@ -137,6 +138,7 @@ def train(
     if store.plan() is not None:
         raise ConfigError(f"--out {store.folder}", ["holds a comparison; give another folder"])
     store.refuse_unwritable()
+    refuse_missing(study.log)
     first = join(coordinator, num_processes, process_id)
     console.quiet = not first
     described = environment(_command_line())
@@ -291,6 +293,36 @@ def status(folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
         console.print(f"Nothing is running. To go on:\n  {now.command}", soft_wrap=True)
     for line in [*failures_in_words(now.failures), *now.left_aside]:
         console.print(line, soft_wrap=True)
+
+
+@app.command
+def watch(
+    folder: Annotated[Path, Positional, tyro.conf.arg(metavar="FOLDER")],
+    /,
+    *,
+    page: bool = False,
+) -> None:
+    """Show how far a study or a run is, with its curves, until it is finished.
+
+    Files are read alone, so that it may be on another machine that shares the folder.
+
+    Args:
+        folder: Where `normlab compare` leaves its results, or `normlab train --save` a run.
+        page: Serve the page as well, to this machine alone, and make it anew as results come in.
+    """
+    from .watch import Watched, page_of
+    from .watch import watch as watch_folder
+
+    if not page:
+        watch_folder(folder, console)
+        return
+    from .serve import served
+
+    watched = Watched(folder)
+    watched.look()  # tells what is wrong with it
+    with served(lambda: page_of(folder), watched.state) as there:
+        console.print(f"Page: {there.address}")
+        watch_folder(folder, console)
 
 
 @app.command

@@ -11,6 +11,7 @@ from rich.console import Console
 from .compare.environment import environment
 from .compare.executors.processes import end_unguarded
 from .compare.export import write_curves
+from .compare.grid import rungs_of
 from .compare.made import is_made, note_made, state
 from .compare.run import Ending, run_study
 from .compare.status import failures_in_words
@@ -121,7 +122,8 @@ def run(study: Study, folder: Path, console: Console, command: str) -> Ending:
         # This process makes no runs, and leaves the memory of a GPU to those that do.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     arms = study.arms()
-    tuning = sum(len(study.points(arm)) for arm in arms) * (study.tune.seeds if study.tune else 0)
+    points = sum(it.points for arm in arms for it in rungs_of(study, arm))
+    tuning = points * (study.tune.seeds if study.tune else 0)
     runs = tuning + len(arms) * study.seeds
     console.print(f"{study.study}: {len(arms)} arms, {runs} runs, in {store.folder}")
     few = too_few(study.seeds, study.significance, study.comparisons)

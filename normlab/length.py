@@ -27,6 +27,10 @@ class Length(NamedTuple):
         steps = list(range(every, min(count, self.points) * every + 1, every))
         return [*steps[:-1], min(steps[-1], self.steps)] if steps else []
 
+    def cut(self, points: int) -> "Length":
+        """Returns the length of a run that stops after so many records of its curve."""
+        return self._replace(steps=min(self.steps, self.record_every * points))
+
     def is_evaluated(self, step: int) -> bool:
         """Whether a record comes with an evaluation on the validation split."""
         return step == self.steps or step % self.evaluate_every == 0

@@ -11,7 +11,6 @@ from typing import Any
 
 import polars as pl
 
-from ..errors import UserError
 from ..spec import displayed
 from .store import (
     Failure,
@@ -20,8 +19,8 @@ from .store import (
     epochs_of,
     left_aside_in_words,
     write_whole,
-    writing,
 )
+from .tensorboard import NAME, Events, library
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -143,33 +142,19 @@ def write_tensorboard(folder: str | Path, to: Path, tell: Tell = warnings.warn) 
         NoStudyError: The folder holds no study.
         StoreError: A file that is not of a single run is damaged.
     """
-    try:
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
-        from tensorboardX.summary import scalar
-    except ImportError as error:
-        raise UserError(
-            "--format tensorboard: tensorboardX is not installed; pip install "
-            "'normlab[tensorboard]'"
-        ) from error
-    protocol: Any = event_pb2  # Its names are made as it is imported.
+    library(_ASKED)  # before anything is read
     with TemporaryDirectory() as scratch:
-        # The library's own writer leaves the writing to a thread, whose errors nobody hears of.
-        path = Path(scratch) / "events"
+        path = Path(scratch) / NAME
         for result in _runs(Store(folder), tell)[0]:
             of_step = result.seconds / max(1, result.steps)
-            events = [protocol.Event(wall_time=0, file_version="brain.Event:2")]
-            for name, curve in result.curve.flat().items():
-                for step, value in zip(result.curve.step, curve, strict=True):
-                    if value is not None:
-                        where = {"wall_time": step * of_step, "step": step}
-                        events.append(protocol.Event(**where, summary=scalar(name, value)))
-            with writing(path):
-                records = RecordWriter(str(path))
-                for event in events:
-                    records.write(event.SerializeToString())
-                records.close()
-            write_whole(to / result.id / "events.out.tfevents.normlab", path.read_bytes())
+            events, curves = Events(path, _ASKED), result.curve.flat()
+            for place, step in enumerate(result.curve.step):
+                events.add(step, step * of_step, {name: it[place] for name, it in curves.items()})
+            events.close()
+            write_whole(to / result.id / NAME, path.read_bytes())
+
+
+_ASKED = "--format tensorboard"
 
 
 def _runs(store: Store, tell: Tell) -> tuple[list[Result], list[Failure]]:
@@ -207,7 +192,13 @@ def _row(run: Result | Failure) -> dict[str, Any]:
     last = {name: (curve or [None])[-1] for name, curve in run.curve.flat().items()}
     tested = {f"test_{name}": (run.test or {}).get(name) for name in run.curve.train}
     epochs = {"epochs": run.epochs, "seconds": run.seconds}
-    return _place(run) | last | tested | epochs | {"status": run.status}
+    return (
+        _place(run)
+        | last
+        | tested
+        | epochs
+        | {"status": "stopped early" if run.until else run.status}
+    )
 
 
 def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:

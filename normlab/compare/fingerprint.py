@@ -13,7 +13,7 @@ from ..modules import source_of
 
 # What results do not depend on: what the study is called, where its code is found, where its runs
 # are made, and what is kept of them.
-_INDIFFERENT = ("study", "modules", "executor", "mesh", "keep")
+_INDIFFERENT = ("study", "modules", "executor", "mesh", "keep", "log")
 # Likewise, within the parts.
 CHANGES_NO_NUMBER = ("train.checkpoint_every", "data.stream")
 
@@ -31,6 +31,9 @@ def of_config(config: Mapping[str, Any]) -> str:
 def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a resolved configuration says of its results."""
     told = {key: value for key, value in config.items() if key not in _INDIFFERENT}
+    if isinstance(tune := told.get("tune"), Mapping) and not tune.get("stop_early"):
+        # Studies had no such field, and were as they are without it.
+        told["tune"] = {key: value for key, value in tune.items() if key != "stop_early"}
     for path in CHANGES_NO_NUMBER:
         part, _, field = path.partition(".")
         if isinstance(there := told.get(part), Mapping):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ..variants import OVERRIDABLE
 from . import fingerprint
 from .arm import Arm
+from .halving import Rung, rungs
 from .search import values_beyond
 from .store import run_id
 from .study import PARTS, Study, value_in, with_changes
@@ -27,6 +28,7 @@ class Run:
         arm: The arm.
         seed: Decides initial weights and order of examples.
         values: The tuned values, by dotted path.
+        until: Points of its curve after which a tuning run stops early; None for a whole run.
         setting: What runs that differ in their seed alone have alike of their identity.
     """
 
@@ -36,6 +38,7 @@ class Run:
     seed: int
     values: dict[str, Any]
     setting: Mapping[str, Any]
+    until: int | None = None
 
     def identity(self, versions: dict[str, Any]) -> dict[str, Any]:
         """All that determines the result of this run, however the study came to ask for it.
@@ -60,14 +63,36 @@ def single_run(study: Study, arm: Arm, seed: int) -> Run:
     return run
 
 
-def tuning_runs(study: Study, arm: Arm) -> list[Run]:
-    """The tuning runs of an arm: every point of the search with every seed."""
+def tuning_runs(
+    study: Study,
+    arm: Arm,
+    points: Iterable[dict[str, Any]] | None = None,
+    until: int | None = None,
+) -> list[Run]:
+    """The tuning runs of an arm: every point of the search with every seed.
+
+    Args:
+        study: The study.
+        arm: The arm.
+        points: Of these points alone; None for all of the search.
+        until: As of a run.
+    """
     if study.tune is None:
         return []
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + study.tune.seeds)
     return [
-        run for values in study.points(arm) for run in make_runs(study, "tune", arm, seeds, values)
+        run
+        for values in (study.points(arm) if points is None else points)
+        for run in make_runs(study, "tune", arm, seeds, values, until)
     ]
+
+
+def rungs_of(study: Study, arm: Arm) -> list[Rung]:
+    """The rungs of an arm's tuning, where the study has it stop early; else whole runs alone."""
+    points = len(study.points(arm))
+    if study.tune is None or not study.tune.stop_early:
+        return [Rung(None, points)]
+    return rungs(study.for_arm(arm).train.model_dump(), points)
 
 
 def extended(study: Study, best: Sequence[Mapping[str, Any]]) -> Study | None:
@@ -116,6 +141,7 @@ def make_runs(
     arm: Arm,
     seeds: Iterable[int],
     values: dict[str, Any],
+    until: int | None = None,
 ) -> list[Run]:
     """Puts the values of an arm and of one of its points in their places, for some seeds."""
     changed = type(study).model_validate(with_changes(study.with_arm(arm), values, arm.variant))
@@ -123,7 +149,9 @@ def make_runs(
     dumped = changed.model_dump(mode="json")
     understood = {path: value_in(dumped, path, arm.variant) for path in values}
     setting = _setting(changed, phase, arm, understood)
-    return [Run(changed, phase, arm, seed, understood, setting) for seed in seeds]
+    if until is not None:
+        setting["until"] = until
+    return [Run(changed, phase, arm, seed, understood, setting, until) for seed in seeds]
 
 
 def _setting(study: Study, phase: str, arm: Arm, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -289,9 +289,10 @@ def weights_folder(study: Path, name: str) -> Path:
 
 
 def saves(study: Study) -> bool:
-    """Whether runs of a study write checkpoints or weights, as it is or on some task."""
+    """Whether runs of a study write checkpoints, weights or logs, as it is or on some task."""
     at_tasks = any(changes.get("train.checkpoint_every") for changes in study.tasks.values())
-    return bool(study.train.checkpoint_every) or at_tasks or study.keep != "none"
+    saved = bool(study.train.checkpoint_every) or at_tasks or study.keep != "none"
+    return saved or bool(study.log)
 
 
 def look_through(study: Path, names: Sequence[str], tell: Told) -> None:

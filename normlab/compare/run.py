@@ -15,8 +15,10 @@ from .executors.processes import end_unguarded
 from .executors.spec import LocalSpec
 from .executors.start import start_executor
 from .former import keep_former
-from .grid import Run, extended, final_runs, tuning_runs
+from .grid import Run, extended, final_runs, rungs_of, tuning_runs
+from .halving import going_on
 from .kept import has_weights, look_through, sweep_checkpoints
+from .loggers import refuse_missing
 from .metric import measures_of
 from .selection import best_values
 from .store import Failure, Label, Result, Store, StoreError, left_aside_in_words
@@ -78,14 +80,19 @@ def run_study(
         DataError: If the data set is not there or damaged.
     """
     end_unguarded()
+    refuse_missing(study.log)
     _refuse_another_study(store, study)
     here = isinstance(study.executor, LocalSpec)
     bench = Workbench(environment, check, store.folder, spread=here)
     arms = study.arms()
     advance("reading data", 0, 0)
-    tuning = {arm.key: tuning_runs(study, arm) for arm in arms}
+    ladders = {arm.key: rungs_of(study, arm) for arm in arms}
+    rung = dict.fromkeys(ladders, 0)
+    tuning = {arm.key: tuning_runs(study, arm, until=ladders[arm.key][0].until) for arm in arms}
     every = [run for runs in tuning.values() for run in runs]
-    planned = len(every) + len(arms) * study.seeds
+    tune_seeds = study.tune.seeds if study.tune else 0
+    tuned_at = sum(it.points for ladder in ladders.values() for it in ladder)
+    planned = tuned_at * tune_seeds + len(arms) * study.seeds
     work = _Work(study, store, bench, advance, tell, planned)
     for line in left_aside_in_words(store.left_aside):
         tell(line)
@@ -95,13 +102,31 @@ def run_study(
     repeated: dict[Any, tuple[dict[str, Any], list[Run]]] = {}  # arm's key -> values, runs
 
     def tuned(arm: Arm) -> bool:
-        return not work.missing(tuning[arm.key])
+        at_last = rung[arm.key] == len(ladders[arm.key]) - 1
+        return at_last and not work.missing(tuning[arm.key])
+
+    def results(arm: Arm) -> list[Result]:
+        names = [(bench.name(run), label(run)) for run in tuning[arm.key]]
+        return [work.result(it).labelled(where) for it, where in names]
 
     def best(arm: Arm) -> dict[str, Any]:
         """The best values of an arm whose tuning is done."""
-        names = [(bench.name(run), label(run)) for run in tuning[arm.key]]
-        results = [work.result(it).labelled(where) for it, where in names]
-        return best_values(results, arm.name, selected_by)
+        return best_values(results(arm), arm.name, selected_by)
+
+    def next_rung() -> list[Run]:
+        """The runs of the points of each arm that go on; none if all have come to their end."""
+        further = []
+        for arm in arms:
+            ladder, place = ladders[arm.key], rung[arm.key]
+            if place + 1 < len(ladder) and not work.missing(tuning[arm.key]):
+                now, then = ladder[place : place + 2]
+                points = going_on(results(arm), arm.name, selected_by, now, then)
+                added = tuning_runs(study, arm, points, then.until)
+                rung[arm.key] = place + 1
+                tuning[arm.key] += added
+                further += added
+        plan_further(further)
+        return further
 
     def chosen() -> list[Run]:
         """The reported runs of all arms whose tuning is done."""
@@ -125,6 +150,8 @@ def run_study(
     def further_tuning() -> list[Run]:
         """The runs of the next extension of the grid, now planned; none if it goes on no more."""
         nonlocal searched, extensions
+        if further := next_rung():
+            return further
         wider = (
             extended(searched, [best(arm) for arm in arms if tuned(arm)]) if extensions else None
         )
@@ -132,7 +159,6 @@ def run_study(
             extensions = 0
             return []
         searched, extensions = wider, extensions - 1
-        further = []
         for arm in arms:
             runs = tuning_runs(searched, arm)
             added = [run for run in runs if bench.name(run) not in plan]

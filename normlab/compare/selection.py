@@ -24,19 +24,22 @@ class Trial:
             counts as the worst.
         loss: Mean validation loss at the end; infinite when a run diverged.
         diverged: How many of the runs diverged.
+        until: Points of their curves after which the runs were stopped early; None for whole ones.
     """
 
     values: dict[str, Any]
     reached: Estimate
     loss: float
     diverged: int
+    until: int | None = None
 
 
 def trials(results: Iterable[Result], arm: str, measure: Measure) -> list[Trial]:
     """All points of the search space that an arm was tuned on, best first.
 
     Best is the best mean on the validation split at the end, then the lowest mean validation loss,
-    then the smallest values.
+    then the smallest values. Of a point with runs of several lengths the longest ones count, and
+    points that went further come first.
 
     Args:
         results: Those of one task, for which the arm is tuned by itself.
@@ -56,12 +59,14 @@ def trials(results: Iterable[Result], arm: str, measure: Measure) -> list[Trial]
             mean_of([[on_validation(run, measure) for run in runs]], measure),
             fmean(on_validation(run, LOSS) for run in runs),
             sum(run.diverged for run in runs),
+            runs[0].until,
         )
-        for runs in map(_by_seed, points.values())
+        for runs in map(_by_seed, map(_furthest, points.values()))
     ]
 
     def order(trial: Trial) -> Any:
-        return -measure.score(trial.reached.value), trial.loss, _order(trial.values)
+        far = _far(trial.until), measure.score(trial.reached.value)
+        return *(-it for it in far), trial.loss, _order(trial.values)
 
     return sorted(tried, key=order)
 
@@ -101,6 +106,15 @@ def final_runs(results: Sequence[Result], arm: str, measure: Measure) -> list[Re
             runs = [run for run in runs if run.values == best]
         counted += runs
     return _by_seed(counted)
+
+
+def _far(until: int | None) -> float:
+    return math.inf if until is None else float(until)
+
+
+def _furthest(runs: Sequence[Result]) -> list[Result]:
+    furthest = max(_far(run.until) for run in runs)
+    return [run for run in runs if _far(run.until) == furthest]
 
 
 def _by_seed(runs: Sequence[Result]) -> list[Result]:

@@ -26,7 +26,10 @@ def refuse_what_cannot_be(result: "Result") -> None:
     told = result.identity.get("train")
     if not isinstance(told, Mapping):  # Of no study.
         return
-    _refuse_another_length(result, _length(told, result.steps_per_epoch))
+    length = _length(told, result.steps_per_epoch)
+    if result.until is not None:
+        length = length.cut(result.until)
+    _refuse_another_length(result, length)
     objective = result.identity.get("objective")
     name = objective.get("name") if isinstance(objective, Mapping) else "classification"
     # Only the module of a user's own objective knows what that measures.

@@ -43,6 +43,7 @@ class Status:
 
     Attributes:
         arms: Title -> runs of the arm.
+        runs: Title -> the names of these runs, as far as they are known.
         seconds_left: Wall time that is left, by what the finished runs of each arm took and by how
             many are running now; None before the first result.
         failures: The runs whose last attempt failed.
@@ -51,6 +52,7 @@ class Status:
     """
 
     arms: dict[str, Count]
+    runs: dict[str, set[str]]
     seconds_left: float | None
     failures: list[Failure] = field(default_factory=list)
     command: str = ""
@@ -62,8 +64,12 @@ class Status:
         return sum(self.arms.values(), Count())
 
 
-def read_status(folder: str | Path) -> Status:
+def read_status(folder: str | Path, *, claims: bool = True) -> Status:
     """Reads how far a study is.
+
+    Args:
+        folder: The study's.
+        claims: Whether to find out which runs some process is at, for which its locks are tried.
 
     Raises:
         NoStudyError: The folder holds no study.
@@ -73,11 +79,11 @@ def read_status(folder: str | Path) -> Status:
     config, environment = store.config(), store.environment()
     planned_arms = arms(config["variants"], config.get("factors") or {}, config.get("tasks") or {})
     # Before others may claim or finish more, so that no run is counted as both.
-    running = store.running()
+    running = store.running() if claims else set()
     results = {it.id: it for it in store.results()}
     failures = store.failures()
     plan = store.plan() or {it.id: it for it in results.values()}
-    counts, seconds = {}, {}
+    counts, seconds, of_arm = {}, {}, {}
     for key in map(_key, planned_arms):
         mine = {run for run, label in plan.items() if _key(label) == key}
         tuning = sum(run.startswith("tune-") for run in mine)
@@ -90,6 +96,7 @@ def read_status(folder: str | Path) -> Status:
             running=len(running & mine - results.keys()),
         )
         seconds[key] = _mean_seconds(done)
+        of_arm[key] = mine
     known = _mean_seconds(results.values())
     left = None
     if known is not None:
@@ -98,10 +105,12 @@ def read_status(folder: str | Path) -> Status:
         left = sum(it.left * each[key] for key, it in counts.items()) / at_a_time
     command = displayed(str(environment.get("command", "")))
     by_title: dict[str, Count] = {}
+    runs: dict[str, set[str]] = {}
     for arm in planned_arms:
         name = arm.displayed.title
         by_title[name] = by_title.get(name, Count()) + counts[_key(arm)]
-    return Status(by_title, left, failures, command, left_aside_in_words(store.left_aside))
+        runs[name] = runs.get(name, set()) | of_arm[_key(arm)]
+    return Status(by_title, runs, left, failures, command, left_aside_in_words(store.left_aside))
 
 
 def _key(where: Arm | Label) -> tuple[str, str]:

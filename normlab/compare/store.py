@@ -218,6 +218,8 @@ class Result(Label):
         test: Metric -> its value on the test split, for final runs that finished.
         seconds: Wall time of the run without compilation; of runs that were trained at a time, of
             all of them.
+        until: Points of its curve after which a tuning run was stopped early, as the study says;
+            None for a whole run.
         git_revision: Commit of the working folder that the run was started in.
         identity: All that determined the run.
         initial_weights: Path -> root mean square, first value, last value and shape of what was
@@ -234,6 +236,7 @@ class Result(Label):
     curve: Curve
     test: dict[str, Metric] | None
     seconds: float = Field(ge=0, allow_inf_nan=False)
+    until: Annotated[int, Field(ge=1)] | None = None
     git_revision: str | None = None
     identity: dict[str, JsonValue]
     initial_weights: dict[str, Metrics] | None = None
@@ -313,6 +316,7 @@ class _Tune(_Strict):
     seeds: Seeds = 1
     trials: Trials | None = None
     extend: Extensions = 0
+    stop_early: bool = False
 
     @property
     def points(self) -> int:
@@ -887,6 +891,7 @@ def _refuse_another_identity(result: Result) -> None:
         "phase": told.get("phase"),
         "seed": told.get("seed"),
         "values": told.get("values"),
+        "until": told.get("until"),
         "variant": variant.get("name") if isinstance(variant, dict) else None,
     }
     for key, value in says.items():

@@ -62,6 +62,7 @@ TUNABLE_PATHS = (
     "saved), data.batch_size, layer.FIELD and variants.NAME.FIELD"
 )
 
+_LENGTHS = ("train.epochs", "train.steps")
 # How often a run is looked at or saved, which changes nothing of it.
 _OF_NO_RUN = ("train.validate_every", "train.evaluate_every", *CHANGES_NO_NUMBER)
 
@@ -268,6 +269,9 @@ class TuneSpec(Spec):
             of values is drawn from the list; equal points are tried once.
         extend: How often a grid may go on by a value, for all arms alike, on a side where some
             arm's best value lies; not with trials.
+        stop_early: Whether to train all points for an eighth of a run, the better half of each
+            arm's for a quarter, half of these for a half, and the rest whole: successive halving,
+            with the same rule and budget for all arms; not with extend.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -276,6 +280,7 @@ class TuneSpec(Spec):
     seeds: Seeds = 1
     trials: Trials | None = None
     extend: Extensions = 0
+    stop_early: bool = False
 
     @property
     def space(self) -> dict[str, tuple[Any, ...] | Range]:
@@ -301,6 +306,21 @@ class TuneSpec(Spec):
             raise ValueError(
                 f"extend={self.extend} continues a grid, but trials={self.trials} draws at random; "
                 "leave out one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_is_of_one_length_stops_early(self) -> "TuneSpec":
+        if self.stop_early and self.extend:
+            raise ValueError(
+                f"extend={self.extend} goes on where all points are known to their end, but with "
+                "stop_early few are; leave out one of the two"
+            )
+        longer = [path for path in self.space if path in _LENGTHS]
+        if self.stop_early and longer:
+            raise ValueError(
+                f"stop_early compares runs of one length, but {', '.join(longer)} are tuned; leave "
+                "out one of the two"
             )
         return self
 
@@ -361,6 +381,9 @@ class Study(Spec):
         keep: The weights that are kept of each reported run, in `weights/RUN` of the study's
             folder, for `normlab.load`: those it ends with, `"last"`, or those with the best value
             on the validation split of what tuning selects by, `"best"`.
+        log: What else is told of each point of a curve, as it is made: `"tensorboard"` writes
+            `logs/tensorboard/RUN` in the study's folder, `"wandb"` writes `logs/wandb` for
+            `wandb sync`, without a network. Changes no number.
         mesh: The devices that each run is spread over, as in `{data: 8}`, on this machine or, with
             `executor: ray`, on a node of the cluster that has so many. Like the executor no part
             of what the runs are, so that one that was begun on some devices may go on on others,
@@ -387,6 +410,9 @@ class Study(Spec):
     seeds: Seeds
     executor: ExecutorSpec = LocalSpec()
     keep: Literal["last", "best", "none"] = "none"
+    log: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...], AfterValidator(_without_repetition)
+    ] = ()
     mesh: MeshSpec = MeshSpec()
 
     @model_validator(mode="before")

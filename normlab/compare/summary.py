@@ -61,7 +61,7 @@ class ArmSummary:
         at_edge: Dotted paths whose value lies at the edge of what was tried.
         trials: The points that were tried in tuning, best first; none over several tasks.
         budget: Expected best on validation, of what is selected by, against the number of trials;
-            None over several tasks and without tuning.
+            None over several tasks, without tuning, and where it was stopped early.
         seconds: Mean wall time of the final runs that finished; None without any.
         comparison: The arm against its baseline; None for the baseline, and as long as some task
             has no seed that both have.
@@ -383,7 +383,8 @@ def _summarize_arm(
         return estimate(scores, statistic, confidence=confidence) if complete else None
 
     budget = None
-    if tried:
+    # Points that were stopped early would count for what they had not come to.
+    if tried and all(it.until is None for it in tried):
         budget = expected_best([selected_by.score(it.reached.value) for it in tried])
         if not selected_by.higher_is_better:
             budget = replace(budget, validation=-budget.validation)

@@ -36,6 +36,7 @@ from ..train.processes import with_others
 from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .kept import Saved, Saving, Weights, checkpoint_folder
+from .loggers import logging_to
 from .store import Curve, Failure, Label, Result, Store
 from .study import Study, StudyError
 
@@ -120,7 +121,7 @@ class Workbench:
         """
         together: dict[Any, list[Run]] = {}
         for run in runs:
-            together.setdefault(self._program(run), []).append(run)
+            together.setdefault((self._program(run), run.until), []).append(run)
         groups = []
         for of_program in together.values():
             # More than there are runs would train copies of the last one.
@@ -242,7 +243,7 @@ class Workbench:
         weights = programs.initial_weights(0) if first is not None else None
         names = [self.name(run) for run in runs]
         saving = saving or self._saving(group)
-        hooks: list[Hook] = [RecordHook(after)]
+        hooks: list[Hook] = []
         with ExitStack() as opened, with_others():
             start = saved = keeping = None
             if saving is not None:
@@ -256,9 +257,14 @@ class Workbench:
                     hooks.append(replace(saved.hook, call=lambda _: kept.wait()))
             if saved is not None:
                 hooks.append(saved.hook)
+            told = [RecordHook(after)]
+            if runs[0].study.log and self._folder is not None and jax.process_index() == 0:
+                told.append(opened.enter_context(logging_to(self._folder, runs, names)))
+            hooks += told
             for place, curve in enumerate(start.curves if start is not None else []):
                 for record in curve:
-                    after(place, record)
+                    for hook in told:
+                        hook.call(place, record)
             outcomes = fit(
                 programs,
                 [run.seed for run in runs],
@@ -266,6 +272,7 @@ class Workbench:
                 hooks=hooks,
                 test=runs[0].phase == "final",
                 start=start,
+                until=runs[0].until,
             )
             if saved is not None:
                 saved.finish()
@@ -338,6 +345,7 @@ class Workbench:
             curve=_curve(outcome.curve, programs.steps.objective),
             test=None if outcome.test is None else {**outcome.test},
             seconds=outcome.seconds,
+            until=run.until,
             git_revision=self._git_revision,
             identity=identity,
             initial_weights=weights,

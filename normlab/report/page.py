@@ -117,6 +117,12 @@ def write_page(studies: Iterable[Study | str | Path], page: str | Path) -> Path:
     return page
 
 
+def page_of(study: Study) -> str:
+    """Returns the page of a study as HTML, and writes nothing."""
+    shown = views([study])
+    return _html([study], shown, [figures(view.shown) for view in shown])
+
+
 def refuse_folder(page: Path) -> None:
     """Refuses a page that cannot be written, before studies are read that take long.
 
@@ -153,10 +159,10 @@ def _write(
 ) -> None:
     # Pictures are converted outside Python, which composes the page meanwhile.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        converted = threads.map(_svg, pictures.values())
+        converted = threads.map(svg, pictures.values())
         text = _html(studies, shown, made)
-        for path, svg in zip(pictures, converted, strict=True):
-            write_whole(path, svg)
+        for path, picture in zip(pictures, converted, strict=True):
+            write_whole(path, picture)
     write_whole(page, text)
 
 
@@ -389,7 +395,8 @@ def _file_name(title: str) -> str:
     return re.sub(r"[^\w.-]+", "-", title)[:60].strip("-.") or "view"
 
 
-def _svg(spec: dict[str, Any]) -> str:
+def svg(spec: dict[str, Any]) -> str:
+    """Draws a chart as papers have it."""
     # What only a pointer finds has no use here.
     for part in spec.get("hconcat", [spec]):
         part["layer"] = [it for it in part["layer"] if it["mark"].get("opacity") != 0]

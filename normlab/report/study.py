@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compare.arm import Arm, arms, paths_of
+from ..compare.halving import length_at, rungs
 from ..compare.metric import margin_of, measures_of, target_of
 from ..compare.pairing import unpaired
 from ..compare.search import Range, points
@@ -31,6 +32,7 @@ class Study:
         points: Variant -> number of points that it is tuned at. They differ where a field of layers
             is tuned that some do not have.
         tune_seeds: Number of runs at each of them.
+        stopped_early: Whether most of these runs were shorter, by successive halving.
         planned: Phase -> number of runs that the configuration asks for.
     """
 
@@ -46,6 +48,7 @@ class Study:
     ranges: dict[str, Range]
     points: dict[str, int]
     tune_seeds: int
+    stopped_early: bool
     planned: dict[str, int]
 
     @property
@@ -103,7 +106,7 @@ def read_study(folder: str | Path) -> Study:
     shown = {(arm.name, arm.task): arm.displayed for arm in planned_arms}
     tune = dict(config.get("tune") or {})
     tune_seeds, trials = tune.pop("seeds", 1), tune.pop("trials", None)
-    extend = tune.pop("extend", 0)
+    extend, stop_early = tune.pop("extend", 0), tune.pop("stop_early", False)
     plan = store.plan()
     if plan is not None:
         of_plan = [it.labelled(plan[it.id]) for it in stored if it.id in plan]
@@ -135,6 +138,14 @@ def read_study(folder: str | Path) -> Study:
         for name, layer in config["variants"].items()
     }
     measure, selected_by = measures_of(config)
+
+    def made_at(arm: Arm) -> int:
+        """At how many points the tuning runs of an arm are made, all lengths together."""
+        if not stop_early:
+            return tried[arm.variant]
+        changes = {**(config.get("tasks") or {}).get(arm.task, {}), **arm.levels}
+        return sum(it.points for it in rungs(length_at(config, changes), tried[arm.variant]))
+
     return Study(
         folder=store.folder,
         config=config,
@@ -158,8 +169,9 @@ def read_study(folder: str | Path) -> Study:
         ranges=ranges,
         points=tried,
         tune_seeds=tune_seeds,
+        stopped_early=stop_early,
         planned={
-            "tune": sum(tried[arm.variant] for arm in planned_arms) * tune_seeds,
+            "tune": sum(made_at(arm) for arm in planned_arms) * tune_seeds,
             "final": len(planned_arms) * config["seeds"],
         },
     )

@@ -36,7 +36,8 @@ def tuning(view: View, path: str) -> Figure:
     for arm in view.arms:
         seen: set[Any] = set()
         for trial in arm.trials:
-            if path not in trial.values:  # a field that the arm's layer does not have
+            # A field that the arm's layer does not have, or runs shorter than those beside them.
+            if path not in trial.values or trial.until is not None:
                 continue
             value = trial.values[path]
             # Trials come best first: of several with this value the first has the rest at best.

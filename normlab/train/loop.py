@@ -37,6 +37,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     test: bool = False,
     start: Moment | None = None,
+    until: int | None = None,
 ) -> list[Outcome]:
     """Trains up to `programs.width` runs at a time, from initialization to the end or divergence.
 
@@ -51,10 +52,14 @@ def fit(
         hooks: What is told of them.
         test: Whether to evaluate on the test split at the end.
         start: Where they stood, to go on from there with the same numbers; None for the beginning.
+        until: Points of the curve after which all of them stop, as if they were at their end, with
+            the numbers of a whole run up to there; None for whole runs.
     """
     programs.compile()
     before = time.perf_counter() - (start.seconds if start is not None else 0)
     length, count = programs.length, len(seeds)
+    if until is not None:
+        length = length.cut(until)
     seed, traced = programs.inputs(seeds, values or [{}] * count)
     wanting = [hook for hook in hooks if isinstance(hook, StateHook)]
     told = [hook for hook in hooks if isinstance(hook, RecordHook)]

@@ -54,6 +54,7 @@ class Order:
     arm: Arm
     seed: int
     values: dict[str, Any]
+    until: int | None
 
 
 def setting(study: Study, environment: dict[str, Any], store: Store, *, curves: bool) -> Setting:
@@ -93,7 +94,7 @@ def stopping(setting: Setting) -> Iterator[None]:
 
 def orders(group: Group) -> list[Order]:
     """Describes the runs of a group."""
-    return [Order(run.phase, run.arm, run.seed, run.values) for run in group.runs]
+    return [Order(run.phase, run.arm, run.seed, run.values, run.until) for run in group.runs]
 
 
 def work(setting: Setting, ordered: Sequence[Order], width: int) -> list[Result | Failure]:
@@ -107,7 +108,9 @@ def work(setting: Setting, ordered: Sequence[Order], width: int) -> list[Result 
     """
     study, bench, store = _opened(setting)
     runs = [
-        run for it in ordered for run in make_runs(study, it.phase, it.arm, [it.seed], it.values)
+        run
+        for it in ordered
+        for run in make_runs(study, it.phase, it.arm, [it.seed], it.values, it.until)
     ]
     try:
         return bench.attempt(Group(tuple(runs), width), store)
@@ -157,7 +160,7 @@ def _opened(setting: Setting) -> tuple[Study, Workbench, Store | None]:
     saves_in, stop = (Path(it) if it else None for it in (setting.saves, setting.stop))
     if stop is not None and not stop.parent.is_dir():
         raise UserError(
-            f"train.checkpoint_every and keep: a worker does not see {saves_in}; give --out a "
+            f"train.checkpoint_every, keep and log: a worker does not see {saves_in}; give --out a "
             "folder that all machines share, or leave them out"
         )
     bench = Workbench(environment, folder=saves_in, stop=stop)
