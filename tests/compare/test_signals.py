@@ -14,6 +14,8 @@ import pytest
 import yaml
 from command import ENVIRONMENT, NORMLAB, normlab, started, table, wait_for_results
 
+from normlab.compare.store import Store
+
 STUDY = {
     "study": "small",
     "data": {"name": "digits", "batch_size": 32, "train_examples": 320},
@@ -68,16 +70,23 @@ def test_each_signal_stops_a_study_with_the_same_word_and_its_own_code(config, n
 @pytest.mark.parametrize("seed", range(6))
 def test_signals_at_any_moment_and_twice_end_it_with_a_word(config, seed):
     """A second Ctrl-C within 50 ms, or one while modules were imported, printed a traceback."""
-    draw = random.Random(seed)
+    draw, folder = random.Random(seed), config.parent / "runs/small"
     process = started("compare", config.name, folder=config.parent)
     wait_until_it_listens(process)
-    time.sleep(draw.choice([0, 0.1, 0.5, 2, 6]) * draw.random())
+    if seed % 2:  # Half of them amid training, to which few moments by chance belong.
+        wait_for_results(process, folder, draw.randint(1, 15))
+        time.sleep(draw.uniform(0, 0.1))
+    else:
+        time.sleep(draw.choice([0, 0.1, 0.5, 2, 6]) * draw.random())
     number = draw.choice(SIGNALS)
     process.send_signal(number)
     for _ in range(draw.randint(0, 2)):
         time.sleep(draw.uniform(0, 0.05))
         process.send_signal(number)
     stopped(process, number)
+    store = Store(folder)
+    assert len(store.finished()) == len([*folder.glob("runs/*.json")])
+    assert not store.left_aside
 
 
 def test_what_is_ignored_stays_ignored(config):
