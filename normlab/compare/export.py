@@ -209,11 +209,15 @@ def frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame([_column(name, values) for name, values in columns.items()])
 
 
+_BITS = 63  # of the whole numbers that tables have
+
+
 def _column(name: str, values: list[Any]) -> pl.Series:
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
+    large = any(isinstance(value, int) and value.bit_length() > _BITS for value in values)
+    if kinds == {int, float} and not large:
         values = [value if value is None else float(value) for value in values]
-    elif len(kinds) > 1 or kinds & {list, dict}:
+    elif len(kinds) > 1 or kinds & {list, dict} or large:
         values = [value if value is None else json.dumps(value) for value in values]
     return pl.Series(name, values)
 

@@ -139,6 +139,14 @@ def test_names_and_messages_command_no_terminal(folder):
     assert any("\\x1b[2J" in it for it in words)
 
 
+def test_a_number_that_no_table_has_is_text(folder):
+    """A seed of 10^30 in the record of a failed run ended `export` in a traceback."""
+    where = place("none", phase="tune", seed=10**30) | {"id": FAILURE.id}
+    Store(folder).write_failure(Failure(**where, message="x"))
+    written = run_table(folder).filter(pl.col("status") == "failed")
+    assert written["seed"].to_list() == [str(10**30)]
+
+
 def test_curves_have_a_row_an_epoch_and_come_back_from_parquet(folder):
     table = curve_table(folder)
     assert len(table) == 1 + 2 + 2 + 2
