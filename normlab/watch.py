@@ -187,13 +187,19 @@ def _course(course: Course | None, measure: Measure) -> tuple[str, ...]:
     values = course.metrics.get(f"validation_{measure.name}", [])
     there = [it for it in values if it is not None]
     return (
-        displayed(course.run),
+        _place(course.run),
         str(course.step[-1]) if course.step else "",
         f"{losses[-1]:.4f}" if losses and losses[-1] is not None else "",
         measure.told(there[-1]) if there else "",
         curve(values if there else losses),
         duration(course.age),
     )
+
+
+def _place(run: str) -> str:
+    """Phase and seed of a run, as "final 3", beside the name of its arm."""
+    phase, *rest = run.split("-")
+    return f"{phase} {rest[-2]}" if len(rest) > 2 else displayed(run)
 
 
 def _saved(runs: SavedRuns) -> Seen:
