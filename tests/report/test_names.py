@@ -79,7 +79,7 @@ def test_tables_have_each_arm_in_its_row_and_nothing_to_compute(study, capsys):
     config = Store(study).config()
     planned = arms(config["variants"], config["factors"], config["tasks"])
     of_runs = list(csv.DictReader(io.StringIO(exported(capsys, study, "--format", "csv"))))
-    assert {it["arm"].removeprefix("'") for it in of_runs} == {it.name for it in planned}
+    assert {it["arm"].removeprefix("'") for it in of_runs} == {displayed(it.name) for it in planned}
     table = list(csv.DictReader(io.StringIO(exported(capsys, study, "--table", "csv"))))
     told = {(it["arm"].removeprefix("'"), it.get("task", "").removeprefix("'")) for it in table}
     several = len({it.task for it in planned}) > 1
@@ -91,7 +91,7 @@ def test_tables_have_each_arm_in_its_row_and_nothing_to_compute(study, capsys):
         for way in ("--table", "--format"):
             rows = exported(capsys, study, way, form).splitlines()
             assert sum(" & " in row or row.startswith("| ") for row in rows) >= len(planned)
-    assert {*read_status(study).arms} == {it.title for it in planned}
+    assert {*read_status(study).arms} == {it.displayed.title for it in planned}
 
 
 def _number(cell):
