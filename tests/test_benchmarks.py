@@ -303,13 +303,13 @@ def test_grid_by_plain_flax(results_of, study):
 def test_compile(results_of):
     results = results_of("compile", "--rounds 1 --studies quickstart --arms none")
     [row] = results["rows"]
-    named = {"normlab": {"initialize", "steps", "evaluate"}, "flax": {"step", "evaluate"}}
+    named = {"normlab": {"initialize", "advance", "evaluate"}, "flax": {"step", "evaluate"}}
     for peer, programs in row["programs"].items():
         assert programs.keys() - {"others"} == named[peer]
         for name in named[peer]:
             assert programs[name]["programs"] == 1
             assert all(is_spread(programs[name][it]) for it in ("trace", "lower", "compile"))
-    assert results["ratios"]["quickstart none"].keys() == {"all", "steps"}
+    assert results["ratios"]["quickstart none"].keys() == {"all", "advance"}
 
 
 @pytest.mark.parametrize(("sweep", "growth"), [("runs", 2), ("devices", 1)])

@@ -31,7 +31,7 @@ STAGES = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-NAMED = ("initialize", "steps", "evaluate", "step", "gradient")
+NAMED = ("initialize", "advance", "evaluate", "step", "gradient")
 
 
 class Case(NamedTuple):
@@ -211,7 +211,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for row in rows:
         if {"normlab", "flax"} <= set(row["programs"]):
             own, other = (_seconds(row["programs"][peer]) for peer in ("normlab", "flax"))
-            step = {"steps": "step", "gradient": "gradient"}
+            step = {"advance": "step", "gradient": "gradient"}
             found[f"{row['study']} {row['arm']}"] = {
                 "all": sum(own.values()) / sum(other.values()),
                 **{one: own[one] / other[two] for one, two in step.items() if one in own},
