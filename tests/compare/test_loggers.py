@@ -4,7 +4,6 @@ import sys
 import types
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 import normlab
 from normlab.compare.grid import single_run
@@ -25,6 +24,8 @@ STUDY = {
 
 def events(path):
     """Step and values by name of each event of a file."""
+    from tensorboardX.proto import event_pb2
+
     content, found = path.read_bytes(), []
     while content:
         size = int.from_bytes(content[:8], "little")
@@ -35,6 +36,7 @@ def events(path):
 
 
 def test_tensorboard_has_each_point_of_a_study_and_no_number_is_another(tmp_path):
+    pytest.importorskip("tensorboardX", reason="comes with the extra `tensorboard`")
     plain = normlab.compare(STUDY, out=tmp_path / "plain")
     logged = normlab.compare(STUDY, out=tmp_path / "logged", log=["tensorboard"])
     assert plain.runs["id"].to_list() == logged.runs["id"].to_list()
