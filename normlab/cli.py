@@ -671,6 +671,8 @@ def _run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # What is written to a place that was given is told where it is.
+        if error.errno is None:  # No refusal of the system, whatever raised it.
+            raise
         place = Path(os.fsdecode(error.filename) if error.filename else "standard output")
         _fail(error, refused("used", place, error, "give another place"))
     except SystemExit as error:

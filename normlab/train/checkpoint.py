@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ _STEP = re.compile(r"[0-9]{10}")
 _BEGUN = re.compile(rf"[0-9]{{10}}({re.escape(_UNFINISHED)}|{re.escape(_REMOVED)})(\..*)?")
 _ELSEWHERE = "give another folder; what was saved before stays, and a run goes on from there"
 
+# Of those that write in this process, which are made in the same order in all processes of a run.
+_COUNT = count()
 
 MOST_TOLD = 300  # signs of what a library says
 
@@ -98,7 +101,12 @@ class Checkpoints:
         self._last = last
         self._tell = tell
         self._orbax: Any = orbax
-        self._checkpointer: Any = orbax.AsyncCheckpointer(orbax.CompositeCheckpointHandler())
+        # Processes meet by names, which it makes of the names of folders alone. These are the same
+        # for the weights and the checkpoints of a step, which may be written at the same time.
+        meeting = orbax.options.MultiprocessingOptions(barrier_sync_key_prefix=f"{next(_COUNT)}")
+        self._checkpointer: Any = orbax.AsyncCheckpointer(
+            orbax.CompositeCheckpointHandler(), multiprocessing_options=meeting
+        )
         self._finishing = ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
         self._sweep()
@@ -299,7 +307,14 @@ class Checkpoints:
     def _finish(self, path: Path) -> None:
         """Gives a checkpoint its checksums once all of it is written, and then its name."""
         unfinished = path.with_name(path.name + _UNFINISHED)
-        self._checkpointer.wait_until_finished()
+        try:
+            self._checkpointer.wait_until_finished()
+        except TimeoutError as error:
+            # So it calls whatever ends an exchange with other processes.
+            cause = error.__cause__
+            if cause is not None and isinstance(cause, jax.errors.JaxRuntimeError):
+                raise cause from None
+            raise
         if not is_first():
             return
         with (unfinished / _SEAL).open("w", encoding="utf-8") as file:
