@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from .spec import Spec
 
+# What rounding in float32 may bring beyond a bound.
+ROUNDING = 1e-5
+
 
 class Metric(Spec):
     """What a number of an objective means.

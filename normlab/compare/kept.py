@@ -339,7 +339,7 @@ def score_of(study: Study) -> Callable[[Record], float | None]:
 def _described(run: Run, names: Sequence[str], programs: Programs) -> dict[str, Any]:
     """All that it takes to make the model of a run again, and to know the run."""
     objective = programs.steps.objective
-    inputs, *_ = jax.eval_shape(lambda: objective.examples(*programs.feed.example()))
+    inputs, *_ = jax.eval_shape(lambda: objective.prepared(*programs.feed.example()))
     return {
         "runs": [*names],
         "study": {**run.study.model_dump(mode="json"), "executor": {"name": "local"}, "mesh": {}},

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..length import Length, length_of
-from ..metrics import METRICS, Metric
+from ..metrics import METRICS, ROUNDING, Metric
 
 if TYPE_CHECKING:
     from .store import Result
 
-# What rounding in float32 may bring beyond a bound.
-_ROUNDING = 1e-5
 Values = Sequence[float | None]
 
 
@@ -104,7 +102,7 @@ def _refuse_beyond(name: str, values: Sequence[Any], known: Mapping[str, Metric]
     there = [value for value in values if value is not None] if None in values else values
     if not there:
         return
-    if least is not None and not min(there) >= least - _ROUNDING:
+    if least is not None and not min(there) >= least - ROUNDING:
         raise ValueError(f"{split} {metric} is at least {least:g}, but is {min(there):g}")
-    if most is not None and not max(there) <= most + _ROUNDING:
+    if most is not None and not max(there) <= most + ROUNDING:
         raise ValueError(f"{split} {metric} is at most {most:g}, but is {max(there):g}")

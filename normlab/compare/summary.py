@@ -50,6 +50,8 @@ class ArmSummary:
         levels: Dotted path -> value of each factor.
         measured: Task -> seed -> what was measured on the test split; the worst for a diverged run.
         diverged: Task and seed of each final run that diverged.
+        unmeasured: Task and seed of each other one whose metric is no finite number, and counts as
+            the worst as well.
         mean: Mean over tasks and seeds of what was measured on the test split, of shares with its
             interval within 0 and 1. This and what follows is None as long as some task has no
             final run.
@@ -78,6 +80,7 @@ class ArmSummary:
     levels: dict[str, Any]
     measured: Measured
     diverged: tuple[tuple[str, int], ...]
+    unmeasured: tuple[tuple[str, int], ...]
     mean: Estimate | None
     median: Estimate | None
     interquartile_mean: Estimate | None
@@ -97,6 +100,11 @@ class ArmSummary:
     def runs(self) -> int:
         """Number of final runs, diverged ones included."""
         return sum(map(len, self.measured.values()))
+
+    @property
+    def lost(self) -> tuple[tuple[str, int], ...]:
+        """Task and seed of each final run that counts as the worst."""
+        return self.diverged + self.unmeasured
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -394,6 +402,11 @@ def _summarize_arm(
         levels=arm.levels,
         measured=measured,
         diverged=tuple((run.task, run.seed) for run in runs if run.diverged),
+        unmeasured=tuple(
+            (run.task, run.seed)
+            for run in runs
+            if run.test is not None and run.test.get(measure.name) is None
+        ),
         mean=mean_of(each, measure, confidence) if complete else None,
         median=estimated(each, median),
         interquartile_mean=estimated(each, interquartile_mean),
@@ -440,7 +453,7 @@ def _first(arms: Iterable[ArmSummary], measure: Measure) -> tuple[str, ...]:
     finished = {
         it.name: (measure.score(_mean(it, shared)), it.loss.value)
         for it in reached
-        if it.loss and len(it.diverged) < it.runs
+        if it.loss and len(it.lost) < it.runs
     }
     highest = max((score for score, _ in finished.values()), default=0.0)
     # Of what is no share, in proportion to its size, which may be any.

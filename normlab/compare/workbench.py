@@ -407,7 +407,13 @@ def label(run: Run) -> Label:
 def _fitted(objective: Objective, dataset: Dataset) -> Objective:
     """Returns an objective as it is for a data set."""
     labels = dataset.labels
-    return objective.fitted(None if labels is None else labels[dataset.train])
+    fitted: Any = objective.fitted(None if labels is None else labels[dataset.train])
+    if not isinstance(fitted, Objective):
+        raise ValueError(
+            f"{type(objective).__name__}.fitted returns a {type(fitted).__name__}; expected the "
+            "objective, itself or a copy, as self.model_copy() is."
+        )
+    return fitted
 
 
 def _refuse_what_is_not_measured(study: Study, programs: Programs) -> None:
@@ -417,7 +423,7 @@ def _refuse_what_is_not_measured(study: Study, programs: Programs) -> None:
         StudyError: That says what it measures.
     """
     told = study.metric
-    measured = programs.metrics(programs.no_sums())[0]
+    measured = programs.measured()
     for path, it in (("metric", told), ("metric.select_by", told.select_by)):
         if it is not None and it.name not in measured:
             raise StudyError(

@@ -141,17 +141,19 @@ def _below_in_words(datasets: Mapping[str, Rows], dots: str) -> str:
 
 
 def _of_diverged(view: View) -> str:
-    if any(arm.diverged for arm in view.arms):
-        return (
-            " Diverged runs, and the means that they worsen, are left out here; the table has them."
-        )
-    return ""
+    if any(arm.unmeasured for arm in view.arms):
+        runs = f"Runs that diverged or have no finite test {view.summary.measure.words}"
+    elif any(arm.diverged for arm in view.arms):
+        runs = "Diverged runs"
+    else:
+        return ""
+    return f" {runs}, and the means that they worsen, are left out here; the table has them."
 
 
 def _of_finished(arm: ArmSummary) -> dict[int, float]:
-    """Seed -> mean of an arm over the tasks, of seeds that diverged on none."""
-    diverged = {seed for _, seed in arm.diverged}
-    return {seed: it for seed, it in arm.by_seed.items() if seed not in diverged}
+    """Seed -> mean of an arm over the tasks, of seeds that are lost on none."""
+    lost = {seed for _, seed in arm.lost}
+    return {seed: it for seed, it in arm.by_seed.items() if seed not in lost}
 
 
 def _by_row_data(
@@ -162,15 +164,15 @@ def _by_row_data(
     words: Callable[[float], str],
     told: Mapping[str, str],
 ) -> dict[str, Rows]:
-    """Rows for `_by_row`: samples by seed, means with intervals, and notes on divergence.
+    """Rows for `_by_row`: samples by seed, means with intervals, and notes on what is lost.
 
-    The mean of an arm with diverged runs lies far off and is left to the table, so that the
+    The mean of an arm with lost runs lies far off and is left to the table, so that the
     others keep their scale.
     """
-    lost = {name: len(view.summary[name].diverged) for name in estimates}
+    lost = {name: len(view.summary[name].lost) for name in estimates}
     baselines = view.summary.baselines
     if prefix == "difference":
-        lost = {name: it + len(view.summary[baselines[name]].diverged) for name, it in lost.items()}
+        lost = {name: it + len(view.summary[baselines[name]].lost) for name, it in lost.items()}
     ranked = _by_levels(view, estimates)
     factor = view.summary.measure.factor
     place = {name: {"arm": name, "rank": number} for number, name in enumerate(ranked)}
@@ -208,9 +210,7 @@ def _by_row_data(
             if not lost[name] and math.isfinite(it.value)
         ],
         f"{prefix}-notes": [
-            place[name] | {"words": _diverged(view, name, prefix)}
-            for name in estimates
-            if lost[name]
+            place[name] | {"words": _lost(view, name, prefix)} for name in estimates if lost[name]
         ],
     }
 
@@ -234,11 +234,16 @@ def _by_levels(view: View, estimates: Mapping[str, Estimate]) -> list[str]:
     ]
 
 
-def _diverged(view: View, name: str, prefix: str) -> str:
-    arm = view.summary[name]
-    if prefix == "difference" and not arm.diverged:
+def _lost(view: View, name: str, prefix: str) -> str:
+    arm, words = view.summary[name], view.summary.measure.words
+    if prefix == "difference" and not arm.lost:
+        baseline = view.summary[view.summary.baselines[name]]
+        if baseline.unmeasured:
+            return f"runs of the baseline are without {words}"
         return "runs of the baseline diverged"
-    return f"{len(arm.diverged)} of {arm.runs} diverged"
+    told = [f"{len(arm.diverged)} of {arm.runs} diverged"] if arm.diverged else []
+    told += [f"{len(arm.unmeasured)} of {arm.runs} without {words}"] if arm.unmeasured else []
+    return ", ".join(told)
 
 
 def _by_row(
@@ -374,7 +379,7 @@ def by_level(view: View, path: str) -> Figure | None:
     numeric = are_numbers(levels)
     rows: list[dict[str, Any]] = []
     for arm in view.arms:
-        if arm.mean and path in arm.levels and not arm.diverged:
+        if arm.mean and path in arm.levels and not arm.lost:
             others = {it: arm.levels[it] for it in view.factors if it != path and it in arm.levels}
             line = ", ".join(
                 [arm.variant, *(f"{short[it]}={in_words(v)}" for it, v in others.items())]

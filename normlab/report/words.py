@@ -197,6 +197,8 @@ def _no_winner(summary: Summary) -> str:
         return "No conclusion yet: no final run is done."
     if all(len(it.diverged) == it.runs for it in summary.arms):
         return "Nothing to conclude: every final run diverged."
+    if all(len(it.lost) == it.runs for it in summary.arms):
+        return f"Nothing to conclude: no final run has a finite test {summary.measure.words}."
     return "No conclusion yet: no arm has final runs on every task."
 
 
@@ -427,7 +429,14 @@ def _remarks(summary: Summary) -> Iterable[str]:
         if arm.diverged:
             yield (
                 f"{len(arm.diverged)} of {arm.runs} final runs of {arm.name} diverged "
-                f"({_places(arm)}). They count as {worst_in_words(summary.measure)}."
+                f"({_places(arm.diverged)}). They count as {worst_in_words(summary.measure)}."
+            )
+        if arm.unmeasured:
+            measure = summary.measure
+            yield (
+                f"{len(arm.unmeasured)} of {arm.runs} final runs of {arm.name} ended without a "
+                f"finite test {measure.words} ({_places(arm.unmeasured)}). They count as "
+                f"{_worst(measure)}."
             )
     for task, of_task in (summary.tasks or {"": summary}).items():
         yield from _edges(of_task, f" on {task}" if task else "")
@@ -437,10 +446,13 @@ def worst_in_words(measure: Measure) -> str:
     """What a diverged run counts as: "accuracy 0 and infinite loss"."""
     if measure.name == "loss":
         return "infinite loss"
-    worst = f"{measure.words} {_minus(f'{measure.worst:g}')}"
+    return f"{_worst(measure)} and infinite loss"
+
+
+def _worst(measure: Measure) -> str:
     if not measure.share:
-        worst = f"infinitely bad {measure.words}"
-    return f"{worst} and infinite loss"
+        return f"infinitely bad {measure.words}"
+    return f"{measure.words} {measure.worst:g}"
 
 
 def target_short(measure: Measure) -> str:
@@ -448,10 +460,10 @@ def target_short(measure: Measure) -> str:
     return "below" if measure.higher_is_better else "above"
 
 
-def _places(arm: ArmSummary) -> str:
-    """The seeds of the diverged runs, task by task: "seeds 1 and 2 on fashion"."""
+def _places(runs: Iterable[tuple[str, int]]) -> str:
+    """The seeds of some runs, task by task: "seeds 1 and 2 on fashion"."""
     by_task: dict[str, list[int]] = {}
-    for task, seed in arm.diverged:
+    for task, seed in runs:
         by_task.setdefault(task, []).append(seed)
     return "; ".join(
         f"seed{'s' * (len(seeds) > 1)} {listed(map(str, seeds))}" + (f" on {task}" if task else "")

@@ -200,6 +200,10 @@ class Programs:
             for run in range(self.width)
         ]
 
+    def measured(self) -> list[str]:
+        """Returns the names of the metrics."""
+        return self.steps.objective.measured(self.of_run(self._no_sums, 0))
+
     def of_run(self, tree: Any, run: int) -> Any:
         """Returns one run's part of what the programs gave back for all."""
         return jax.tree.map(lambda leaf: leaf[run], tree) if self.width > 1 else tree

@@ -51,7 +51,7 @@ class Steps:
             example: A batch of one.
         """
         initial_key, order_key = jax.random.split(jax.random.key(seed))
-        inputs, *_ = self.objective.examples(*example)
+        inputs, *_ = self.objective.prepared(*example)
         params, batch_stats = self.network.init(initial_key, inputs)
         scale = self.train_spec.initialization_scale
         params = jax.tree.map(
@@ -87,7 +87,7 @@ class Steps:
         Returns:
             The state after, and the sums over the batch as it was before.
         """
-        given, wanted, weights = self.objective.examples(*batch)
+        given, wanted, weights = self.objective.prepared(*batch)
         counted = jnp.maximum(jnp.sum(weights), 1)
 
         def differentiated(part: Any, key: PRNGKeyArray) -> tuple[Any, Sums, Any]:
@@ -130,7 +130,7 @@ class Steps:
             batch: Inputs and targets.
             counted: Which examples count, (batch,).
         """
-        given, wanted, weights = self.objective.examples(*batch)
+        given, wanted, weights = self.objective.prepared(*batch)
         output = self._checked(self.network.evaluate(params, batch_stats, given), weights)
         of_each = counted.reshape(counted.shape + (1,) * (weights.ndim - 1))
         return self.objective.sums(output, wanted, weights * of_each)

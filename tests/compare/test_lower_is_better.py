@@ -47,6 +47,22 @@ def test_the_lowest_mean_wins_and_the_conclusion_says_so():
     assert "points" not in " ".join([found.verdict, *found.comparisons.values()])
 
 
+def test_a_finished_run_without_the_metric_is_the_worst_and_is_told_as_such():
+    """An R² or a perplexity that is not finite counted as the worst without a word."""
+    results = [of("final", "base", seed, 2.0) for seed in range(4)]
+    results += [of("final", "new", seed, 1.5) for seed in range(3)]
+    lost = of("final", "new", 3, 1.5)
+    results += [lost.model_copy(update={"test": {"loss": 0.3, "rmse": None}})]
+    summary = summed(results, ["base", "new"])
+    assert (summary["new"].diverged, summary["new"].unmeasured) == ((), (("", 3),))
+    assert summary["new"].mean.value == math.inf
+    assert summary.best == "base"
+    assert (
+        "1 of 4 final runs of new ended without a finite test RMSE (seed 3). They count as "
+        "infinitely bad RMSE."
+    ) in conclude(summary).remarks
+
+
 def test_a_diverged_run_is_infinitely_bad_and_decides_nothing():
     results = [of("final", "base", seed, 2.0) for seed in range(4)]
     results += [of("final", "new", seed, 1.5) for seed in range(3)]

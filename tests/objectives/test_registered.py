@@ -1,6 +1,7 @@
 """Objectives of the user's own: what registration asks of them, and what a study makes of them."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import normlab
@@ -132,6 +133,64 @@ def test_losses_and_measures_are_of_each_example(objective, told):
     """A loss (N, 1) times weights (N,) would have been a table of all pairs."""
     with pytest.raises(ValueError, match=told):
         objective.sums(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "told"),
+    [
+        ("loss", 1j * jnp.ones(3), "Mine.loss: complex numbers; expected real ones"),
+        ("measure", None, "Mine.measure returns None; expected arrays by name"),
+        ("measure", {3: jnp.ones(3)}, "Mine.measure returns a mapping of 3; expected arrays"),
+        ("measure", {"pinball": "x"}, "Mine.measure, pinball: 'x'; expected an array of numbers"),
+        ("examples", (jnp.ones(3), None), "Mine.examples returns 2 things; expected three things"),
+        (
+            "examples",
+            (jnp.ones((3, 1)), jnp.ones((3, 1)), jnp.ones(())),
+            r"Mine.examples: weights of shape \(\); expected \(3, ...\), one for each loss",
+        ),
+    ],
+)
+def test_what_a_users_methods_return_is_checked_as_training_is_traced(method, returned, told):
+    """The study went on to errors of normlab's own insides, as 'NoneType' has no 'items'."""
+    mine = type("Mine", (Pinball,), {method: lambda *_: returned, "__annotations__": {}})()
+    with pytest.raises(ValueError, match=told):
+        mine.sums(jnp.zeros((3, 1)), *mine.prepared(jnp.zeros((3, 1)), jnp.zeros((3, 1)))[1:])
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "Mine.finish returns None; expected numbers by name"),
+        ({"a b": 1.0, "loss": 1.0}, "expected numbers by name, with names that are words"),
+        ({"pinball": 1.0}, "returns pinball without loss, .* add 'loss': means"),
+        ({"pinball": "good", "loss": 1.0}, "pinball is 'good'; expected a number"),
+        ({"pinball": jnp.ones(2), "loss": 1.0}, r"pinball is an array float32\[2\]; expected"),
+        ({"pinball": True, "loss": 1.0}, "pinball is True; expected a number"),
+        ({"pinball": 7.5, "loss": 1.0}, "pinball is 7.5, .* at most 1, since it is a share"),
+        ({"pinball": -1, "loss": 1.0}, "pinball is -1, .* at least 0, since it is a share"),
+    ],
+)
+def test_metrics_of_a_users_own_are_numbers_within_their_bounds(returned, told):
+    """A share of 7.5 was told as 750%, [750, 100]; a NumPy number ended a run after training."""
+    share = {"pinball": normlab.Metric(higher_is_better=True, share=True)}
+    members = {"metrics": share, "finish": lambda *_: returned, "__annotations__": {}}
+    mine = type("Mine", (Pinball,), members)()
+    with pytest.raises(ValueError, match=told):
+        mine.metrics_of({"loss": (1.0, 1.0)})
+
+
+def test_metrics_may_be_numbers_of_numpy_and_what_is_measured_is_found_without_any():
+    """Code that takes no NaN was refused by what the probe for the names of metrics gave it."""
+
+    class Rounded(Pinball):
+        def finish(self, means):
+            return {"pinball": np.float32(int(means["pinball"])), "loss": means["loss"]}
+
+    sums = Rounded().no_sums(jnp.zeros((1, 1)), jnp.zeros((1, 1)), 1)
+    assert Rounded().measured(sums) == ["pinball", "loss"]
+    told = Rounded().metrics_of({"pinball": (4.0, 2.0), "loss": (3.0, 2.0)})
+    assert told == {"pinball": 2.0, "loss": 1.5}
+    assert all(type(it) is float for it in told.values())
 
 
 def test_classes_of_positions_do_not_move_with_augmented_images():

@@ -84,6 +84,23 @@ def test_every_study_gets_a_page(tmp_path, case):
         assert wrong not in text.replace("None", "", text.count("None: ")), wrong
 
 
+def test_a_study_gets_a_page_whose_finished_runs_have_no_finite_metric(tmp_path):
+    """As R² of constant targets: charts without a single row ended it after all of its training."""
+    variants = {name: QUICKSTART[name] for name in ("none", "batch")}
+    draw_study(tmp_path, variants, tune={}, epochs=2, seeds=3)
+    store = Store(tmp_path)
+    metric = {"name": "loss", "higher_is_better": False, "unit": "nats"}
+    store.write_config(store.config() | {"metric": metric, "margin_points": None})
+    for result in store.results():
+        store.write(result.model_copy(update={"test": {**result.test, "loss": None}}))
+    text = " ".join(Parsed(write_report(tmp_path)).text.split())
+    assert "Nothing to conclude: no final run has a finite test loss." in text
+    assert "3 of 3 final runs of batch ended without a finite test loss (seeds 0, 1 and 2)" in text
+    (view,) = views([read_study(tmp_path)])
+    notes = figures(view)[0].datasets["test-notes"]
+    assert {row["words"] for row in notes} == {"3 of 3 without loss"}
+
+
 def test_the_page_says_who_won_by_how_much_and_whether_it_is_shown(quickstart):
     text = " ".join(Parsed(quickstart / "report.html").text.split())
     summary = read_study(quickstart).summary
