@@ -4,6 +4,7 @@ import io
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -308,9 +309,10 @@ def watch(
 
     Args:
         folder: Where `normlab compare` leaves its results, or `normlab train --save` a run.
-        page: Serve the page as well, to this machine alone, and make it anew as results come in.
+        page: Serve the page as well, to this machine alone and until Ctrl-C, and make it anew as
+            results come in.
     """
-    from .watch import Watched, page_of
+    from .watch import EVERY, Watched, page_of
     from .watch import watch as watch_folder
 
     if not page:
@@ -323,6 +325,10 @@ def watch(
     with served(lambda: page_of(folder), watched.state) as there:
         console.print(f"Page: {there.address}")
         watch_folder(folder, console)
+        console.print(f"The page stays at {there.address} until Ctrl-C.")
+        # What draws charts has the system go on with a wait that a signal interrupted.
+        while True:
+            time.sleep(EVERY)
 
 
 @app.command

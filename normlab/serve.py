@@ -3,7 +3,6 @@
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +12,6 @@ from .errors import UserError
 
 LOOPBACK = "127.0.0.1"
 PORT = 8765  # the usual one, so that a tunnel to another machine can be given it; else a free one
-_LAST_LOOK = 10.0  # seconds that a page that is open has to fetch what came last
 # Pages may load nothing; this one asks whether there is a new one.
 _NOTHING = "default-src 'none';"
 _ASKING = """<script>
@@ -47,7 +45,6 @@ class Served:
         self._make, self._state = make, state
         self._lock = threading.Lock()
         self._made: tuple[str, bytes] | None = None
-        self._asked = 0.0
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,7 +54,6 @@ class Served:
                 if self.headers.get("Host") not in served.names:
                     self._answer(403, "text/plain", b"This is for this machine alone.\n")
                 elif self.path == "/now":
-                    served._asked = time.monotonic()
                     self._answer(200, "application/json", json.dumps(served.now).encode())
                 elif self.path == "/":
                     self._answer(*served.page())
@@ -103,17 +99,6 @@ class Served:
                 self._made = now, f"{before}{script}{after}".encode()
             return 200, "text/html", self._made[1]
 
-    def wait_for_readers(self) -> None:
-        """Waits until a page that is open has had the time to fetch what came last."""
-        asked_before = time.monotonic() - self._asked < _LAST_LOOK / 2
-        made = self._made
-        until = time.monotonic() + (_LAST_LOOK if asked_before else 0)
-        while time.monotonic() < until and made is not None:
-            if self._made is not made or made[0] == self.now:
-                time.sleep(1)
-                return
-            time.sleep(0.1)
-
     def start(self) -> None:
         """Begins to answer, in a thread of its own."""
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
@@ -131,6 +116,5 @@ def served(make: Callable[[], str], state: Callable[[], Any]) -> Iterator[Served
     page.start()
     try:
         yield page
-        page.wait_for_readers()
     finally:
         page.close()

@@ -3,10 +3,12 @@
 import io
 import json
 import re
+import signal
 import urllib.error
 import urllib.request
 
 import pytest
+from command import started
 from report.studies import QUICKSTART, draw_study
 from rich.console import Console
 
@@ -163,3 +165,16 @@ def test_the_page_is_made_anew_as_results_come_in_and_for_this_machine_alone(who
         assert answer(there.address) != page
         assert len(made) == 2
         (whole / "runs" / ".new").unlink()
+
+
+def test_the_page_of_what_is_finished_stays_until_ctrl_c(whole):
+    """The command ended at once, and its address with it."""
+    process = started("watch", whole, "--page", folder=whole)
+    while "until Ctrl-C" not in (line := process.stdout.readline()):
+        assert line, process.wait()
+    address = re.search(r"http://\S+", line)[0]
+    assert "<svg" in answer(address) or "vega" in answer(address)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
