@@ -1,4 +1,5 @@
 from . import nnx as nnx
+from . import probes as probes
 from . import surgery as surgery
 from .compare.kept import load as load
 from .comparison import compare as compare
@@ -34,6 +35,7 @@ from .models import Roles as Roles
 from .models import register_model as register_model
 from .objectives import Objective as Objective
 from .objectives import register_objective as register_objective
+from .probes import probe as probe
 from .results import Results as Results
 from .results import read_results as read_results
 from .variants import register as register
