@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -652,12 +653,20 @@ def _read_own(spec: DataSpec, targets: Targets) -> Parts:
 
 
 def _read_digits() -> Parts:
-    # scikit-learn takes a second to import, which the other sets need not wait for.
-    from sklearn.datasets import load_digits
+    # The file of scikit-learn's load_digits, which takes a second to import.
+    package = find_spec("sklearn")
+    assert package is not None  # it is required
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    else:
+        from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8, 1)
-    labels = np.asarray(labels, np.int32)
+        pixels, classes = load_digits(return_X_y=True)
+        table = np.column_stack([pixels, classes])
+    images = np.asarray(table[:, :-1], np.uint8).reshape(-1, 8, 8, 1)
+    labels = np.asarray(table[:, -1], np.int32)
     every = np.arange(len(labels), dtype=np.int32)
     train, test = _stratified(labels, every, DIGITS_TEST_SHARE)
     return [(images[train], labels[train])], (images[test], labels[test])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def assert_sound(dataset: Dataset) -> None:
 
 
 # Digits
+
+
+def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(
+    digits, monkeypatch, tmp_path
+):
+    elsewhere = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(sources, "find_spec", lambda name: elsewhere)
+    again = load(DataSpec(name="digits"))
+    np.testing.assert_array_equal(again.images, digits.images)
+    np.testing.assert_array_equal(again.labels, digits.labels)
 
 
 def test_digits_are_scikit_learns(digits):
