@@ -31,25 +31,41 @@ class _Reading:
     targets: Targets
     side: int | None
     _decoders: dict[str, Decoder] = field(default_factory=dict)
+    _inputs: list[str] = field(default_factory=list)
 
     def chosen(self, where: str, columns: Iterable[str]) -> tuple[list[str], str | None]:
         """Returns which columns hold the inputs, and which the labels, if these are read.
 
         Labels are called `label` or `labels`; inputs are what is called `image`, or else all
-        others.
+        others, in the order of the first file or split.
 
         Raises:
-            DataError: There are none.
+            DataError: There are none, or inputs other than those before.
         """
         known = list(columns)
-        label = next((it for it in LABELS if it in known), None)
+        label, *others = [it for it in LABELS if it in known] or [None]
+        if others:
+            raise DataError(
+                f"{where}: has {' and '.join(LABELS)}; expected one of them: leave out the other."
+            )
         inputs = [IMAGE] if IMAGE in known else [it for it in known if it not in LABELS]
         if not inputs or (label is None and self.targets != "none"):
             raise DataError(
                 f"{where}: has {', '.join(known) or 'nothing'}; expected {' or '.join(LABELS)}, "
                 f"and {IMAGE} or other columns that all are inputs: rename or leave out some."
             )
-        return inputs, label if self.targets != "none" else None
+        self._inputs = self._inputs or inputs
+        if {*inputs} != {*self._inputs}:
+            raise DataError(
+                f"{where}: has the inputs {', '.join(inputs)}; expected {', '.join(self._inputs)}, "
+                "as those before: rename or leave out some."
+            )
+        return self._inputs, label if self.targets != "none" else None
+
+    def inputs(self, where: str, columns: Mapping[str, Any]) -> np.ndarray:
+        """Returns what is stacked, as one feature where it is a number for each example."""
+        values = self.stacked(where, columns)
+        return values[:, np.newaxis] if values.ndim == 1 else values
 
     def stacked(self, where: str, columns: Mapping[str, Any]) -> np.ndarray:
         """Returns the values of one column, or those of several beside each other."""
@@ -95,7 +111,7 @@ class _Inputs(Rows):
         self.shape, self.dtype = (count, *example.shape[1:]), example.dtype
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        taken = self._reading.stacked(self._where, self._read(indices, self._names))
+        taken = self._reading.inputs(self._where, self._read(indices, self._names))
         if taken.shape[1:] != getattr(self, "shape", taken.shape)[1:]:
             raise DataError(
                 f"{self._where}: examples of shape {taken.shape[1:]}, expected {self.shape[1:]} as "
@@ -159,7 +175,7 @@ def _frames(file: Path, reading: _Reading) -> Iterator[tuple[np.ndarray, list[np
         for frame in lazy.collect_batches(chunk_size=BLOCK, maintain_order=True):
             if not len(frame):
                 continue
-            images = reading.stacked(str(file), {name: values(frame, name) for name in inputs})
+            images = reading.inputs(str(file), {name: values(frame, name) for name in inputs})
             told = {label: values(frame, label)} if label is not None else {}
             yield images, [reading.stacked(str(file), told)] if told else []
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -101,6 +101,11 @@ def read_pictures(place: Path, side: int | None) -> list[Any]:
     """
     parts = [_classes(place / split) for split in ("train", "test")]
     train, test = parts
+    if empty := [name for name, files in train.items() if not files]:
+        raise DataError(
+            f"{place / 'train' / empty[0]}: it holds no images; add some, or remove the folder, so "
+            "that it is no class."
+        )
     if unknown := sorted(test.keys() - train.keys()):
         raise DataError(
             f"{place / 'test'}: the classes {', '.join(unknown)} are not in {place / 'train'}, "
@@ -132,9 +137,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
                 raise DataError(
                     f"{of_class.path}/{name}: expected images alone, as {', '.join(SUFFIXES)}."
                 )
-        if names:
-            found[of_class.name] = [Path(of_class, name) for name in names]
-    if not found:
+        found[of_class.name] = [Path(of_class, name) for name in names]
+    if not any(found.values()):
         raise DataError(f"{folder}: it holds no images; expected a folder of them for each class.")
     return found
 

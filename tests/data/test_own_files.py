@@ -64,7 +64,7 @@ def write_numbers(folder, split):
 
 
 def loaded(name, folder, targets="classes", stream=True, **options):
-    spec = DataSpec(name=name, folder=str(folder), batch_size=4, stream=stream, **options)
+    spec = DataSpec(name=name, folder=str(folder), stream=stream, **{"batch_size": 4, **options})
     return load(spec, targets)
 
 
@@ -98,6 +98,42 @@ def test_columns_of_numbers_are_features_and_targets_of_regression(tmp_path):
     taken = dataset.images[np.arange(SIZES["train"])]
     np.testing.assert_array_equal(taken, np.float32(features / 2)[:, None, None, :])
     np.testing.assert_array_equal(dataset.labels[: SIZES["train"], 0], labels * 0.5)
+
+
+def write_columns(kind, folder, split, columns):
+    if kind == "parquet":
+        pl.DataFrame(columns).write_parquet(folder / f"{split}.parquet")
+        return
+    writer = ArrayRecordWriter(str(folder / f"{split}.array_record"), "group_size:1")
+    for values in zip(*columns.values(), strict=True):
+        writer.write(msgpack_serialize(dict(zip(columns, values, strict=True))))
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "array_record"])
+def test_columns_are_known_by_their_names_whatever_their_order(tmp_path, kind):
+    """Test examples whose columns stand in another order had their features exchanged."""
+    a, b, label = [1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0], [0, 1, 0, 1]
+    write_columns(kind, tmp_path, "train", {"b": b, "a": a, "label": label})
+    write_columns(kind, tmp_path, "test", {"label": label, "a": a, "b": b})
+    images = loaded(kind, tmp_path, validation=0.5, batch_size=1).images
+    taken = np.asarray(images[np.arange(8)]).reshape(8, 2)
+    # ArrayRecord's records have their keys in the order of the alphabet.
+    names = np.float32([b, a] if kind == "parquet" else [a, b])
+    np.testing.assert_array_equal(taken, np.tile(names.T, (2, 1)))
+    write_columns(kind, tmp_path, "test", {"a": a, "c": b, "label": label})
+    with pytest.raises(
+        DataError, match=r"test.*: has the inputs a, c; expected (b, a|a, b), as those"
+    ):
+        loaded(kind, tmp_path)
+
+
+def test_one_column_of_numbers_is_one_feature(tmp_path):
+    """It was refused, as images of shape (1,)."""
+    for split in SIZES:
+        write_columns("parquet", tmp_path, split, {"a": [1.0, 2.0, 3.0], "label": [0, 1, 0]})
+    images = loaded("parquet", tmp_path, validation=0.5, batch_size=1).images
+    np.testing.assert_array_equal(images[np.arange(3)], np.float32([1, 2, 3]).reshape(3, 1, 1, 1))
 
 
 def test_images_of_several_sizes_are_brought_to_one(tmp_path):
@@ -136,6 +172,8 @@ def unknown_class(folder):
         (unknown_class, "the classes yak are not in"),
         (lambda it: (it / "train" / "notes.txt").write_text(""), "notes.txt: expected folders"),
         (lambda it: (it / "test" / "cat" / "a.txt").write_text(""), "a.txt: expected images alone"),
+        # It was no class, without a word.
+        (lambda it: (it / "train" / "yak").mkdir(), "yak: it holds no images; add some, or remove"),
         (lambda it: (it / "test").rename(it / "val"), "test: there is no such folder"),
     ],
 )
@@ -155,8 +193,9 @@ def test_folders_that_are_no_set_of_images_are_refused(tmp_path, change, told):
         ({"image": [[1.0], [2.0, 3.0]], "label": [0, 1]}, "image: values that make no array"),
         ({"image": [1.0, None], "label": [0, 1]}, "image: values are missing"),
         ({"a": [[1.0], [2.0]], "b": [1.0, 2.0], "label": [0, 1]}, "a: (1,) values an example"),
+        ({"a": [1, 2], "label": [0, 1], "labels": [0, 1]}, "has label and labels; expected one"),
     ],
-    ids=["no inputs", "no labels", "ragged", "missing", "mixed"],
+    ids=["no inputs", "no labels", "ragged", "missing", "mixed", "two labels"],
 )
 def test_columns_that_are_no_set_are_refused(tmp_path, columns, told):
     for split in SIZES:
