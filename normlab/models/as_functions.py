@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from .network import Network, Roles, some_parameters
+from .network import Network, Roles, kept_state, some_parameters
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -91,23 +91,17 @@ class FunctionsNetwork(Network):
         """Returns the outputs in training, and the state after.
 
         Raises:
-            ValueError: If it returns something else, or a state of another structure.
+            ValueError: If it returns something else, or a state unlike the one before.
         """
         output, after = self._applied(params, state, inputs, train=True, key=key)
-        given, returned = jax.tree.structure(state), jax.tree.structure(after)
-        if given != returned:
-            raise ValueError(
-                f"{self.name}: apply was given a state {given} and returned {returned}; expected "
-                "the same structure at every step, as init returns it."
-            )
-        return output, after
+        return output, kept_state(self.name, state, after)
 
     def evaluate(self, params: Any, state: Any, inputs: Array) -> Any:
         """Returns the outputs in evaluation."""
         output, _ = self._applied(params, state, inputs, train=False, key=None)
         return output
 
-    def roles(self, params: Any) -> Roles:
+    def _roles(self, params: Any) -> Any:
         """Tells what the parameters are for."""
         if self.model.parameter_roles is not None:
             return self.model.parameter_roles(params)

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
 from ..registration import check_call
-from .network import Network, Roles, marked, some_parameters
+from .network import Network, Roles, kept_state, marked, some_parameters
 
 # The modules whose last call makes the outputs.
 _LINEAR = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvTranspose, nn.ConvLocal)
@@ -63,7 +63,11 @@ class LinenNetwork(Network):
         return params, variables.get("batch_stats", {})
 
     def train(self, params: Any, state: Any, inputs: Array, key: PRNGKeyArray) -> tuple[Any, Any]:
-        """Returns the outputs in training, and the state after."""
+        """Returns the outputs in training, and the state after.
+
+        Raises:
+            ValueError: If that is no longer like the one before.
+        """
         output, updated = self.model.apply(
             {"params": params, "batch_stats": state},
             inputs,
@@ -71,13 +75,13 @@ class LinenNetwork(Network):
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        return output, updated.get("batch_stats", {})
+        return output, kept_state(self.name, state, updated.get("batch_stats", {}))
 
     def evaluate(self, params: Any, state: Any, inputs: Array) -> Any:
         """Returns the outputs in evaluation."""
         return self.model.apply({"params": params, "batch_stats": state}, inputs, train=False)
 
-    def roles(self, params: Any) -> Roles:
+    def _roles(self, params: Any) -> Any:
         """Tells what the parameters are for, once `init` has been traced."""
         if own := getattr(self.model, "parameter_roles", None):
             return own(params)

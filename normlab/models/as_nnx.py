@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
 from ..nnx import Layer, form_of
-from .network import Network, Roles, marked, some_parameters
+from .network import Network, Roles, kept_state, marked, some_parameters
 
 Path = tuple[str, ...]
 
@@ -100,7 +100,7 @@ class NNXNetwork(Network):
         """Returns the outputs in training, and the state after.
 
         Raises:
-            ValueError: If the call makes variables or changes parameters.
+            ValueError: If the call makes variables, changes parameters, or leaves other state.
         """
         module, before = self._module(params, state, key)
         module.train()
@@ -119,7 +119,7 @@ class NNXNetwork(Network):
                 f"{self.name} sets {', '.join(changed)} in its call, but an nnx.Param is moved by "
                 "the optimizer alone. Make what a call moves an nnx.BatchStat or nnx.Variable."
             )
-        return output, _nested(state_after)
+        return output, kept_state(self.name, state, _nested(state_after))
 
     def evaluate(self, params: Any, state: Any, inputs: Array) -> Any:
         """Returns the outputs in evaluation."""
@@ -132,7 +132,7 @@ class NNXNetwork(Network):
         module, _ = self._module(params, state, jax.random.key(0))
         return module
 
-    def roles(self, params: Any) -> Roles:
+    def _roles(self, params: Any) -> Any:
         """Tells what the parameters are for, once `init` has been traced."""
         if hasattr(self._class, "parameter_roles"):
             module: Any = nnx.eval_shape(lambda: self.model(rngs=nnx.Rngs(0)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 
@@ -95,9 +96,26 @@ class Network(ABC):
         del params, state
         return self.model
 
-    @abstractmethod
     def roles(self, params: Any) -> Roles:
-        """Tells what the parameters are for, once `init` has been traced."""
+        """Tells what the parameters are for, once `init` has been traced.
+
+        Raises:
+            ValueError: If the model says something else.
+        """
+        told: Any = self._roles(params)
+        structure = jax.tree.structure(params)
+        if not isinstance(told, Roles) or any(jax.tree.structure(it) != structure for it in told):
+            given = "other trees" if isinstance(told, Roles) else f"a {type(told).__name__}"
+            raise ValueError(
+                f"{self.name}: parameter_roles returned {given}; expected normlab.Roles(weights, "
+                "norms, head), each a tree of truth values with the structure of the parameters, "
+                "as jax.tree.map(lambda leaf: leaf.ndim > 1, params)."
+            )
+        return told
+
+    @abstractmethod
+    def _roles(self, params: Any) -> Any:
+        """Tells what the parameters are for, as the model has it or by default."""
 
 
 def marked(params: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
@@ -113,8 +131,45 @@ def some_parameters(name: str, params: Any) -> Any:
     """Returns the parameters of a model.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or some have no gradients.
     """
-    if not jax.tree.leaves(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
         raise ValueError(f"{name} has no parameters; expected some, for there is training.")
+    for path, leaf in leaves:
+        dtype: Any = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"{name}: the parameter {_told(path)} is {getattr(dtype, '__name__', dtype)}; "
+                "expected floating numbers, which gradients move. Keep what is not trained in the "
+                "state, or in none of the two."
+            )
     return params
+
+
+def kept_state(name: str, before: Any, after: Any) -> Any:
+    """Returns the state of a model after a step, which the next step must be able to start from.
+
+    Raises:
+        ValueError: If it is of another structure, or some of it of another shape or dtype.
+    """
+    given, returned = jax.tree.structure(before), jax.tree.structure(after)
+    if given != returned:
+        raise ValueError(
+            f"{name} was given a state {given} and returned {returned}; expected the same "
+            "structure at every step, as it is initialized with."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, old), new in pairs:
+        then, now = (f"{jnp.result_type(it)}{[*jnp.shape(it)]}" for it in (old, new))
+        if then != now:
+            raise ValueError(
+                f"{name}: {_told(path)} of its state is {then} before a step and {now} after it; "
+                "expected the same at every step: initialize it so, or convert it, as with "
+                ".astype."
+            )
+    return after
+
+
+def _told(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(all of it)"

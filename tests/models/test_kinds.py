@@ -273,9 +273,49 @@ def one_thing(params, state, inputs, *, train, key):
     return inputs
 
 
+def half(params, state, inputs, *, train, key):
+    return inputs, jax.tree.map(lambda it: it.astype(jnp.float16), state)
+
+
+class CountsInHalves(InNNX):
+    def __init__(self, *, norm, classes: int, rngs: nnx.Rngs):
+        super().__init__(norm=norm, classes=classes, rngs=rngs)
+        self.count = nnx.Variable(jnp.int32(0))
+
+    def __call__(self, x):
+        self.count.set_value(self.count[...] + 0.5)
+        return super().__call__(x)
+
+
+class GrowsInLinen(InLinen):
+    @nn.compact
+    def __call__(self, x, *, train):
+        seen = self.variable("batch_stats", "seen", jnp.zeros, ())
+        if not self.is_initializing():
+            seen.value = x
+        return nn.Dense(self.classes)(x)
+
+
+def with_a_count(key, inputs):
+    return {"weights": jnp.ones(2), "count": jnp.int32(0)}, {}
+
+
+def of_a_word(key, inputs):
+    return {"weights": jnp.ones(2), "kind": "word"}, {}
+
+
 @pytest.mark.parametrize(
     ("maker", "told"),
     [
+        # What follows was told as the first line of an error of JAX's loop or gradient.
+        (changing(apply=half), r"factory: .* of its state is float32.* and float16.* after it"),
+        (CountsInHalves, r"CountsInHalves: count of its state is int32\[\] before .* float32\[\]"),
+        (
+            GrowsInLinen,
+            r"GrowsInLinen: seen of its state is float32\[\] before a step and float32\[2, 1",
+        ),
+        (changing(init=with_a_count), "the parameter count is int32; expected floating numbers"),
+        (changing(init=of_a_word), "the parameter kind is str; expected floating numbers"),
         (MakesState, r"MakesState makes or drops seen in its call.*in the constructor"),
         (SetsWeights, r"SetsWeights sets head/bias in its call.*nnx.BatchStat or nnx.Variable"),
         (WithoutParameters, "WithoutParameters has no parameters"),
@@ -290,6 +330,21 @@ def test_what_training_cannot_keep_is_refused_with_the_remedy(maker, told):
     inputs = jnp.ones((2, 1, 1, FEATURES))
     with pytest.raises(ValueError, match=told):
         network.train(*network.init(jax.random.key(0), inputs), inputs, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("roles", "told"),
+    [
+        (lambda params: None, "parameter_roles returned a NoneType; expected normlab.Roles"),
+        (lambda params: normlab.Roles(True, True, True), "parameter_roles returned other trees"),
+    ],
+)
+def test_roles_of_another_structure_are_refused(roles, told):
+    """What followed was an error of JAX's about trees that named no function of the user's."""
+    network = network_of((*built(as_pair)[:2], roles))
+    params, _ = network.init(jax.random.key(0), jnp.ones((2, 1, 1, FEATURES)))
+    with pytest.raises(ValueError, match=told):
+        network.roles(params)
 
 
 def test_what_is_no_model_is_refused():
