@@ -15,6 +15,7 @@ from rich.console import Console
 from normlab.checksum import sealed
 from normlab.compare import store as stores
 from normlab.compare.store import Failure, Label, NoStudyError, Store
+from normlab.compare.under_way import last_course
 from normlab.serve import served
 from normlab.watch import Watched, curve, page_of, watch
 
@@ -79,6 +80,20 @@ def test_a_run_under_way_is_shown_and_the_study_ends_with_its_last_result(whole,
     assert seen.look().end == "The runs that are left have failed, and no other is left."
     store.write(last)
     assert seen.look().end == "The study is finished."
+
+
+@pytest.mark.parametrize(
+    "damaged", ["[" * 100_000, f'{{"step": 1, "train_loss": {"9" * 400}}}', '{"step": true}', None]
+)
+def test_curves_that_are_damaged_end_no_watch(tmp_path, damaged):
+    """Numbers that no float holds, levels without end, and a folder for a file ended it."""
+    path = tmp_path / "runs" / "final-a-0.jsonl"
+    path.mkdir(parents=True)
+    if damaged is not None:
+        path.rmdir()
+        path.write_text(f"{damaged}\n")
+    course = last_course(tmp_path, ["final-a-0"])
+    assert course is None or course.metrics in ({}, {"train_loss": [None]})
 
 
 def saved(folder, step, losses):

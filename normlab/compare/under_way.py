@@ -1,6 +1,7 @@
 """Curves of runs while these are trained, from their files alone: nothing is locked or written."""
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -112,11 +113,15 @@ def last_course(folder: Path, runs: Iterable[str]) -> Course | None:
     if not written:
         return None
     path = max(written, key=lambda it: written[it])
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # It has just been taken away, or is not for whoever watches.
+        return None
     points = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.splitlines():
         try:
             points.append(json.loads(line))
-        except ValueError:  # The last line is just being written.
+        except (ValueError, RecursionError):  # The last line is just being written, or is damaged.
             break
     points = [it for it in points if isinstance(it, dict) and isinstance(it.get("step"), int)]
     names = [it for it in (points[-1] if points else {}) if it not in ("step", "epoch")]
@@ -183,4 +188,4 @@ def _course(name: str, step: int, curve: list[_Point], age: float) -> Course:
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < float("inf") else None
+    return float(value) if is_number and abs(value) <= sys.float_info.max else None
