@@ -59,6 +59,9 @@ def completed(given: Any, known: Mapping[str, Any]) -> Any:
     if isinstance(name, str) and name in known:
         told = known[name].model_dump(include={*MetricSpec.model_fields})
         given = {**told, **given}
+    elif isinstance(name, str):
+        # What it means does not matter: the study is refused, since nobody measures it.
+        given.setdefault("higher_is_better", True)
     if given.get("select_by") is not None:
         given["select_by"] = completed(given["select_by"], known)
     return given

@@ -85,8 +85,8 @@ Curves = dict[str, Metrics]
 
 
 _ELSEWHERE = (
-    "give a place elsewhere, as with --out or --to; what was saved before stays, and the same "
-    "command, given again, goes on from there"
+    "give a place elsewhere, as with --out, --to or --save; what was saved before stays, and the "
+    "same command, given again, goes on from there"
 )
 _READABLE = "give another folder"
 MOST_TOLD = 5  # files that are left aside

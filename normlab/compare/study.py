@@ -294,6 +294,15 @@ class TuneSpec(Spec):
         return by_path(given) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
+    def _something_is_tuned(self) -> "TuneSpec":
+        if not self.space:
+            raise ValueError(
+                "nothing is tuned; give the values to try of something, as in "
+                "optimizer.learning_rate: [0.01, 0.1], or leave out tune"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ranges_have_a_budget(self) -> "TuneSpec":
         ranges = [path for path, values in self.space.items() if isinstance(values, Range)]
         if ranges and self.trials is None:

@@ -90,9 +90,7 @@ def make_study(given: Mapping[str, Any] | str | Path | Study, changes: Mapping[s
         raw = _read(path, told, source)
     else:
         raw = _plain(escaped(given.model_dump()) if isinstance(given, Study) else given, told)
-    raw = _dotted(raw)
-    for key, value in _dotted(_plain(changes, told)).items():
-        raw = _changed(raw, key, value)
+    raw = _with_changes(_dotted(raw), _dotted(_plain(changes, told)))
     study = check_study(raw, folder, source, told)
     _refuse_missing_devices(study, source)
     return study
@@ -107,12 +105,15 @@ def _refuse_missing_devices(study: Study, source: str) -> None:
             raise ConfigError(source, [str(error)]) from error
 
 
-def _changed(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Puts a change in its place: its key is a dotted path, and keys within the value are names."""
-    section, dot, _ = key.partition(".")
-    if dot and section in _DOTTED:  # Below these all keys are paths.
-        return with_values(raw, flatten({key: value}))
-    return of_one_length(merged(raw, key, value), flatten({key: value}))
+def _with_changes(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts changes in their places; one of a run's length takes the place of what others are."""
+    for key, value in changes.items():
+        section, dot, _ = key.partition(".")
+        if dot and section in _DOTTED:  # Below these all keys are paths.
+            raw = with_values(raw, flatten({key: value}))
+        else:  # Its key is a dotted path, and keys within the value are names.
+            raw = merged(raw, key, value)
+    return of_one_length(raw, flatten(changes))
 
 
 def _plain(value: Mapping[str, Any], told: Given) -> dict[str, Any]:
@@ -231,6 +232,7 @@ def _with_overrides(
     raw = _dotted(raw)
     if isinstance(raw.get("executor"), str):
         raw["executor"] = {"name": raw["executor"]}
+    changes: dict[str, Any] = {}
     for key, text in zip(keys, overrides, strict=True):
         if keys.count(key) > 1:
             given.problems[key] = "is given twice on the command line; leave out one of the two"
@@ -242,8 +244,8 @@ def _with_overrides(
         if key == "executor" and isinstance(value, str):
             raw["executor"] = {"name": value}
         else:
-            raw = _changed(raw, key, _dotted({key: value})[key])
-    return raw
+            changes |= _dotted({key: value})
+    return _with_changes(raw, changes)
 
 
 def _resolved(raw: Mapping[str, Any], source: str) -> Any:

@@ -48,6 +48,16 @@ class NextToken(Objective):
             counts = (wanted != self.padding).astype(jnp.float32)
         return inputs[:, :-1], wanted, counts
 
+    def check(self, model: str, output: Any, places: tuple[int, ...], outputs: int) -> Array:
+        """Refuses a padding that no example can have, too."""
+        if self.padding is not None and self.padding >= outputs:
+            raise ValueError(
+                f"objective.padding={self.padding} is none of the tokens, which are 0 to "
+                f"{outputs - 1}, so that nothing is left out; leave it out, or give the token that "
+                "fills up examples."
+            )
+        return super().check(model, output, places, outputs)
+
     def loss(
         self, output: Float[Array, "batch places tokens"], target: Int[Array, "batch places"]
     ) -> Float[Array, "batch places"]:

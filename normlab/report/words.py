@@ -479,8 +479,9 @@ def _edges(summary: Summary, where: str) -> Iterable[str]:
     for path, chosen in edges.items():
         yield (
             f"The chosen {short(path)} of {listed(chosen)}{where} lies at the edge of what was "
-            "tried; a better one may lie beyond. To look there, run the study again with a larger "
-            "tune.extend, as tune.extend=3, or with a wider range where values are drawn from one."
+            "tried; a better one may lie beyond. To look there, run the study again with further "
+            "values or a wider range in tune, or with a larger tune.extend, as tune.extend=3, "
+            "which grids have whose points all run to their end."
         )
 
 

@@ -97,6 +97,8 @@ def test_the_better_half_of_each_arm_goes_on_and_the_choice_lasts_through_a_kill
     [
         ({RATE: [0.1, 1.0], "stop_early": True, "extend": 1}, "leave out one of the two"),
         ({"train.epochs": [1, 2], "stop_early": True}, "train.epochs are tuned; leave out one"),
+        # A study without a search was run as if nothing had been asked for.
+        ({"stop_early": True}, "tune: nothing is tuned; give the values to try of something"),
         ({RATE: [0.1, 1.0], "stop_early": 3}, "tune.stop_early: should be a valid boolean"),
     ],
 )

@@ -83,7 +83,8 @@ def test_what_stands_in_the_place_of_the_folder_is_named_before_any_work(tmp_pat
         message = str(caught.value)
         assert message.startswith(f"{store.folder} ") or message.startswith(f"{store.folder}/")
         assert (
-            f"{tmp_path / 'out'} {told}. Give a place elsewhere, as with --out or --to;" in message
+            f"{tmp_path / 'out'} {told}. Give a place elsewhere, as with --out, --to or --save;"
+            in message
         )
         assert "Errno" not in message
     assert [it.name for it in tmp_path.iterdir()] == ["out"]
@@ -232,7 +233,7 @@ def test_a_folder_that_is_only_read_is_read_and_its_page_goes_elsewhere(study, t
     checked, status, page, joined, locked = done.stdout.splitlines()
     refused = "cannot be written: Permission denied. Ask its owner for the permission, or give a "
     assert checked.startswith(
-        f"WriteError {folder} {refused}place elsewhere, as with --out or --to;"
+        f"WriteError {folder} {refused}place elsewhere, as with --out, --to or --save;"
     )
     assert status == "done"
     assert page.startswith(f"WriteError {folder / 'summary.json'} {refused}place")

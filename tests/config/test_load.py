@@ -717,6 +717,18 @@ def test_a_wrong_value_of_one_layer_is_found_in_a_study_of_any_size():
             make_study(given, {"tune.layer.epsilon": values})
 
 
+@pytest.mark.parametrize(
+    "changes", [{"train.epochs": 1, "train.steps": 2}, {"train.steps": 2, "train.epochs": 1}]
+)
+def test_changes_of_a_runs_length_that_contradict_each_other_are_refused(changes):
+    """The last one was taken, and the other left out without a word."""
+    told = "epochs=1 and steps=2 both say how long a run is; leave out one of them"
+    with pytest.raises(ConfigError, match=told):
+        load_study(QUICKSTART, [f"{path}={value}" for path, value in changes.items()])
+    with pytest.raises(ConfigError, match=told):
+        make_study(QUICKSTART, changes)
+
+
 def test_steps_on_the_command_line_take_the_place_of_epochs(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(
@@ -725,8 +737,12 @@ def test_steps_on_the_command_line_take_the_place_of_epochs(tmp_path):
     )
     study = load_study(file, ["train.steps=8"])
     assert (study.train.steps, study.train.epochs, study.train.validate_every) == (8, None, 1)
-    counted = load_study(file, ["train.steps=8", "train.evaluate_every=4", "train.epochs=2"])
-    assert (counted.train.epochs, counted.train.steps) == (2, None)
+    counted = make_study(study, {"train.epochs": 2})
+    assert (counted.train.epochs, counted.train.steps, counted.train.evaluate_every) == (
+        2,
+        None,
+        None,
+    )
     crossed = load_study(file, ["factors.train.steps=[4, 8]"])
     lengths = [crossed.for_arm(arm).train for arm in crossed.arms()]
     assert [(it.steps, it.epochs) for it in lengths] == [(4, None), (8, None)]

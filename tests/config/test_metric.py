@@ -57,12 +57,13 @@ def test_margins_are_in_points_of_shares_and_in_the_unit_of_others():
             r"metric.name=rmse is not measured by objective.name=classification; expected one of "
             "accuracy, top_5_accuracy, loss",
         ),
-        ({"metric": "rmse"}, "metric.higher_is_better: "),
+        # Whoever misspelt the name was told that another field is missing.
+        ({"metric": "rmse"}, "metric.name=rmse is not measured by objective.name=classification"),
         (
             {"metric": {"name": "loss", "higher_is_better": True}},
             "metric.higher_is_better=true, but of loss it is false; leave it out",
         ),
-        ({"metric": {"select_by": "rmse"}}, "metric.select_by.higher_is_better: "),
+        ({"metric": {"select_by": "rmse"}}, "metric.select_by.name=rmse is not measured by"),
         ({"target": 1.5}, "target=1.5, but metric.name=accuracy is a share"),
         ({"target_accuracy": 0.9}, "target_accuracy: is now target; rename it"),
         ({"margin": 0.005}, "in points of a percentage: margin_points=0.5"),

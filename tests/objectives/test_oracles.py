@@ -117,6 +117,14 @@ def test_next_token_refuses_what_is_no_text(given):
         NextToken().examples(jnp.asarray(given), None)
 
 
+def test_a_padding_that_is_no_token_is_refused():
+    """It was taken without a word, and left out nothing."""
+    output = jnp.zeros((2, 3, 7))
+    assert NextToken(padding=6).check("gpt", output, (2, 3), 7).shape == (2, 3, 7)
+    with pytest.raises(ValueError, match=r"padding=7 is none of the tokens, which are 0 to 6"):
+        NextToken(padding=7).check("gpt", output, (2, 3), 7)
+
+
 def test_per_pixel_leaves_out_positions_and_classes_that_are_nowhere():
     logits, labels = normal(N, 4, 3, 5), drawn.integers(-1, 4, (N, 4, 3)).astype(np.int32)
     logits[..., 4] = -9  # Neither predicted nor there.

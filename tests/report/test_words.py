@@ -224,8 +224,9 @@ def test_chosen_values_at_the_edge_are_remarked_together():
     assert summary["a"].values == {RATE: 0.3}
     assert conclude(summary).remarks[-1] == (
         "The chosen learning_rate of base (0.3) and a (0.3) lies at the edge of what was tried; "
-        "a better one may lie beyond. To look there, run the study again with a larger "
-        "tune.extend, as tune.extend=3, or with a wider range where values are drawn from one."
+        "a better one may lie beyond. To look there, run the study again with further values or a "
+        "wider range in tune, or with a larger tune.extend, as tune.extend=3, which grids have "
+        "whose points all run to their end."
     )
 
 
