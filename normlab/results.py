@@ -71,14 +71,14 @@ class Results:
         """One row a run, as a `polars.DataFrame`.
 
         Its columns are `id`, `phase`, `arm`, `task` and `seed`; one for each factor and each tuned
-        value, by its path; the metrics of the last epoch and of the test split; `epochs`, `seconds`
-        and `status`. Values of several kinds in one column are JSON.
+        value, by its path; the metrics at the end of the curve and of the test split; `steps`,
+        `epochs`, `seconds` and `status`. Values of several kinds in one column are JSON.
         """
         return run_table(self.folder)
 
     @cached_property
     def curves(self) -> pl.DataFrame:
-        """One row an epoch of each run, as a `polars.DataFrame`.
+        """One row a point of the curve of each run, as a `polars.DataFrame`.
 
         Its columns are those that say which run it is, `epoch`, `step` and the metrics.
         """

@@ -191,12 +191,12 @@ def _row(run: Result | Failure) -> dict[str, Any]:
         return _place(run) | {"status": "failed"}
     last = {name: (curve or [None])[-1] for name, curve in run.curve.flat().items()}
     tested = {f"test_{name}": (run.test or {}).get(name) for name in run.curve.train}
-    epochs = {"epochs": run.epochs, "seconds": run.seconds}
+    length = {"steps": run.steps, "epochs": run.epochs, "seconds": run.seconds}
     return (
         _place(run)
         | last
         | tested
-        | epochs
+        | length
         | {"status": "stopped early" if run.until else run.status}
     )
 

@@ -1,6 +1,7 @@
 """What is kept of runs on disk beside their results: checkpoints to go on from, and weights."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -322,15 +323,17 @@ def has_weights(study: Path, name: str) -> bool:
 def score_of(study: Study) -> Callable[[Record], float | None]:
     """Returns how good a point of a curve is, by what tuning selects by, higher for better.
 
-    None without an evaluation.
+    None without an evaluation, or with one whose loss is not finite. A metric that is no number
+    otherwise, as R² of targets that are all the same, is the worst.
     """
     metric = study.metric.select_by or study.metric
-    name = metric.name
 
     def score(record: Record) -> float | None:
-        value = record.validation[name] if record.validation is not None else None
-        if value is None or value != value:
+        if record.validation is None or not math.isfinite(record.validation["loss"]):
             return None
+        value = record.validation[metric.name]
+        if math.isnan(value):
+            return -math.inf
         return value if metric.higher_is_better else -value
 
     return score

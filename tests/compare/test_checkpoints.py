@@ -1,6 +1,7 @@
 """Commands that save: killed, stopped, on a full disk, on damaged files; and what is loaded."""
 
 import json
+import math
 import random
 import resource
 import shutil
@@ -19,10 +20,11 @@ from flax import nnx
 import normlab as public
 from normlab import surgery
 from normlab.checksum import sealed
-from normlab.compare.kept import _of_the_same_weights, _Saved
+from normlab.compare.kept import _of_the_same_weights, _Saved, score_of
 from normlab.config import ConfigError, make_study
 from normlab.errors import UserError
 from normlab.models import MODELS
+from normlab.train import Record
 from normlab.train.checkpoint import _digests, sweep
 
 
@@ -204,6 +206,18 @@ def test_the_best_weights_have_the_accuracy_that_the_curve_has(tmp_path):
     curve = results.curves.sort("validation_accuracy", "step", descending=[True, False])
     assert int(step.name) == curve["step"][0]
     assert told["status"] == "finished"
+
+
+def test_the_best_of_what_has_no_number_is_kept_all_the_same():
+    """Of R² of constant targets no weights were kept, and the study said that it had not to."""
+    changes = {"objective": {"name": "regression"}, "metric": "r2", "keep": "best"}
+    given = {"study": "s", "model": {"name": "mlp"}, "variants": {"none": {"layer": "identity"}}}
+    score = score_of(make_study(given, changes))
+    nothing = {"loss": 0.5, "r2": math.nan}
+    assert score(Record(1, {}, nothing)) == -math.inf
+    assert score(Record(1, {}, {"loss": 0.5, "r2": -3.0})) == -3.0
+    assert score(Record(1, {}, {"loss": math.nan, "r2": math.nan})) is None
+    assert score(Record(1, {})) is None
 
 
 def test_weights_that_a_study_did_not_keep_are_told(tmp_path, capsys):

@@ -109,6 +109,7 @@ def test_one_row_a_run_with_levels_values_metrics_and_status(folder):
         "validation_accuracy": 0.5,
         "test_loss": 0.75,
         "test_accuracy": 0.5,
+        "steps": 20,
         "epochs": 2,
         "seconds": 4.0,
         "status": "finished",
