@@ -1,16 +1,26 @@
 """Which adapter a model takes, and the class or function that makes it."""
 
+import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 
 from .as_functions import Functions, FunctionsNetwork
 from .as_linen import LinenNetwork
-from .as_nnx import NNXNetwork
 from .network import Network
 
-_KINDS: tuple[type[Network], ...] = (LinenNetwork, NNXNetwork, FunctionsNetwork)
+if TYPE_CHECKING:
+    from .as_nnx import NNXNetwork
+
+
+def _of_nnx() -> "type[NNXNetwork] | None":
+    """The adapter of NNX; None where nobody has imported NNX, which takes a third of a second."""
+    if "flax.nnx" not in sys.modules:
+        return None
+    from .as_nnx import NNXNetwork
+
+    return NNXNetwork
 
 
 def kind_of(told: str, maker: Any) -> type[Network]:
@@ -23,8 +33,9 @@ def kind_of(told: str, maker: Any) -> type[Network]:
     Raises:
         ValueError: If it makes no model of a kind that is known.
     """
-    for kind in _KINDS:
-        if kind.is_made_by(maker):
+    kinds: tuple[type[Network] | None, ...] = (LinenNetwork, _of_nnx(), FunctionsNetwork)
+    for kind in kinds:
+        if kind is not None and kind.is_made_by(maker):
             return kind
     raise ValueError(
         f"{told}: {maker!r} is not a class of flax.linen.Module or flax.nnx.Module, nor a function "
@@ -44,8 +55,9 @@ def network_of(model: Any) -> Network:
     """
     if isinstance(model, nn.Module):
         return LinenNetwork(model)
-    if isinstance(model, partial) and NNXNetwork.is_made_by(model.func):
-        return NNXNetwork(model)
+    of_nnx = _of_nnx()
+    if of_nnx is not None and isinstance(model, partial) and of_nnx.is_made_by(model.func):
+        return of_nnx(model)
     if isinstance(model, tuple) and len(model) >= 2 and all(map(callable, model[:2])):
         return FunctionsNetwork(Functions(*model))
     raise TypeError(
