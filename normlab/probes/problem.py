@@ -133,7 +133,7 @@ def of_leaves(tree: Params, told: Callable[..., Array], *more: Params) -> dict[s
     others = [jax.tree.leaves(other) for other in more]
     return {
         name: told(leaf, *(leaves[place] for leaves in others))
-        for place, (name, leaf) in enumerate(_named(tree))
+        for place, (name, leaf) in enumerate(named(tree))
     }
 
 
@@ -171,7 +171,7 @@ def layers_of(problem: Problem) -> Layers:
         for given in equation.invars:
             if not isinstance(given, jax.extend.core.Literal):
                 first.setdefault(given, place)
-    of_each = [name.rpartition("/")[0] or name for name, _ in _named(problem.params)]
+    of_each = [name.rpartition("/")[0] or name for name, _ in named(problem.params)]
     places: dict[str, int] = {}
     for name, variable in zip(of_each, program.jaxpr.invars, strict=True):
         place = first.get(variable, len(program.eqns))
@@ -181,7 +181,7 @@ def layers_of(problem: Problem) -> Layers:
     return Layers(tuple(names), jax.tree.unflatten(structure, map(names.index, of_each)))
 
 
-def _named(tree: Params) -> list[tuple[str, Any]]:
+def named(tree: Params) -> list[tuple[str, Any]]:
     """The arrays of a tree with their paths, as "dense/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [

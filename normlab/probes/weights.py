@@ -3,17 +3,18 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .problem import Problem, of_leaves, stepped
+from .problem import Params, Problem, named, of_leaves, stepped
 from .reports import Report
 
 
 def weights(problem: Problem, step: float) -> dict[str, dict[str, Array]]:
     r"""Returns what the parameters are like, by their paths, and those of layers by their names.
 
-    `norm` is the Euclidean norm of each parameter; `turned` the angle in radians by which a step of
-    gradient descent of size :math:`\eta` turns it; `effective_rate`, :math:`\eta / |w|^2`, the
-    rate that the direction of a weight moves at whose length the network does not depend on.
-    `undone` and `undone_bias` say how far layers are from undoing themselves; see `undone`.
+    `norm` is the Euclidean norm of each parameter. Of those of two axes or more, `turned` is the
+    angle in radians by which a step of gradient descent of size :math:`\eta` turns it;
+    `effective_rate`, :math:`\eta / |w|^2`, the rate at which the direction of a weight moves on
+    whose length the network does not depend. `undone` and `undone_bias` say how far layers are
+    from undoing themselves; see `undone`.
 
     Source: van Laarhoven, 2017, "L2 Regularization versus Batch and Weight Normalization", section
     3 (effective rate); Wan et al., 2021, "Spherical Motion Dynamics", section 3 (angular update).
@@ -26,8 +27,8 @@ def weights(problem: Problem, step: float) -> dict[str, dict[str, Array]]:
 
     told = {
         "norm": of_leaves(params, lambda leaf: jnp.linalg.norm(leaf.ravel())),
-        "turned": of_leaves(params, _angle, after),
-        "effective_rate": of_leaves(params, effective),
+        "turned": _of_matrices(params, of_leaves(params, _angle, after)),
+        "effective_rate": _of_matrices(params, of_leaves(params, effective)),
     }
     of_layers = {name: undone(it) for name, it in problem.reports().items()}
     for quantity in ("undone", "undone_bias"):
@@ -35,6 +36,11 @@ def weights(problem: Problem, step: float) -> dict[str, dict[str, Array]]:
         if found:
             told[quantity] = found
     return told
+
+
+def _of_matrices(params: Params, told: dict[str, Array]) -> dict[str, Array]:
+    """Leaves out biases and scales, which may be 0 and have no direction then."""
+    return {name: told[name] for name, leaf in named(params) if leaf.ndim > 1}
 
 
 def undone(report: Report) -> dict[str, Float[Array, ""]]:

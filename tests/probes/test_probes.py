@@ -259,6 +259,7 @@ def test_all_probes_of_a_linen_model_with_its_layers_as_they_are_called(small):
     assert [*told["activations"]["mean"]] == [*told["gradients"]["to_input"]] == ["z", "b"]
     assert [*told["shift"]["distance"]] == ["y", "z", "c", "b", "a"]
     assert [*told["activations"]["gap_of_mean"]] == ["z"]
+    assert {*told["weights"]["turned"]} == {"y/kernel", "c/kernel", "a/kernel"}
     frame = told.frame()
     assert frame.columns == ["probe", "quantity", "of", "value"]
     assert frame.height == sum(len(it) for each in told.values.values() for it in each.values())
