@@ -11,7 +11,7 @@ from command import ENVIRONMENT, NORMLAB, normlab
 STUDY = {
     "study": "small",
     "data": {"name": "cifar10", "batch_size": 16},
-    "model": {"name": "cnn", "channels": [4]},
+    "model": {"name": "mlp", "hidden": [4]},
     "variants": {
         "batch": {"layer": "batch_norm"},
         "a_variant_with_quite_a_long_name": {"layer": "group_norm", "num_groups": 2},
@@ -42,7 +42,7 @@ def test_a_table_a_chart_and_figures_that_do_not_vary(config):
     assert (content["baseline"], content["examples_per_chip"]) == ("batch", 16)
     assert [it["arm"] for it in content["costs"]] == list(STUDY["variants"])
     first = content["costs"][0]
-    assert first["normalized"] == 16 * 32 * 32 * 4 * 2
+    assert first["normalized"] == 16 * 4 * 2
     assert first["passes"] == first["traffic"] / first["normalized"]
     assert re.search(rf"^ *batch .* {first['passes']:.1f} ", done.stdout, re.MULTILINE)
     chart = (folder / "runs/small/cost/cost.svg").read_text()
