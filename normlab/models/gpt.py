@@ -51,8 +51,9 @@ class GPT(nn.Module):
     Normalization in the Transformer Architecture", and Kim et al., 2025, "Peri-LN: Revisiting
     Normalization Layer in the Transformer Architecture"; norm of queries and keys: Henry et al.,
     2020, "Query-Key Normalization for Transformers", here with any norm and the usual factor
-    before the softmax; rotary positions: Su et al., 2021, "RoFormer"; one matrix for embedding and
-    logits: Press and Wolf, 2017, "Using the Output Embedding to Improve Language Models".
+    before the softmax; scaled embedding: Zhu et al., 2025, "Transformers without Normalization",
+    for its language models; rotary positions: Su et al., 2021, "RoFormer"; one matrix for embedding
+    and logits: Press and Wolf, 2017, "Using the Output Embedding to Improve Language Models".
 
     Raises:
         ValueError: At the call, if the input is no batch of tokens, the heads do not divide the
@@ -70,6 +71,10 @@ class GPT(nn.Module):
             token as an example, (batch tokens heads, width / heads); None for none.
         positions: "learned", a vector for each position, or "rotary", turning queries and keys.
         tie_embeddings: Whether the embedding also makes the logits, which then have no bias.
+        scale_embedding: Whether a token's vector is multiplied by a learned number that starts at
+            the root of the width. Layers that do not divide by the size of what they get, as
+            dynamic tanh, need it to learn: what they get is else as small as the embedding is
+            drawn.
         dropout: Share of features that is left out in training.
         activation: Name of the activation.
         dtype: Dtype of the computation; logits and the softmax of the attention are float32.
@@ -85,6 +90,7 @@ class GPT(nn.Module):
     query_key_norm: Norm | None = None
     positions: Positions = "learned"
     tie_embeddings: bool = True
+    scale_embedding: bool = False
     dropout: float = 0.0
     activation: Activation = "gelu"
     dtype: DTypeLike = jnp.float32
@@ -101,6 +107,9 @@ class GPT(nn.Module):
             self.classes, self.width, dtype=self.dtype, embedding_init=drawn, name="embedding"
         )
         tokens, x = x, embedding(x)
+        if self.scale_embedding:
+            root = nn.initializers.constant(self.width**0.5)
+            x = x * self.param("embedding_scale", root, ()).astype(x.dtype)
         if self.positions == "learned":
             x = x + self._learned_positions(tokens.shape[1]).astype(x.dtype)
         norm = partial(self._norm, train=train)
@@ -211,6 +220,7 @@ class GPTSpec(Spec):
     query_key_norm: str = "none"
     positions: Positions = "learned"
     tie_embeddings: bool = True
+    scale_embedding: bool = False
     dropout: Share = 0.0
     activation: Activation = "gelu"
 

@@ -42,7 +42,7 @@ def layer_norm(vector, params):
         ("post", {"positions": "rotary", "tie_embeddings": False}, {"rotary": True}),
         (
             "peri",
-            {"positions": "rotary", "query_key_norm": normlab.LayerNorm},
+            {"positions": "rotary", "query_key_norm": normlab.LayerNorm, "scale_embedding": True},
             {"rotary": True, "query_key_norm": True},
         ),
     ],
@@ -55,6 +55,7 @@ def test_it_is_its_formula(norm_position, fields, told):
         model = small(norm=norm, norm_position=norm_position, dtype=jnp.float64, **fields)
         variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), drawn(model))
         logits = model.apply(variables, TOKENS, train=False)
+    assert ("embedding_scale" in variables["params"]) == ("scale_embedding" in fields)
     assert ("head" in variables["params"]) == (fields.get("tie_embeddings") is False)
     wanted = oracles.gpt(
         variables["params"],
@@ -117,7 +118,8 @@ def test_half_precision_is_near_single_precision(positions):
 
 
 def test_weights_start_as_in_gpt_2():
-    model = small(norm=normlab.LayerNorm, width=64, tie_embeddings=False, classes=256)
+    fields = {"tie_embeddings": False, "scale_embedding": True}
+    model = small(norm=normlab.LayerNorm, width=64, classes=256, **fields)
     params = model.init(jax.random.key(0), TOKENS, train=False)["params"]
     for name, deviation in {
         "embedding": 0.02,
@@ -130,6 +132,7 @@ def test_weights_start_as_in_gpt_2():
         (leaf, *_) = [it for it in jax.tree.leaves(params[name]) if it.ndim == 2]
         np.testing.assert_allclose(np.std(leaf), deviation, rtol=0.08)
     assert params["positions"].shape == (5, 64)
+    assert params["embedding_scale"] == 8
 
 
 @pytest.mark.parametrize(("tied", "head"), [(True, "embedding"), (False, "head")])

@@ -63,7 +63,7 @@ def _of_one(params, tokens, embedding, given) -> np.ndarray:
         x = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
         return dense(x, f"dense_{block}")
 
-    x = embedding[tokens]
+    x = embedding[tokens] * as_double(params.get("embedding_scale", 1.0))
     if not given["rotary"]:
         x = x + as_double(params["positions"])[: len(tokens)]
     if position == "peri":
