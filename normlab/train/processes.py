@@ -11,10 +11,9 @@ from jax.experimental import multihost_utils
 
 from ..errors import UserError
 
-# Seconds after which a process that is not heard of counts as ended, and the others end.
+# Seconds after which a process that is not heard of counts as ended, and the others end; and for
+# which all wait for the first one, which writes what the run came to, to part from it.
 SILENCE = 30
-# Seconds that the others are waited for at the end.
-_TO_PART = 10
 
 # Where launchers of MPI say how many processes there are, which one this is, and which of those on
 # its machine: Open MPI; MPICH and Intel MPI.
@@ -80,7 +79,7 @@ def join(coordinator: str, count: int | None, number: int | None) -> bool:
             number,
             devices,
             heartbeat_timeout_seconds=SILENCE,
-            shutdown_timeout_seconds=_TO_PART,
+            shutdown_timeout_seconds=SILENCE,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise ProcessesError(f"--coordinator {coordinator}: {error}{_remedy(error)}") from error
