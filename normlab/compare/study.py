@@ -519,6 +519,14 @@ class Study(Spec):
                 f"target={self.target:g}, but metric.name={name} is a share, above 0 and at most 1"
                 + f"; {self.target:g}% as a share is {self.target / 100:g}" * (self.target > 1)
             )
+        known = self.objective.all_metrics().get(name)
+        least, most = (None, None) if share or known is None else known.bounds
+        if self.target is not None and least is not None and self.target < least:
+            raise ValueError(
+                f"target={self.target:g}, but metric.name={name} is at least {least:g}"
+            )
+        if self.target is not None and most is not None and self.target > most:
+            raise ValueError(f"target={self.target:g}, but metric.name={name} is at most {most:g}")
         if share and self.margin is not None:
             points = 100 * self.margin if self.margin < 0.1 else self.margin
             raise ValueError(

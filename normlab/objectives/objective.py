@@ -35,8 +35,8 @@ class Objective(Spec):
                 return {"pinball": self.loss(output, target)}
 
     Fields that are annotated can be set in a configuration: `objective: {name: pinball, share:
-    0.5}`. The mean loss over what was trained on or evaluated is a metric of every objective,
-    called "loss".
+    0.5}`; what is annotated as `ClassVar` cannot. The mean loss over what was trained on or
+    evaluated is a metric of every objective, called "loss".
 
     Attributes:
         targets: What the labels of a data set must be: "classes", whole numbers from 0, one an

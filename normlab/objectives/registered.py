@@ -1,5 +1,6 @@
 """The objectives that a study can name: normlab's, and a user's own by registration."""
 
+import inspect
 import typing
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +30,15 @@ OBJECTIVES: dict[str, type[Any]] = {
     "regression": Regression,
     "next_token": NextToken,
     "per_pixel": PerPixel,
+}
+
+# What an objective may have of its own -> what it is given.
+_METHODS = {
+    "loss": ("output", "target"),
+    "measure": ("output", "target"),
+    "finish": ("means",),
+    "fitted": ("targets",),
+    "examples": ("inputs", "targets"),
 }
 
 
@@ -87,10 +97,36 @@ def _check(told: str, objective: Any) -> None:
             f"{told}: {objective.__qualname__} has no loss; add a method loss(self, output, "
             "target) that returns a number for each example."
         )
+    if objective.__init__ is not Objective.__init__:
+        raise ValueError(
+            f"{told}: {objective.__qualname__} has an __init__, but a study makes it of its "
+            "fields; annotate what can be set, as in share: float = 0.9, and compute the rest in "
+            "its methods."
+        )
+    made = objective.model_construct()
+    for method, given in _METHODS.items():
+        try:
+            inspect.signature(getattr(made, method)).bind(*given)
+        except TypeError as error:
+            raise ValueError(
+                f"{told}: {method} of {objective.__qualname__} must take {' and '.join(given)}, by "
+                f"their places: {error}."
+            ) from error
+    of_class = [it for it in ("targets", "takes_shares", "metrics") if it in objective.model_fields]
+    if of_class:
+        raise ValueError(
+            f"{told}: {objective.__qualname__} annotates {', '.join(of_class)}, which makes that a "
+            f"field of each study; leave out the annotation, as in {of_class[0]} = ..."
+        )
     kinds = typing.get_args(Targets)
     if objective.targets not in kinds:
         raise ValueError(
             f"{told}: targets={objective.targets!r}; expected one of {', '.join(kinds)}."
+        )
+    if objective.takes_shares and objective.targets != "classes":
+        raise ValueError(
+            f"{told}: takes_shares=True, but there are shares of classes alone, and targets="
+            f"{objective.targets!r}; leave it out."
         )
     metrics: Any = objective.metrics
     if not isinstance(metrics, Mapping) or not all(
@@ -109,6 +145,6 @@ def _check(told: str, objective: Any) -> None:
     if wrong:
         raise ValueError(
             f"{told}: the fields {', '.join(wrong)} of {objective.__qualname__} cannot stand in a "
-            "configuration; expected numbers, words, truth values, or tuples of them. Leave out "
-            "the annotation of what shall not be set."
+            "configuration; expected numbers, words, truth values, or tuples of them. Annotate "
+            "what shall not be set as typing.ClassVar."
         )

@@ -65,6 +65,15 @@ def test_margins_are_in_points_of_shares_and_in_the_unit_of_others():
         ),
         ({"metric": {"select_by": "rmse"}}, "metric.select_by.name=rmse is not measured by"),
         ({"target": 1.5}, "target=1.5, but metric.name=accuracy is a share"),
+        # Targets that no run can reach were waited for.
+        (
+            {"objective": {"name": "regression"}, "target": -1},
+            "target=-1, but metric.name=rmse is at",
+        ),
+        (
+            {"objective": {"name": "regression"}, "metric": "r2", "target": 1.5},
+            "target=1.5, but metric.name=r2 is at most 1",
+        ),
         ({"target_accuracy": 0.9}, "target_accuracy: is now target; rename it"),
         ({"margin": 0.005}, "in points of a percentage: margin_points=0.5"),
         (

@@ -1,5 +1,7 @@
 """Objectives of the user's own: what registration asks of them, and what a study makes of them."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,19 +92,55 @@ class WithAnArray(Pinball):
     weights: dict[str, float] = {}  # noqa: RUF012
 
 
+with pytest.warns(UserWarning, match="shadows"):
+
+    class Annotated(Pinball):
+        targets: str = "values"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class SharesOfValues(Pinball):
+    takes_shares = True
+
+
+class WithAnInit(Pinball):
+    def __init__(self):
+        super().__init__()
+
+
+class OfOneArgument(Pinball):
+    def loss(self, output):
+        return output
+
+
+class WithConstants(Pinball):
+    weights: ClassVar[dict[str, float]] = {}
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        # The labels of the study were taken for classes.
+        (Annotated, "Annotated annotates targets, which makes that a field of each study; leave"),
+        # These two were told as a TypeError, the second of all runs of a study.
+        (WithAnInit, "WithAnInit has an __init__, but a study makes it of its fields; annotate"),
+        (OfOneArgument, "loss of OfOneArgument must take output and target, by their places: too"),
+        (SharesOfValues, "takes_shares=True, but there are shares of classes alone, and targets="),
         (object(), "is not a class derived from normlab.Objective; write `class Mine"),
         (WithoutLoss, "WithoutLoss has no loss; add a method loss"),
         (OfNoKind, "targets='numbers'; expected one of classes, flags"),
         (WithoutMeaning, "expected names, as words with underscores, and what they mean"),
-        (WithAnArray, "the fields weights: .* cannot stand in a configuration"),
+        (WithAnArray, "the fields weights: .* cannot stand in .* Annotate .* as typing.ClassVar"),
     ],
 )
 def test_what_cannot_stand_in_a_study_is_refused_with_a_remedy(given, told):
     with pytest.raises(ValueError, match=told):
         normlab.register_objective("mine", given)
+
+
+def test_what_is_of_the_class_alone_is_no_field():
+    """The remedy for fields that cannot be set, to leave out the annotation, was an error."""
+    normlab.register_objective("mine", WithConstants)
+    assert OBJECTIVES["mine"].model_fields.keys() == {"share", "name"}
 
 
 def test_names_are_taken_once():
