@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from .problem import Problem, inner, of_leaves
 
-# Into which a batch is cut to see how its gradient varies.
-PARTS = 4
+# Into how many parts a batch is cut to see how its gradient varies: the first that fits.
+PARTS = (4, 2, 3)
 
 
 def gradients(problem: Problem) -> dict[str, dict[str, Array]]:
@@ -15,15 +15,18 @@ def gradients(problem: Problem) -> dict[str, dict[str, Array]]:
 
     `to_input` are the norms of the gradients of the mean loss to the inputs of normalization
     layers, in the order of their calls, `to_parameter` those to each parameter by its path, and
-    `noise_scale` is one number, under "all".
+    `noise_scale` is one number, under "all", unless the batch cannot be cut into 4, 2 or 3 parts.
     """
+    count = len(problem.inputs)
     whole = problem.gradient(problem.params)
     sizes = {name: jnp.linalg.norm(it) for name, it in problem.gradients_of_inputs().items()}
-    return {
+    told = {
         "to_input": sizes,
         "to_parameter": of_leaves(whole, lambda leaf: jnp.linalg.norm(leaf.ravel())),
-        "noise_scale": {"all": noise_scale(problem, PARTS)},
     }
+    if parts := next((it for it in PARTS if count % it == 0 and count >= 2 * it), None):
+        told["noise_scale"] = {"all": noise_scale(problem, parts)}
+    return told
 
 
 def noise_scale(problem: Problem, parts: int) -> Float[Array, ""]:

@@ -1,6 +1,7 @@
 """Probes against closed forms in float64: on least squares, and of arrays that are drawn."""
 
 import math
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -150,6 +151,9 @@ def test_the_noise_scale_compares_a_batch_with_its_parts(squares, parts):
     assert noise_scale(problem, parts) == pytest.approx(noise / signal, rel=1e-4)
     with pytest.raises(ValueError, match="a batch of 24 examples cannot be cut into 5"):
         noise_scale(problem, 5)
+    assert gradients(problem)["noise_scale"]["all"] == noise_scale(problem, 4)
+    of_five = replace(problem, inputs=problem.inputs[:5], targets=problem.targets[:5])
+    assert "noise_scale" not in gradients(of_five)
 
 
 def test_weights_tell_their_norm_turn_and_rate(squares):
