@@ -1,4 +1,7 @@
-"""Starting `normlab` as a real process, for whatever tests it."""
+"""Starting `normlab` as a real process, for whatever tests it.
+
+Most commands are forks of a process that has imported JAX, so that not each imports it anew.
+"""
 
 import json
 import os
@@ -6,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from forking import Forked, too_late
 
 NORMLAB = [sys.executable, "-c", "from normlab.start import main; main()"]
 # No data folder: what a command says of data sets must not depend on who runs the tests.
@@ -20,30 +25,37 @@ ENVIRONMENT = {
 
 def normlab(*arguments, folder, code=0, traceback=False, **environment):
     """Runs a command to its end, which must be the one expected, with a traceback or without."""
-    done = subprocess.run(
-        [*NORMLAB, *map(str, arguments)],
+    process = _process(arguments, folder, environment, together=False)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, output + errors
+    assert traceback or "Traceback" not in errors, errors
+    return subprocess.CompletedProcess(process.args, code, output, errors)
+
+
+def started(*arguments, folder, start_new_session=False, from_the_start=False, **environment):
+    """Starts a command, whose output and errors are read together.
+
+    Args:
+        from_the_start: Whether what happens while Python starts and JAX is imported is looked at.
+    """
+    how = {"together": True, "start_new_session": start_new_session}
+    return _process(arguments, folder, environment, **how, forked=not from_the_start)
+
+
+def _process(arguments, folder, environment, *, together, forked=True, start_new_session=False):
+    arguments, variables = [*map(str, arguments)], ENVIRONMENT | environment
+    how = {"start_new_session": start_new_session}
+    if forked and not too_late(environment):
+        return Forked(arguments, folder, variables, together=together, **how)
+    return subprocess.Popen(
+        [*NORMLAB, *arguments],
         cwd=folder,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if together else subprocess.PIPE,
         text=True,
         errors="backslashreplace",
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert traceback or "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def started(*arguments, folder, start_new_session=False, **environment):
-    """Starts a command, whose output and errors are read together."""
-    return subprocess.Popen(
-        [*NORMLAB, *map(str, arguments)],
-        cwd=folder,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=start_new_session,
+        **how,
     )
 
 

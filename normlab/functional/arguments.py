@@ -111,6 +111,7 @@ def is_flag(value: Any) -> bool:
     return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
 
 
+@functools.cache
 def number(
     least: float = -np.inf,
     most: float = np.inf,
@@ -180,6 +181,7 @@ def is_axis_name(value: Any) -> bool:
 # What an argument may be beside the others of its call.
 
 
+@functools.cache
 def _array(*kinds: Any, least_rank: int = 0) -> Holds:
     def holds(value: Any) -> bool:
         return (

@@ -71,9 +71,12 @@ def test_each_signal_stops_a_study_with_the_same_word_and_its_own_code(config, n
 def test_signals_at_any_moment_and_twice_end_it_with_a_word(config, seed):
     """A second Ctrl-C within 50 ms, or one while modules were imported, printed a traceback."""
     draw, folder = random.Random(seed), config.parent / "runs/small"
-    process = started("compare", config.name, folder=config.parent)
+    amid_training = seed % 2  # to which few moments by chance belong
+    process = started(
+        "compare", config.name, folder=config.parent, from_the_start=not amid_training
+    )
     wait_until_it_listens(process)
-    if seed % 2:  # Half of them amid training, to which few moments by chance belong.
+    if amid_training:
         wait_for_results(process, folder, draw.randint(1, 15))
         time.sleep(draw.uniform(0, 0.1))
     else:
