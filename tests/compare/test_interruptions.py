@@ -23,11 +23,13 @@ STUDY = {
     "seeds": 8,
 }
 RUNS = 2 * (2 + 8)
+KILLED = STUDY | {"train": {"epochs": 10}, "seeds": 4}
 
 # Each life of the study is a fork, which need not import everything anew.
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
+import sklearn.datasets  # of digits
 import normlab.compare.run, normlab.report  # JAX too, but no device, which a fork would not bear
 from command import table
 from normlab.cli import compare
@@ -83,8 +85,9 @@ def config(tmp_path):
 
 def test_twenty_kills_at_random_times_change_no_bit_of_the_table(config, tmp_path):
     tests = Path(__file__).parents[1]
+    config.write_text(yaml.safe_dump(KILLED, sort_keys=False))
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, config, tmp_path, str(RUNS)],
+        [sys.executable, "-c", KILLS, config, tmp_path, str(2 * (2 + 4))],
         cwd=tmp_path,
         env=ENVIRONMENT
         | {
