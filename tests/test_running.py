@@ -47,7 +47,7 @@ def test_a_fork_does_what_a_process_does_that_starts_with_the_command(tmp_path, 
     for from_the_start in (False, True):
         how = {"folder": tmp_path, "start_new_session": not variables, **variables}
         process = started("compare", "study.yaml", from_the_start=from_the_start, **how)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=300)
         told.append((printed, process.returncode))
     for forked, other in zip(*(printed.splitlines() for printed, _ in told), strict=True):
         assert forked == other
