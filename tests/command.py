@@ -45,7 +45,8 @@ def started(*arguments, folder, start_new_session=False, from_the_start=False, *
 def _process(arguments, folder, environment, *, together, forked=True, start_new_session=False):
     arguments, variables = [*map(str, arguments)], ENVIRONMENT | environment
     how = {"start_new_session": start_new_session}
-    if forked and not too_late(environment):
+    # A fork leaves behind where its Ray cluster was, and the next command would wait for that one.
+    if forked and not too_late(environment) and "executor.name=ray" not in arguments:
         return Forked(arguments, folder, variables, together=together, **how)
     return subprocess.Popen(
         [*NORMLAB, *arguments],
