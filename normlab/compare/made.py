@@ -40,11 +40,8 @@ def is_made(folder: Path, now: str, names: Sequence[str]) -> bool:
     """
     try:
         return json.loads((folder / _RECORD).read_bytes()) == _record(folder, now, names)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ):  # There is none, or it is damaged: all is made anew.
+    except (OSError, ValueError, RecursionError):
+        # There is none, or it is damaged: all is made anew.
         return False
 
 
