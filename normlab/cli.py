@@ -1,4 +1,4 @@
-"""The command line: compare, train, report, status, watch, export, cost, list, data, settings."""
+"""The command line: compare, train, report, status, watch, export, experiments, cost, list, data."""
 
 import io
 import os
@@ -647,6 +647,61 @@ def _get_data(given: tuple[str, ...], to: Path | None) -> None:
         console.print(f"{name}: {get(name, root, console.print)}", soft_wrap=True)
     if to is not None and (not named or Path(named).expanduser().resolve() != root.resolve()):
         console.print(f"Studies look there with: export NORMLAB_DATA={shlex.quote(str(root))}")
+
+
+@app.command
+def experiments(
+    names: Annotated[
+        tuple[str, ...],
+        Positional,
+        tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(optional; all for each)"),
+    ] = (),
+    /,
+    *,
+    smoke: bool = False,
+    rewrite: bool = False,
+    out: Annotated[
+        Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/experiments)")
+    ] = Path("runs/experiments"),
+) -> None:
+    """List the claims that were put to the test, with their verdicts; or put some to it.
+
+    In a clone of normlab: an experiment is a folder of experiments/ with a rule, and the study of
+    its name in configs/. Its runs are made, or go on where they stood; the rule says what they
+    mean; results, figure and READMEs are written.
+
+    Args:
+        names: Which to run; all for each. None lists them.
+        smoke: Run them, or each where none is named, at the size of seconds, and keep nothing.
+        rewrite: Judge the kept results anew, and write figures, READMEs and the table from them.
+        out: Where the studies of experiments go.
+    """
+    if names or smoke:
+        settle()
+    with importing():
+        from .experiments import chosen, make, read_experiments, try_out, write_table, write_words
+
+    there = read_experiments()
+    asked = chosen(names or (("all",) if smoke or rewrite else ()), there)
+    for experiment in asked:
+        if smoke:
+            verdict = try_out(experiment, console)
+            console.print(f"{experiment.name}: {verdict.word} at smoke size, which says nothing")
+        elif rewrite:
+            write_words(experiment)
+        else:
+            verdict = make(experiment, console, out / experiment.name)
+            console.print(f"{experiment.name}: {verdict.word}", style="bold")
+    if asked and not smoke:
+        write_table(there)
+    if not smoke:
+        table = Table(box=None, pad_edge=False)
+        for column in ("experiment", "claim", "verdict"):
+            table.add_column(column, overflow="fold")
+        for it in there:
+            verdict = it.verdict
+            table.add_row(it.name, it.rule.claim, verdict.word if verdict else "not run")
+        console.print(table)
 
 
 @app.command(name="settings")

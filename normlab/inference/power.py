@@ -3,7 +3,7 @@
 import math
 from functools import lru_cache
 
-from scipy.special import nctdtr, stdtrit
+from scipy.special import nctdtr, nctdtrinc, stdtrit
 
 FEWEST_PAIRS = 3
 """Fewer pairs decide nothing: two have a spread with one degree of freedom."""
@@ -51,6 +51,27 @@ def pairs_for_power(
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
     return float(high)
+
+
+def difference_for_power(
+    pairs: int, deviation: float, level: float, comparisons: int = 1, power: float = POWER
+) -> float:
+    """The smallest true difference that so many pairs show with a probability.
+
+    The inverse of `pairs_for_power`; infinite for fewer than `FEWEST_PAIRS`.
+
+    Args:
+        pairs: Number of pairs.
+        deviation: True standard deviation of the paired differences.
+        level: Two-sided level of significance.
+        comparisons: Number of comparisons that share the level.
+        power: Probability to show the difference.
+    """
+    if pairs < FEWEST_PAIRS:
+        return math.inf
+    threshold = float(stdtrit(pairs - 1, 1 - level / comparisons / 2))
+    # Noncentral t has the probability `1 - power` below the threshold at this noncentrality.
+    return float(nctdtrinc(pairs - 1, 1 - power, threshold)) / math.sqrt(pairs) * deviation
 
 
 @lru_cache

@@ -1,0 +1,246 @@
+"""Experiments: claims about normalization, each with a study, a rule, results and a verdict."""
+
+import hashlib
+import json
+import runpy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from .compare.fingerprint import of_config
+from .compare.store import write_whole
+from .comparison import run, write_outcome
+from .config import ConfigError, load_study
+from .config.errors import problems
+from .config.read import Given, UnreadableError, text_of
+from .errors import UserError, nearest
+from .report import Study, read_study
+from .report.page import svg
+from .verdicts import Record, Rule, Verdict, judge, measured, read_record, write_record
+from .verdicts.figure import figure
+from .verdicts.measures import Own, Scores
+from .verdicts.record import finite
+from .verdicts.words import replaced, section, table
+
+ROOT = Path("experiments")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim and what is needed to judge it.
+
+    Attributes:
+        folder: Its folder, which has `rule.yaml`, `README.md`, `results` and, where a study alone
+            cannot say what is asked, `measure.py`.
+        config: Its study.
+    """
+
+    folder: Path
+    config: Path
+
+    @property
+    def name(self) -> str:
+        """Its name, which folder and study share."""
+        return self.folder.name
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule.
+
+        Raises:
+            ConfigError: The file has mistakes; it lists all of them.
+        """
+        return read_rule(self.folder / "rule.yaml")
+
+    @property
+    def rule_hash(self) -> str:
+        """SHA-256 of the file of the rule, which results carry."""
+        return hashlib.sha256((self.folder / "rule.yaml").read_bytes()).hexdigest()
+
+    @property
+    def record_path(self) -> Path:
+        """Where what was measured is kept."""
+        return self.folder / "results" / "scores.json"
+
+    @cached_property
+    def record(self) -> Record | None:
+        """What was measured; None before the first run.
+
+        Raises:
+            UserError: The file is damaged, or was made under another rule.
+        """
+        if not self.record_path.exists():
+            return None
+        record = read_record(self.record_path)
+        if record.rule != self.rule_hash:
+            raise UserError(
+                f"{self.folder / 'rule.yaml'} is not the rule that {self.record_path} was made "
+                "under: a rule is not changed after the run. Restore it, or write another "
+                "experiment."
+            )
+        return record
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """What the rule makes of what was measured; None before the first run."""
+        return judge(self.rule, self.record.measured) if self.record is not None else None
+
+
+def read_rule(path: Path) -> Rule:
+    """Reads a rule and checks all of it.
+
+    Raises:
+        ConfigError: That lists everything that is wrong.
+    """
+    given = Given()
+    try:
+        raw = given.from_yaml(text_of(path))
+    except UnreadableError as error:
+        raise ConfigError(str(path), [str(error)]) from error
+    found = dict(given.problems)
+    try:
+        rule = Rule.model_validate(raw)
+    except ValidationError as error:
+        found |= problems(error, Rule.model_json_schema(), given.texts)
+        rule = None
+    if rule is None or found:
+        raise ConfigError(str(path), [f"{at}: {it}" if at else it for at, it in found.items()])
+    return rule
+
+
+def read_experiments(root: Path = ROOT) -> list[Experiment]:
+    """Returns the experiments of a folder, those with a `rule.yaml`, by name.
+
+    Raises:
+        UserError: There is no such folder, or a rule has no study.
+    """
+    found = [
+        Experiment(it.parent, root.parent / "configs" / f"{it.parent.name}.yaml")
+        for it in sorted(root.glob("*/rule.yaml"))
+    ]
+    if not found:
+        raise UserError(
+            f"{root} has no folder with a rule.yaml; give this command in a clone of normlab"
+        )
+    for it in found:
+        if not it.config.exists():
+            raise UserError(f"{it.folder} has a rule and no study {it.config}")
+    return found
+
+
+def chosen(names: Sequence[str], there: Sequence[Experiment]) -> list[Experiment]:
+    """Returns the experiments of some names; `all` means each.
+
+    Raises:
+        UserError: There is no experiment of a name.
+    """
+    by_name = {it.name: it for it in there}
+    if list(names) == ["all"]:
+        return list(there)
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"there is no experiment {name!r}{nearest(name, by_name)}")
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def make(experiment: Experiment, console: Console, out: Path) -> Verdict:
+    """Runs an experiment, or goes on with it, judges it, and writes results, figure and README.
+
+    Args:
+        experiment: The experiment.
+        console: Where progress is told.
+        out: Folder of its study.
+
+    Raises:
+        UserError: The study cannot be run or does not have what the rule asks for.
+    """
+    record = _recorded(experiment, console, out, [])
+    write_record(record, experiment.record_path)
+    for cached in ("record", "verdict"):
+        experiment.__dict__.pop(cached, None)
+    write_words(experiment)
+    verdict = experiment.verdict
+    assert verdict is not None
+    return verdict
+
+
+def try_out(experiment: Experiment, console: Console) -> Verdict:
+    """Does what `make` does at smoke size, and keeps nothing of it."""
+    changes = [f"{path}={json.dumps(value)}" for path, value in experiment.rule.smoke.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        record = _recorded(experiment, console, Path(folder) / experiment.name, changes)
+        again = Path(folder) / "scores.json"
+        write_record(record, again)
+        scores = read_record(again).measured
+        verdict = judge(experiment.rule, scores)
+        svg(figure(experiment.rule, scores))
+        _readme(experiment, record, verdict)
+    return verdict
+
+
+def write_words(experiment: Experiment) -> None:
+    """Writes figure and README of an experiment anew from what was measured."""
+    if experiment.record is None or experiment.verdict is None:
+        return
+    drawn = svg(figure(experiment.rule, experiment.record.measured))
+    write_whole(experiment.record_path.with_name("figure.svg"), drawn)
+    text = _readme(experiment, experiment.record, experiment.verdict)
+    write_whole(experiment.folder / "README.md", text)
+
+
+def write_table(there: Sequence[Experiment], root: Path = ROOT) -> None:
+    """Writes the table of all verdicts into the README of the folder of experiments."""
+    readme = root / "README.md"
+    rows = [(it.name, it.rule, it.verdict) for it in there]
+    write_whole(readme, replaced(readme.read_text("utf-8"), table(rows), str(readme)))
+
+
+def _readme(experiment: Experiment, record: Record, verdict: Verdict) -> str:
+    readme = experiment.folder / "README.md"
+    told = section(experiment.rule, record, verdict, f"normlab experiments {experiment.name}")
+    return replaced(readme.read_text("utf-8"), told, str(readme))
+
+
+def _recorded(
+    experiment: Experiment, console: Console, out: Path, changes: Sequence[str]
+) -> Record:
+    rule, rule_hash = experiment.rule, experiment.rule_hash
+    study = load_study(experiment.config, changes)
+    command = f"normlab experiments {experiment.name}"
+    ending = run(study, out, console, command)
+    if ending.failures or ending.done < ending.planned:
+        raise UserError(
+            f"{experiment.name}: {ending.done} of {ending.planned} runs are done, so that nothing "
+            f"can be judged; `normlab status {out}` says more"
+        )
+    there = read_study(out) if changes else write_outcome(out)
+    scores = measured(rule, there, _own(experiment, there))
+    return _record(there, rule_hash, command, scores)
+
+
+def _own(experiment: Experiment, study: Study) -> Own:
+    """What the experiment's own program measures; nothing where it has none."""
+    path = experiment.folder / "measure.py"
+    if not path.exists():
+        return {}
+    return runpy.run_path(str(path))["measure"](study.folder)
+
+
+def _record(study: Study, rule_hash: str, command: str, scores: Scores) -> Record:
+    arms = study.summary.arms
+    return Record(
+        rule=rule_hash,
+        study=of_config(study.config),
+        command=command,
+        environment=study.environment,
+        runs={phase: study.done(phase) for phase in ("tune", "final")},
+        seconds=sum(it.seconds for it in study.results),
+        tuned={it.name: dict(it.values) for it in arms},
+        edges=[it.name for it in arms if it.at_edge],
+        scores=finite(scores),
+    )

@@ -1,0 +1,138 @@
+"""What the rule of an experiment measures, read off the folder of its study."""
+
+import json
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
+
+from ..compare.arm import Arm, arms, title
+from ..compare.metric import FORMER, measures_of
+from ..compare.outcome import on_test, on_validation, steps_to
+from ..compare.store import Result
+from ..errors import UserError, nearest
+from ..inference.measure import LOSS, Measure
+from ..report import Study
+from .rule import AnyMeasure, EndSpec, OwnSpec, ReachedSpec, Rule
+
+Scores = dict[str, dict[str, dict[int, float]]]
+"""Measure -> arm -> seed -> number."""
+Own = Mapping[str, Mapping[str, Mapping[int, float]]]
+
+
+def measured(rule: Rule, study: Study, own: Own | None = None) -> Scores:
+    """Returns what a rule measures of a finished study.
+
+    Args:
+        rule: The rule.
+        study: The study.
+        own: What the experiment's `measure.py` returned: name -> arm -> seed -> number.
+
+    Raises:
+        UserError: The rule asks for what the study has not.
+    """
+    return {name: _one(name, spec, study, own or {}) for name, spec in rule.measures.items()}
+
+
+def _one(name: str, spec: AnyMeasure, study: Study, own: Own) -> dict[str, dict[int, float]]:
+    by_arm: dict[tuple[str, str, str], dict[int, float]] = {}
+    of_arm = {(arm.name, arm.task): arm for arm in study.arms}
+    if isinstance(spec, OwnSpec):
+        if spec.name not in own:
+            raise UserError(f"{name}: measure.py returns no {spec.name!r}{nearest(spec.name, own)}")
+        by_title = {arm.title: arm for arm in study.arms}
+        for arm, seeds in own[spec.name].items():
+            if arm not in by_title:
+                raise UserError(
+                    f"{name}: measure.py tells of an arm {arm!r}{nearest(arm, by_title)}"
+                )
+            by_arm[by_title[arm].key] = {seed: spec.times * it for seed, it in seeds.items()}
+    else:
+        read = _reader(name, spec, study)
+        for run in study.results:
+            if run.phase == "final":
+                arm = of_arm[run.arm, run.task]
+                by_arm.setdefault(arm.key, {})[run.seed] = spec.times * read(run)
+    if spec.over is None:
+        return {arm.title: by_arm[arm.key] for arm in study.arms if arm.key in by_arm}
+    return _reduced(name, spec, study, by_arm)
+
+
+def _reader(name: str, spec: Any, study: Study) -> Callable[[Result], float]:
+    """Returns what reads a number off a run."""
+    measure = _measure(name, spec.metric, study)
+    if isinstance(spec, ReachedSpec):
+
+        def reached(run: Result) -> float:
+            steps = min(steps_to(run, spec.target, measure), float(_length(run, study)))
+            return steps if spec.read == "steps_to" else steps * run.seconds / max(1, run.steps)
+
+        return reached
+    assert isinstance(spec, EndSpec)
+
+    def trained(run: Result) -> float:
+        last = next(reversed(run.curve.train.get(measure.name, [])), None)
+        return measure.worst if last is None or run.diverged else last
+
+    readers: dict[str, Callable[[Result], float]] = {
+        "test": lambda run: on_test(run, measure),
+        "validation": lambda run: on_validation(run, measure),
+        "train": trained,
+        "gap": lambda run: measure.score(trained(run)) - measure.score(on_test(run, measure)),
+    }
+    return readers[spec.read]
+
+
+def _length(run: Result, study: Study) -> int:
+    """Steps of a whole run, also of one that diverged before."""
+    whole = [it.steps for it in study.results if it.arm == run.arm and it.task == run.task]
+    return max(whole)
+
+
+def _measure(name: str, metric: str, study: Study) -> Measure:
+    known = {it.name: it for it in (FORMER, LOSS, *measures_of(study.config))}
+    there = {it for run in study.results for it in run.curve.validation}
+    if metric not in known or metric not in there:
+        raise UserError(f"{name}: the study measures no {metric!r}{nearest(metric, there)}")
+    return known[metric]
+
+
+def _reduced(
+    name: str, spec: Any, study: Study, by_arm: Mapping[tuple[str, str, str], Mapping[int, float]]
+) -> dict[str, dict[int, float]]:
+    factors = study.config.get("factors") or {}
+    if not isinstance(factors, Mapping) or spec.over not in factors:
+        raise UserError(f"{name}: over: {spec.over!r} is no factor of the study")
+    left = {path: values for path, values in factors.items() if path != spec.over}
+    reduced = {
+        (it.variant, json.dumps(it.levels, sort_keys=True), it.task): it
+        for it in arms(study.config["variants"], left, study.config.get("tasks") or {})
+    }
+    found: dict[str, dict[int, dict[float, float]]] = {}
+    for arm in study.arms:
+        levels = {path: it for path, it in arm.levels.items() if path != spec.over}
+        key = arm.variant, json.dumps(levels, sort_keys=True), arm.task
+        for seed, value in by_arm.get(arm.key, {}).items():
+            at = found.setdefault(_title(reduced[key]), {}).setdefault(seed, {})
+            at[arm.levels[spec.over]] = value
+    return {
+        arm: {seed: _single(spec, levels) for seed, levels in seeds.items()}
+        for arm, seeds in found.items()
+    }
+
+
+def _title(arm: Arm) -> str:
+    return title(arm.name, arm.task)
+
+
+def _single(spec: Any, levels: Mapping[float, float]) -> float:
+    values = list(levels.values())
+    if spec.by == "largest":
+        enough = [at for at, it in levels.items() if it >= spec.times * spec.at_least]
+        return float(max(enough, default=min(levels)))
+    by: dict[str, Callable[[list[float]], float]] = {
+        "range": lambda them: max(them) - min(them),
+        "mean": fmean,
+        "least": min,
+        "most": max,
+    }
+    return by[spec.by](values)

@@ -1,0 +1,201 @@
+"""Experiments from study to verdict, and those of this repository."""
+
+import hashlib
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from command import normlab
+
+from normlab.config import load_study
+from normlab.experiments import Experiment, read_experiments
+from normlab.results import read_results
+from normlab.verdicts.words import END, replaced, section, table
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = read_experiments(ROOT / "experiments")
+
+STUDY = """
+study: tiny
+data: {name: digits, batch_size: 32, train_examples: 300}
+model: {name: mlp, hidden: [16]}
+train: {epochs: 2}
+variants:
+  none: {layer: identity}
+  batch: {layer: batch_norm, momentum: 0.9}
+factors: {train.initialization_scale: [0.3, 1.0]}
+tune: {optimizer.learning_rate: [0.1, 0.3]}
+seeds: 3
+"""
+RULE = """
+claim: Batch norm does not mind the scale of the initial weights.
+source: nobody
+smoke: {train.epochs: 1, seeds: 2, tune: null}
+measures:
+  accuracy: {read: test, times: 100, unit: "%"}
+  loss: {read: validation, metric: loss}
+  gap: {read: gap}
+  steps: {read: steps_to, target: 0.3}
+  seconds: {read: seconds_to, target: 0.3}
+  spread: {read: test, over: train.initialization_scale, by: range}
+  most: {read: test, over: train.initialization_scale, by: largest, at_least: 0.3}
+  own: {read: own, name: half, times: 2}
+predictions:
+  - says: The range is smaller.
+    measure: spread
+    contrast: {batch: 1, none: -1}
+    below: 0
+    pilot: 0.1
+  - says: It takes fewer steps.
+    measure: steps
+    contrast: {"none, initialization_scale=1.0": 1, "batch, initialization_scale=1.0": -1}
+    above: 1
+    log: true
+  - {says: Half is one., measure: own, contrast: {"batch, initialization_scale=1.0": 1}, above: 0}
+"""
+MEASURE = """
+def measure(folder):
+    return {"half": {"batch, initialization_scale=1.0": {0: 0.5, 1: 0.6, 2: 0.4}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clone")
+    folder = root / "experiments" / "tiny"
+    folder.mkdir(parents=True)
+    (root / "configs").mkdir()
+    (root / "configs" / "tiny.yaml").write_text(STUDY)
+    (folder / "rule.yaml").write_text(RULE)
+    (folder / "measure.py").write_text(MEASURE)
+    (folder / "README.md").write_text("# Tiny\n\n<!-- results -->\n<!-- /results -->\n\nmore\n")
+    (root / "experiments" / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(clone):
+    return normlab("experiments", "tiny", folder=clone)
+
+
+def test_an_experiment_is_run_judged_and_written_down(clone, made):
+    folder = clone / "experiments" / "tiny"
+    (tiny,) = read_experiments(clone / "experiments")
+    assert tiny.verdict.word in made.stdout
+    text = (folder / "README.md").read_text()
+    assert text.startswith("# Tiny\n")
+    assert text.endswith(f"{END}\n\nmore\n")
+    assert f"**Verdict: {tiny.verdict.word}.**" in text
+    assert "(results/figure.svg)" in text
+    assert (folder / "results" / "figure.svg").read_text().startswith("<svg")
+    assert f"**{tiny.verdict.word}**" in (clone / "experiments" / "README.md").read_text()
+
+
+def test_what_is_measured_is_what_the_runs_have(clone, made):
+    (tiny,) = read_experiments(clone / "experiments")
+    scores = tiny.record.measured
+    runs = read_results(clone / "runs" / "experiments" / "tiny").runs
+    final = {(it["arm"], it["seed"]): it for it in runs.to_dicts() if it["phase"] == "final"}
+    assert len(final) == 12
+    for (arm, seed), run in final.items():
+        assert scores["accuracy"][arm][seed] == pytest.approx(100 * run["test_accuracy"], rel=1e-5)
+        assert scores["loss"][arm][seed] == pytest.approx(run["validation_loss"], rel=1e-5)
+        gap = run["train_accuracy"] - run["test_accuracy"]
+        assert scores["gap"][arm][seed] == pytest.approx(gap, rel=1e-4, abs=1e-6)
+        assert scores["seconds"][arm][seed] == pytest.approx(
+            run["seconds"] * scores["steps"][arm][seed] / run["steps"], rel=1e-4
+        )
+    for variant in ("none", "batch"):
+        for seed in range(3):
+            levels = {
+                at: final[f"{variant}, initialization_scale={at}", seed]["test_accuracy"]
+                for at in (0.3, 1.0)
+            }
+            span = max(levels.values()) - min(levels.values())
+            assert scores["spread"][variant][seed] == pytest.approx(span, rel=1e-4, abs=1e-6)
+            enough = [at for at, it in levels.items() if it >= 0.3]
+            assert scores["most"][variant][seed] == max(enough, default=0.3)
+    assert scores["own"] == {"batch, initialization_scale=1.0": {0: 1.0, 1: 1.2, 2: 0.8}}
+    assert tiny.verdict.predictions[2].mean == pytest.approx(statistics.fmean([1.0, 1.2, 0.8]))
+
+
+def test_a_finished_experiment_is_judged_again_to_the_same_files(clone, made):
+    folder = clone / "experiments"
+    before = {it: it.read_bytes() for it in folder.rglob("*") if it.is_file()}
+    done = normlab("experiments", "tiny", folder=clone)
+    assert "0 made just now" in done.stdout
+    assert {it: it.read_bytes() for it in folder.rglob("*") if it.is_file()} == before
+
+
+def test_smoke_goes_through_all_of_it_and_keeps_nothing(clone, made):
+    before = {it: it.read_bytes() for it in clone.rglob("*") if it.is_file()}
+    done = normlab("experiments", "--smoke", folder=clone)
+    assert "at smoke size" in done.stdout
+    assert {it: it.read_bytes() for it in clone.rglob("*") if it.is_file()} == before
+
+
+def test_a_rule_that_changed_after_the_run_is_a_defect_that_is_told(clone, made):
+    rule = clone / "experiments" / "tiny" / "rule.yaml"
+    rule.write_text(RULE.replace("below: 0", "below: 1"))
+    try:
+        done = normlab("experiments", folder=clone, code=2)
+    finally:
+        rule.write_text(RULE)
+    assert "a rule is not changed after the run" in done.stderr
+
+
+def test_mistakes_in_a_rule_are_told_all_at_once(clone, made):
+    rule = clone / "experiments" / "tiny" / "rule.yaml"
+    wrong = RULE.replace("read: gap", "read: gaps").replace("below: 0", "belov: 0")
+    rule.write_text(wrong)
+    try:
+        done = normlab("experiments", "tiny", folder=clone, code=2)
+    finally:
+        rule.write_text(RULE)
+    assert "'gaps'" in done.stderr
+    assert "belov" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["tiiny"], "did you mean 'tiny'?"), (["--rewrit"], "--rewrite")]
+)
+def test_a_wrong_name_is_told(clone, arguments, told):
+    done = normlab("experiments", *arguments, folder=clone, code=2)
+    assert told in done.stderr + done.stdout
+
+
+def test_outside_of_a_clone_the_command_says_what_is_missing(tmp_path):
+    done = normlab("experiments", folder=tmp_path, code=2)
+    assert "in a clone of normlab" in done.stderr
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda it: it.name)
+def test_an_experiment_of_the_project_is_whole(experiment: Experiment):
+    """Its rule can be read, its study be made, also at smoke size, and asks for 8 pairs or more."""
+    study = load_study(experiment.config)
+    smoke = [f"{path}={json.dumps(it)}" for path, it in experiment.rule.smoke.items()]
+    load_study(experiment.config, smoke)
+    assert study.study == experiment.name
+    assert study.seeds >= 8
+    readme = (experiment.folder / "README.md").read_text()
+    assert replaced(readme, "", experiment.name)
+
+
+@pytest.mark.parametrize(
+    "experiment", [it for it in EXPERIMENTS if it.record_path.exists()], ids=lambda it: it.name
+)
+def test_a_verdict_of_the_project_is_computed_from_its_results(experiment: Experiment):
+    """README, table and figure say what the rule makes of the committed numbers."""
+    record, verdict = experiment.record, experiment.verdict
+    assert record.rule == hashlib.sha256((experiment.folder / "rule.yaml").read_bytes()).hexdigest()
+    assert not record.edges
+    readme = (experiment.folder / "README.md").read_text()
+    command = f"normlab experiments {experiment.name}"
+    assert section(experiment.rule, record, verdict, command) in readme
+    assert experiment.record_path.with_name("figure.svg").exists()
+
+
+def test_the_table_of_the_project_has_all_verdicts():
+    rows = [(it.name, it.rule, it.verdict) for it in EXPERIMENTS]
+    assert table(rows) in (ROOT / "experiments" / "README.md").read_text()
