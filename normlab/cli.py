@@ -1,4 +1,4 @@
-"""The command line: compare, train, report, status, watch, export, experiments, cost, list, data."""
+"""The command line of normlab: each command is a function of its name."""
 
 import io
 import os
