@@ -27,7 +27,7 @@ class Judged:
         interval: Its interval, likewise; None where it has none.
         pairs: How many seeds all arms of the contrast have.
         could_show: The smallest difference from the threshold, likewise, that the design could show
-            in four of five studies, by the pilot's deviation; None without a pilot.
+            in four of five studies, by the deviation that it reckons with; None where it says none.
         outcome: What follows.
     """
 

@@ -99,7 +99,8 @@ class Prediction(Spec):
         within: Holds where it is between minus and plus this.
         log: Whether the sum is of natural logarithms, so that a contrast of 1 and -1 is of a
             ratio. The thresholds are ratios then, and `within: 1.2` means from 1/1.2 to 1.2.
-        pilot: The standard deviation of the contrast over the seeds in a pilot, with other seeds.
+        pilot: The standard deviation of the contrast over the seeds that the design reckons with,
+            from a pilot or from a study like this one.
     """
 
     says: Words

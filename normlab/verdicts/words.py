@@ -85,7 +85,7 @@ def section(rule: Rule, record: Record, verdict: Verdict, command: str) -> str:
         lines += [
             "",
             "*Could show*: the distance from the threshold that four of five such studies show, by "
-            "the spread in a pilot that is no part of it.",
+            "the spread that the design reckoned with.",
         ]
     lines += ["", "![What was measured, a dot a seed](results/figure.svg)", ""]
     runs = " and ".join(f"{it} {_PHASES[phase]}" for phase, it in record.runs.items() if it)
