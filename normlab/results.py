@@ -10,7 +10,7 @@ import polars as pl
 from rich.console import Console
 from rich.text import Text
 
-from .compare.export import curve_table, run_table
+from .compare.export import curve_table, probe_table, run_table
 from .compare.fingerprint import of_config
 from .compare.status import failures_in_words
 from .compare.store import Failure, Store
@@ -83,6 +83,15 @@ class Results:
         Its columns are those that say which run it is, `epoch`, `step` and the metrics.
         """
         return curve_table(self.folder)
+
+    @cached_property
+    def probes(self) -> pl.DataFrame:
+        """One row a value that a probe found inside a run, as a `polars.DataFrame`.
+
+        Its columns are those that say which run it is, `step`, `probe`, `quantity`, `of` (the
+        layer, parameter or step) and `value`; no rows and columns for a study without probes.
+        """
+        return probe_table(self.folder)
 
     @cached_property
     def report(self) -> Path:

@@ -77,6 +77,25 @@ def curve_table(folder: str | Path, tell: Tell = warnings.warn) -> pl.DataFrame:
     return frame(rows)
 
 
+def probe_table(folder: str | Path, tell: Tell = warnings.warn) -> pl.DataFrame:
+    """Returns one row a value that a probe found; see `run_table` for arguments and errors.
+
+    Beside what says which run it is: `step`, `probe`, `quantity`, `of` (the layer, parameter or
+    step that the value is of) and `value`.
+    """
+    store = Store(folder)
+    rows = [
+        _place(run)
+        | {"step": it.step, "probe": it.probe, "quantity": quantity, "of": displayed(of)}
+        | {"value": value}
+        for run in _runs(store, tell)[0]
+        for it in store.probes(run.id)
+        for quantity, found in it.values.items()
+        for of, value in found.items()
+    ]
+    return frame(rows)
+
+
 def write_curves(folder: str | Path) -> None:
     """Writes the learning curves of all runs of a study to `metrics.parquet`."""
     path = Path(folder) / "metrics.parquet"

@@ -13,7 +13,7 @@ from ..modules import source_of
 
 # What results do not depend on: what the study is called, where its code is found, where its runs
 # are made, and what is kept of them.
-_INDIFFERENT = ("study", "modules", "executor", "mesh", "keep", "log")
+_INDIFFERENT = ("study", "modules", "executor", "mesh", "keep", "log", "probes")
 # Likewise, within the parts.
 CHANGES_NO_NUMBER = ("train.checkpoint_every", "data.stream")
 

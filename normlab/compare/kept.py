@@ -290,10 +290,10 @@ def weights_folder(study: Path, name: str) -> Path:
 
 
 def saves(study: Study) -> bool:
-    """Whether runs of a study write checkpoints, weights or logs, as it is or on some task."""
+    """Whether runs of a study, or of one of its tasks, write more than results and curves."""
     at_tasks = any(changes.get("train.checkpoint_every") for changes in study.tasks.values())
     saved = bool(study.train.checkpoint_every) or at_tasks or study.keep != "none"
-    return saved or bool(study.log)
+    return saved or bool(study.log) or bool(study.probes)
 
 
 def look_through(study: Path, names: Sequence[str], tell: Told) -> None:

@@ -193,8 +193,13 @@ def run_study(
         plan_further(final)
         store.write_plan(plan)
         work.complete(final, where)
+    reported = work.finished & {bench.name(run) for run in final}
     if study.keep != "none":
-        _tell_without_weights(store, work.finished & {bench.name(run) for run in final}, tell)
+        without = [it for it in reported if not has_weights(store.folder, it)]
+        _tell_without(store, "weights are", without, tell)
+    if study.probes:
+        without = [it for it in reported if {*study.probes} - {of.probe for of in store.probes(it)}]
+        _tell_without(store, "probes are", without, tell)
     left_out = len(work.finished - plan.keys())
     return Ending(*work.counts(), work.here, tuple(work.failed.values()), left_out)
 
@@ -351,15 +356,14 @@ def _words(run: Run) -> str:
     return f"{'tuning' if run.phase == 'tune' else 'repeating'} {run.arm.title}"
 
 
-def _tell_without_weights(
-    store: Store, finished: Collection[str], tell: Callable[[str], object]
+def _tell_without(
+    store: Store, what: str, without: Collection[str], tell: Callable[[str], object]
 ) -> None:
-    """Tells which reported runs are done and have no weights, as the study says that it keeps."""
-    without = sorted(name for name in finished if not has_weights(store.folder, name))
-    ended = [result for name in without if (result := store.result(name)) is not None]
+    """Tells which reported runs are done without what the study says that it keeps of them."""
+    ended = [result for name in sorted(without) if (result := store.result(name)) is not None]
     if lacking := [result.id for result in ended if not result.diverged]:
         tell(
-            f"Of {len(lacking)} finished runs no weights are kept, since the study did not say so "
+            f"Of {len(lacking)} finished runs no {what} kept, since the study did not say so "
             f"as they were made: {', '.join(lacking[:5])}{', ...' * (len(lacking) > 5)}. To have "
             f"them made again, delete their files in {store.folder / 'runs'}."
         )

@@ -283,6 +283,23 @@ class Result(Label):
         return self.status == "diverged"
 
 
+class Probed(_Record):
+    """What a probe found of a run at a step of its training.
+
+    Attributes:
+        step: Steps done.
+        probe: Its name.
+        seconds: What all probes took at this step, which are not among those of the run; of runs
+            that are trained at a time, of all of them.
+        values: Quantity -> layer, parameter or step -> value; None where it was not finite.
+    """
+
+    step: int = Field(ge=0)
+    probe: str
+    seconds: float = Field(ge=0)
+    values: dict[str, dict[str, Metric]]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -467,6 +484,42 @@ class Store:
             self._runs.mkdir(parents=True, exist_ok=True)
             with path.open("w" if first else "a", encoding="utf-8") as file:
                 file.write(_line(step, steps_per_epoch, metrics))
+
+    def begin_probes(self, run: str, step: int | None) -> None:
+        """Begins `probes/<id>.jsonl` of a run, or keeps of it what was found up to a step."""
+        path = self._probes(run)
+        kept = [] if step is None else [it for it in self.probes(run) if it.step <= step]
+        with writing(path):
+            path.unlink(missing_ok=True)
+        for probed in kept:
+            self.write_probed(run, probed)
+
+    def write_probed(self, run: str, probed: Probed) -> None:
+        """Adds a line to `probes/<id>.jsonl`."""
+        path = self._probes(run)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{probed.model_dump_json()}\n")
+
+    def probes(self, run: str) -> list[Probed]:
+        """What probes found of a run so far, in the order of its steps.
+
+        Raises:
+            StoreError: The file is damaged.
+        """
+        path = self._probes(run)
+        if not _is_there(path):
+            return []
+        # What has no end of a line is being written, or was when its process was killed.
+        *lines, _ = _content(path).split(b"\n")
+        try:
+            return [Probed.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise StoreError(
+                f"{path} is damaged ({first_of(error)}). To have it made again, delete it and "
+                f"{self._path(run)}, and run the study again."
+            ) from error
 
     def result(self, run: str) -> Result | None:
         """The result of one run; None if there is none yet, or none that can be used."""
@@ -664,6 +717,9 @@ class Store:
 
     def _curve(self, run: str) -> Path:
         return self._runs / f"{run}.jsonl"
+
+    def _probes(self, run: str) -> Path:
+        return self.folder / "probes" / f"{run}.jsonl"
 
     def _existing(self, name: str) -> Path:
         path = self.folder / name

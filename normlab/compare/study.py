@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from ..data import LOADERS, DataSpec, data_spec_type
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..inference.power import enough_pairs
 from ..models import MODELS, ModelSpec, model_spec_type
 from ..objectives import (
@@ -31,6 +31,7 @@ from ..objectives import (
     ObjectiveSpec,
     objective_spec_type,
 )
+from ..probes import PROBES
 from ..spec import Spec, invisible
 from ..train import MeshSpec, OptimizerSpec, SGDSpec, TrainSpec
 from ..variants import VARIANTS, VariantSpec, variant_spec_type
@@ -251,6 +252,17 @@ class StudyError(UserError):
     """A study cannot be run as it is configured; the message says where and why."""
 
 
+class ProbeSpec(Spec):
+    """When a probe looks.
+
+    Attributes:
+        every: Steps between two looks, one before the first step and one after the last besides;
+            None for one at each point of the curve.
+    """
+
+    every: Annotated[int, Field(ge=1)] | None = None
+
+
 class TuneSpec(Spec):
     """The search that every arm gets over dotted paths, and its number of seeds.
 
@@ -393,6 +405,9 @@ class Study(Spec):
         log: What else is told of each point of a curve, as it is made: `"tensorboard"` writes
             `logs/tensorboard/RUN` in the study's folder, `"wandb"` writes `logs/wandb` for
             `wandb sync`, without a network. Changes no number.
+        probes: What is looked at inside of each reported run as it trains, by the names of
+            `normlab.probes.PROBES`, as in `{activations: {every: 100}}`; written to `probes/RUN`
+            of the study's folder and shown on the page. Changes no number.
         mesh: The devices that each run is spread over, as in `{data: 8}`, on this machine or, with
             `executor: ray`, on a node of the cluster that has so many. Like the executor no part
             of what the runs are, so that one that was begun on some devices may go on on others,
@@ -422,6 +437,7 @@ class Study(Spec):
     log: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...], AfterValidator(_without_repetition)
     ] = ()
+    probes: dict[str, ProbeSpec] = Field(default_factory=dict)
     mesh: MeshSpec = MeshSpec()
 
     @model_validator(mode="before")
@@ -474,6 +490,14 @@ class Study(Spec):
         variants = info.data.get("variants", {given: None})  # absent if they have problems
         if given not in variants:
             raise ValueError(f"{given!r} is none of the variants {', '.join(variants)}")
+        return given
+
+    @field_validator("probes")
+    @classmethod
+    def _probes_are_known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name not in PROBES:
+                raise ValueError(f"there is no probe {name!r}{nearest(name, PROBES)}")
         return given
 
     @field_validator("variants")

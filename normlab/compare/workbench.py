@@ -37,6 +37,7 @@ from ..user_code import Explained, explained, with_place
 from .grid import Run, identifier
 from .kept import Saved, Saving, Weights, checkpoint_folder
 from .loggers import logging_to
+from .probing import probe_hooks
 from .store import Curve, Failure, Label, Result, Store
 from .study import Study, StudyError
 
@@ -255,6 +256,8 @@ class Workbench:
                 hooks += kept.hooks()
                 if saved is not None:  # What was the best before a checkpoint is written by then.
                     hooks.append(replace(saved.hook, call=lambda _: kept.wait()))
+            if runs[0].study.probes and runs[0].phase == "final" and self._folder is not None:
+                hooks += probe_hooks(Store(self._folder), runs, names, programs, start)
             if saved is not None:
                 hooks.append(saved.hook)
             told = [RecordHook(after)]

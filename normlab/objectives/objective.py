@@ -133,6 +133,13 @@ class Objective(Spec):
         """Returns the loss of each example, or of each place that has a weight, not negative."""
         raise NotImplementedError
 
+    def total(self, output: Array, target: Any, weights: Array) -> Array:
+        """Returns the sum of the losses of what counts, which a step of training divides.
+
+        What is left out may be anything, also NaN, which no weight of 0 would remove.
+        """
+        return jnp.sum(jnp.where(weights > 0, self.loss(output, target) * weights, 0))
+
     def measure(self, output: Array, target: Array) -> dict[str, Array]:
         """Returns by name what is averaged: a number, or several along further axes, for each.
 

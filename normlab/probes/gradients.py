@@ -4,25 +4,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .problem import Problem, inner, of_leaves
+from .problem import Problem, Size, cosine, inner, of_leaves, stepped
 
 # Into how many parts a batch is cut to see how its gradient varies: the first that fits.
 PARTS = (4, 2, 3)
 
 
-def gradients(problem: Problem) -> dict[str, dict[str, Array]]:
-    """Returns the sizes of gradients by layer, and their noise scale.
+def gradients(problem: Problem, step: Size) -> dict[str, dict[str, Array]]:
+    """Returns the sizes of gradients by layer, their noise scale, and how a step turns them.
 
     `to_input` are the norms of the gradients of the mean loss to the inputs of normalization
     layers, in the order of their calls, `to_parameter` those to each parameter by its path, and
-    `noise_scale` is one number, under "all", unless the batch cannot be cut into 4, 2 or 3 parts.
+    `noise_scale` is one number, under "all", unless the batch cannot be cut into 4, 2 or 3 parts;
+    so is `cosine_of_steps`, that of the angle between two successive steps of gradient descent of
+    the given size on the batch: 1 where the loss goes on as it began, -1 where the steps go back
+    and forth.
     """
     count = len(problem.inputs)
     whole = problem.gradient(problem.params)
+    after = problem.gradient(stepped(problem.params, whole, step))
     sizes = {name: jnp.linalg.norm(it) for name, it in problem.gradients_of_inputs().items()}
     told = {
         "to_input": sizes,
         "to_parameter": of_leaves(whole, lambda leaf: jnp.linalg.norm(leaf.ravel())),
+        "cosine_of_steps": {"all": cosine(whole, after)},
     }
     if parts := next((it for it in PARTS if count % it == 0 and count >= 2 * it), None):
         told["noise_scale"] = {"all": noise_scale(problem, parts)}

@@ -16,7 +16,7 @@ from ..objectives import OBJECTIVES, Objective
 from . import activations as of_activations
 from .gradients import gradients
 from .landscape import along_gradient, interaction, sharpness
-from .problem import Problem, layers_of
+from .problem import Problem, Size, layers_of
 from .shift import internal_covariate_shift
 from .weights import weights
 
@@ -27,19 +27,15 @@ if TYPE_CHECKING:
 Told = dict[str, dict[str, Any]]
 
 
-def _activations(problem: Problem, _: float) -> Told:
+def _activations(problem: Problem, _: Size) -> Told:
     return of_activations.of_reports(problem.reports())
 
 
-def _gradients(problem: Problem, _: float) -> Told:
-    return gradients(problem)
-
-
-def _shift(problem: Problem, step: float) -> Told:
+def _shift(problem: Problem, step: Size) -> Told:
     return internal_covariate_shift(problem, layers_of(problem), step)
 
 
-def _landscape(problem: Problem, step: float) -> Told:
+def _landscape(problem: Problem, step: Size) -> Told:
     return {
         **along_gradient(problem, step),
         "sharpness": {"all": sharpness(problem, problem.key)},
@@ -47,9 +43,9 @@ def _landscape(problem: Problem, step: float) -> Told:
     }
 
 
-PROBES: dict[str, Callable[[Problem, float], Told]] = {
+PROBES: dict[str, Callable[[Problem, Any], Told]] = {
     "activations": _activations,
-    "gradients": _gradients,
+    "gradients": gradients,
     "weights": weights,
     "shift": _shift,
     "landscape": _landscape,

@@ -14,6 +14,8 @@ from ..objectives import Objective
 from .reports import Reports, reporting
 
 Params = Any
+# Of a step of gradient descent: a number, or one that is traced.
+Size = float | Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ class Problem:
         output, _ = self.network.train(params, self.state, given, self.key)
         outputs = output.shape[-1] if getattr(output, "ndim", 0) else 1
         output = self.objective.check(self.network.name, output, weights.shape, outputs)
-        losses = jnp.where(weights > 0, self.objective.loss(output, wanted) * weights, 0)
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(weights), 1)
+        return self.objective.total(output, wanted, weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def stepped(params: Params, gradient: Params, size: Any) -> Params:

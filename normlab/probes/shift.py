@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .problem import Layers, Problem, cosine, difference, norm, stepped
+from .problem import Layers, Problem, Size, cosine, difference, norm, stepped
 
 
 def internal_covariate_shift(
-    problem: Problem, layers: Layers, step: float
+    problem: Problem, layers: Layers, step: Size
 ) -> dict[str, dict[str, Array]]:
     r"""Returns how far the gradient of each layer moves when the layers before it take their step.
 

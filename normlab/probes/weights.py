@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .problem import Params, Problem, named, of_leaves, stepped
+from .problem import Params, Problem, Size, named, of_leaves, stepped
 from .reports import Report
 
 
-def weights(problem: Problem, step: float) -> dict[str, dict[str, Array]]:
+def weights(problem: Problem, step: Size) -> dict[str, dict[str, Array]]:
     r"""Returns what the parameters are like, by their paths, and those of layers by their names.
 
     `norm` is the Euclidean norm of each parameter. Of those of two axes or more, `turned` is the

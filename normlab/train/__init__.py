@@ -16,6 +16,7 @@ from .mesh import MeshSpec as MeshSpec
 from .optim import AdamSpec as AdamSpec
 from .optim import OptimizerSpec as OptimizerSpec
 from .optim import SGDSpec as SGDSpec
+from .probing import probing as probing
 from .programs import Programs as Programs
 from .spec import TrainSpec as TrainSpec
 from .state import TrainState as TrainState

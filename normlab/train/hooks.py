@@ -50,11 +50,15 @@ class StateHook:
         every: Steps between two calls; one comes after the last step in any case.
         call: What is called.
         asked: Whether it is to be called as well where the loop stops next, for whatever reason.
+        first: Whether it is called before the first step as well.
+        counts: Whether its time is a part of the runs'.
     """
 
     every: int
     call: Callable[[Moment], None]
     asked: Callable[[], bool] = lambda: False
+    first: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True)

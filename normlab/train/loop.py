@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
+
 from .hooks import Hook, Moment, Record, RecordHook, StateHook
 from .programs import Programs
 from .state import TrainState
@@ -66,9 +68,20 @@ def fit(
     stops = _Stops(programs.feed.steps_per_epoch, length.record_every, length.steps)
     stops.every |= {hook.every for hook in wanting}
 
+    def call(hook: StateHook) -> float:
+        """Calls a hook, and returns the seconds of it that are none of the runs'."""
+        if not hook.counts:
+            jax.block_until_ready(state)
+        so_far = [list(curve) for curve in curves]
+        called = time.perf_counter()
+        hook.call(Moment(step, state, sums, so_far, called - before))
+        return 0 if hook.counts else time.perf_counter() - called
+
     if start is None:
-        step, curves = stops.after(0), [[] for _ in range(count)]
+        step, curves = 0, [[] for _ in range(count)]
         state, sums = programs.initialize(seed, traced)
+        before += sum(call(hook) for hook in wanting if hook.first)
+        step = stops.after(0)
         coming = programs.coming(state)
         state, sums = programs.advance(state, sums, traced, coming(step))
     else:
@@ -80,8 +93,7 @@ def fit(
         done = step == length.steps
         for hook in wanting:
             if done or step % hook.every == 0 or hook.asked():
-                so_far = [list(curve) for curve in curves]
-                hook.call(Moment(step, state, sums, so_far, time.perf_counter() - before))
+                before += call(hook)
         recorded, evaluated = sums, None
         record = done or step % length.record_every == 0
         if record:

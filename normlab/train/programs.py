@@ -113,6 +113,24 @@ class Programs:
         told = self._lowered[0].out_info
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), told)
 
+    def compiled_on_state(self, function: Callable[..., Any], part: Any) -> Callable[..., Any]:
+        """Compiles what is computed of the state of a run, for as many as are trained at a time.
+
+        Args:
+            function: Of state, numbers of the optimizer, `feed.shared` and a part to evaluate on.
+            part: Such a part.
+        """
+        if self.width > 1:
+            function = _together(function, 2)
+        of_part = self._whole
+        if self.feed.spread:
+            of_part = split(self._mesh, 1, self.feed.batch_size)
+        places = (self._places[0], self._whole, self._whole, of_part)
+        jitted = self._jit(function, places, self._whole)
+        _, traced = self.inputs([0] * self.width, [{}] * self.width)
+        lowered = jitted.lower(self.abstract[0], traced, self.feed.shared, part)
+        return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+
     def compile(self) -> tuple[Any, Any, Any]:
         """Compiles the programs for initialization, steps and evaluation, once."""
         with self._compiling:

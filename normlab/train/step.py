@@ -96,9 +96,9 @@ class Steps:
             def loss_of(params: Any):
                 output, batch_stats = self.network.train(params, state.batch_stats, given, key)
                 output = self._checked(output, weights)
-                losses = jnp.where(weights > 0, self.objective.loss(output, wanted) * weights, 0)
                 sums = self.objective.sums(output, wanted, weights)
-                return jnp.sum(losses) / counted, (sums, batch_stats)
+                total = self.objective.total(output, wanted, weights)
+                return total / counted, (sums, batch_stats)
 
             gradients, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
             return gradients, sums, batch_stats

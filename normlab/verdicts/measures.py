@@ -1,6 +1,7 @@
 """What the rule of an experiment measures, read off the folder of its study."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 from ..compare.arm import Arm, arms, title
 from ..compare.metric import FORMER, measures_of
 from ..compare.outcome import on_test, on_validation, steps_to
-from ..compare.store import Result
+from ..compare.store import Result, Store
 from ..errors import UserError, nearest
 from ..inference.measure import LOSS, Measure
 from ..report import Study
-from .rule import AnyMeasure, EndSpec, OwnSpec, ReachedSpec, Rule
+from .rule import AnyMeasure, EndSpec, OwnSpec, ProbeSpec, ReachedSpec, Rule
 
 Scores = dict[str, dict[str, dict[int, float]]]
 """Measure -> arm -> seed -> number."""
@@ -59,6 +60,8 @@ def _one(name: str, spec: AnyMeasure, study: Study, own: Own) -> dict[str, dict[
 
 def _reader(name: str, spec: Any, study: Study) -> Callable[[Result], float]:
     """Returns what reads a number off a run."""
+    if isinstance(spec, ProbeSpec):
+        return _probe_reader(name, spec, Store(study.folder))
     measure = _measure(name, spec.metric, study)
     if isinstance(spec, ReachedSpec):
 
@@ -94,6 +97,40 @@ def _measure(name: str, metric: str, study: Study) -> Measure:
     if metric not in known or metric not in there:
         raise UserError(f"{name}: the study measures no {metric!r}{nearest(metric, there)}")
     return known[metric]
+
+
+def _probe_reader(name: str, spec: ProbeSpec, store: Store) -> Callable[[Result], float]:
+    def value(told: Mapping[str, float | None]) -> float:
+        # What is not finite has no place in JSON.
+        found = {of: math.nan if it is None else it for of, it in told.items()}
+        values = list(found.values())
+        if spec.of == "mean":
+            return fmean(values)
+        if spec.of == "spread":
+            low, high = min(values), max(values)
+            return math.log10(high / low) if low > 0 else math.nan
+        if spec.of in ("first", "last"):
+            return values[0 if spec.of == "first" else -1]
+        if spec.of not in found:
+            raise UserError(f"{name}: {spec.quantity} has no {spec.of!r}{nearest(spec.of, found)}")
+        return found[spec.of]
+
+    def read(run: Result) -> float:
+        lines = [it for it in store.probes(run.id) if it.probe == spec.probe]
+        if not lines:
+            raise UserError(f"{name}: the run {run.id} has no probe {spec.probe!r}")
+        told = [it.values.get(spec.quantity) for it in lines]
+        if None in told:
+            known = lines[-1].values
+            raise UserError(
+                f"{name}: {spec.probe} has no {spec.quantity!r}{nearest(spec.quantity, known)}"
+            )
+        values = [value(it) for it in told if it is not None]
+        if spec.at == "mean":
+            return fmean(values)
+        return values[0 if spec.at == "first" else -1]
+
+    return read
 
 
 def _reduced(

@@ -68,6 +68,25 @@ class ReachedSpec(MeasureSpec):
     target: float
 
 
+class ProbeSpec(MeasureSpec):
+    """What a probe of the study found.
+
+    Attributes:
+        read: The word `probe`.
+        probe: Its name, as the study has it.
+        quantity: What it tells.
+        of: Of which layer, by its name, or the first or last one; or the mean over the layers; or
+            their `spread`, the decimal logarithm of the largest over the least.
+        at: At the first or last probed step, or the mean over these.
+    """
+
+    read: Literal["probe"]
+    probe: str
+    quantity: str
+    of: str = "mean"
+    at: Literal["first", "last", "mean"] = "last"
+
+
 class OwnSpec(MeasureSpec):
     """What the experiment's own `measure.py` returns.
 
@@ -81,7 +100,7 @@ class OwnSpec(MeasureSpec):
 
 
 AnyMeasure = Annotated[
-    EndSpec | ReachedSpec | OwnSpec,
+    EndSpec | ReachedSpec | ProbeSpec | OwnSpec,
     Field(discriminator="read"),
 ]
 
@@ -169,6 +188,8 @@ def kind(measure: Any) -> str:
             words = f"gap of {measure.metric} from train to test"
     elif isinstance(measure, ReachedSpec):
         words = f"{measure.read.removesuffix('_to')} to {measure.metric} {measure.target:g}"
+    elif isinstance(measure, ProbeSpec):
+        words = f"{measure.quantity.replace('_', ' ')} ({measure.probe}, {measure.of})"
     else:
         words = measure.name.replace("_", " ")
     if measure.over is None:

@@ -151,9 +151,19 @@ def test_the_noise_scale_compares_a_batch_with_its_parts(squares, parts):
     assert noise_scale(problem, parts) == pytest.approx(noise / signal, rel=1e-4)
     with pytest.raises(ValueError, match="a batch of 24 examples cannot be cut into 5"):
         noise_scale(problem, 5)
-    assert gradients(problem)["noise_scale"]["all"] == noise_scale(problem, 4)
+    assert gradients(problem, STEP)["noise_scale"]["all"] == noise_scale(problem, 4)
     of_five = replace(problem, inputs=problem.inputs[:5], targets=problem.targets[:5])
-    assert "noise_scale" not in gradients(of_five)
+    assert "noise_scale" not in gradients(of_five, STEP)
+
+
+def test_a_step_turns_the_gradient_of_least_squares_by_their_curvature(squares):
+    x, y, w, problem = squares
+    gradient = gradient_of(x, y, w)
+    for step in (0.01, STEP):
+        after = gradient - step * 2 * x.T @ x @ gradient / COUNT
+        expected = (gradient * after).sum() / np.linalg.norm(gradient) / np.linalg.norm(after)
+        found = gradients(problem, step)["cosine_of_steps"]["all"]
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_weights_tell_their_norm_turn_and_rate(squares):
@@ -296,7 +306,7 @@ def test_gradients_to_inputs_are_finite_differences(small):
     slope = (moved(size) - moved(-size)) / (2 * size)
     assert jnp.vdot(found["z"], direction) == pytest.approx(slope, rel=1e-2)
     norms = {name: float(jnp.linalg.norm(it)) for name, it in found.items()}
-    assert gradients(problem)["to_input"] == pytest.approx(norms, rel=1e-4)
+    assert gradients(problem, STEP)["to_input"] == pytest.approx(norms, rel=1e-4)
     assert told["gradients"]["to_input"] == pytest.approx(norms, rel=1e-4)
 
 
