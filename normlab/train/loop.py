@@ -75,7 +75,7 @@ def fit(
         so_far = [list(curve) for curve in curves]
         called = time.perf_counter()
         hook.call(Moment(step, state, sums, so_far, called - before))
-        return 0 if hook.counts else time.perf_counter() - called
+        return 0.0 if hook.counts else time.perf_counter() - called
 
     if start is None:
         step, curves = 0, [[] for _ in range(count)]
