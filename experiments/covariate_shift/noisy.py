@@ -15,9 +15,9 @@ import normlab
 class NoisyBatchNorm(nn.Module):
     """Batch norm, then noise in training: s x + m with m and s drawn by example and feature.
 
-    By step and feature a mean in [-0.5, 0.5] and a deviation in [1, 1.25] are drawn, as in Santurkar
-    et al., appendix A; by example m within 0.1 of that mean, and s normal about that deviation with
-    a deviation of 0.1.
+    By step and feature a mean in [-0.5, 0.5] and a deviation in [1, 1.25] are drawn, as in
+    Santurkar et al., appendix A; by example m within 0.1 of that mean, and s normal about that
+    deviation with a deviation of 0.1.
     """
 
     use_running_average: bool | None = None
