@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from types import ModuleType
+from unittest import mock
 
 import pytest
 
@@ -43,7 +45,9 @@ def notebook(text=NOTEBOOK):
 
 
 def of(text):
-    return fingerprint.of_user_code(notebook(text))
+    # In a notebook, too, the main module has no file; here it would be that of pytest.
+    with mock.patch.dict(sys.modules, {"__main__": ModuleType("__main__")}):
+        return fingerprint.of_user_code(notebook(text))
 
 
 @pytest.mark.parametrize(
