@@ -9,6 +9,7 @@ from altair.utils.schemapi import debug_mode
 
 from . import curves, final, tuning
 from .figure import Figure, apart, slug
+from .inside import inside
 from .study import Study
 from .style import style
 from .view import View, views
@@ -41,6 +42,7 @@ def _figures(view: View) -> list[Figure | None]:
     if view.finals:
         made += [curves.on_validation(view), curves.training_loss(view)]
         made += [curves.time_to_target(view)]
+        made += inside(view)
     if any(arm.trials for arm in view.arms):
         made += [*(tuning.tuning(view, path) for path in view.tuned), tuning.budget(view)]
     return made

@@ -9,7 +9,7 @@ from ..compare.halving import length_at, rungs
 from ..compare.metric import margin_of, measures_of, target_of
 from ..compare.pairing import unpaired
 from ..compare.search import Range, points
-from ..compare.store import Result, Store, left_aside_in_words
+from ..compare.store import Probed, Result, Store, left_aside_in_words
 from ..compare.summary import Summary, summarize
 from ..spec import displayed
 
@@ -34,6 +34,7 @@ class Study:
         tune_seeds: Number of runs at each of them.
         stopped_early: Whether most of these runs were shorter, by successive halving.
         planned: Phase -> number of runs that the configuration asks for.
+        inside: Run's id -> what probes found of it; empty for a study without probes.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Study:
     tune_seeds: int
     stopped_early: bool
     planned: dict[str, int]
+    inside: dict[str, list[Probed]]
 
     @property
     def name(self) -> str:
@@ -173,6 +175,11 @@ def read_study(folder: str | Path) -> Study:
         planned={
             "tune": sum(made_at(arm) for arm in planned_arms) * tune_seeds,
             "final": len(planned_arms) * config["seeds"],
+        },
+        inside={
+            it.id: probed
+            for it in results
+            if it.phase == "final" and (probed := store.probes(it.id))
         },
     )
 

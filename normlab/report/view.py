@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..compare.arm import in_words, short_names
 from ..compare.paths import flatten
 from ..compare.selection import final_runs
-from ..compare.store import Result
+from ..compare.store import Probed, Result
 from ..compare.summary import ArmSummary, Summary, summarize
 from .study import Study
 from .style import Look, looks
@@ -31,6 +31,7 @@ class View:
         tuned: Dotted path -> values tried; empty when nothing is tuned.
         drawn: Which of these paths were drawn from a range.
         looks: Arm's name -> how it is drawn; the arms of all views of the page.
+        inside: Run's id -> what probes found of it; empty without probes.
         left_out: What it does not show of a large study, in a sentence; empty if it shows all.
         left_out_of: The view with all arms, if it does not show all.
     """
@@ -41,6 +42,7 @@ class View:
     tuned: dict[str, list[Any]]
     drawn: frozenset[str]
     looks: dict[str, Look]
+    inside: Mapping[str, Sequence[Probed]] = field(default_factory=dict)
     left_out: str = ""
     left_out_of: "View | None" = None
 
@@ -130,12 +132,28 @@ def views(studies: Sequence[Study]) -> list[View]:
         before = f"{title}: " if len(studies) > 1 else ""
         whole = f"{before}all tasks together" if study.summary.tasks else title
         made.append(
-            View(whole, study.results, study.summary, study.tuned, frozenset(study.ranges), drawn)
+            View(
+                whole,
+                study.results,
+                study.summary,
+                study.tuned,
+                frozenset(study.ranges),
+                drawn,
+                study.inside,
+            )
         )
         for task, summary in study.summary.tasks.items():
             results = tuple(it for it in study.results if it.task == task)
             made.append(
-                View(before + task, results, summary, study.tuned, frozenset(study.ranges), drawn)
+                View(
+                    before + task,
+                    results,
+                    summary,
+                    study.tuned,
+                    frozenset(study.ranges),
+                    drawn,
+                    study.inside,
+                )
             )
     return made
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -18,6 +19,10 @@ from normlab.compare.store import Probed, Store, StoreError
 from normlab.config import ConfigError, make_study
 from normlab.data import load
 from normlab.data.batches import standardize
+from normlab.report import read_study
+from normlab.report.charts import figures
+from normlab.report.inside import _by_layer
+from normlab.report.view import views
 from normlab.results import read_results
 from normlab.train import MeshSpec, StateHook, fit, probing
 
@@ -102,6 +107,52 @@ def test_results_have_them_as_a_table(folder):
         ]
         assert line.values[row["quantity"]][row["of"]] == row["value"]
     assert read_results(folder / "without").probes.is_empty()
+
+
+def test_the_page_shows_them_by_layer_over_training(folder):
+    study = read_study(folder / "with")
+    by_name = {it.name: it for it in figures(views([study])[0])}
+    shown = by_name["weights-undone"]
+    assert [it["text"] for it in shown.datasets["weights-undone-panels"]] == ["norm_0", "norm_1"]
+    assert {it["arm"] for it in shown.datasets["weights-undone"]} == {"batch"}
+    rows = by_name["activations-deviation"].datasets["activations-deviation"]
+    store = Store(folder / "with")
+    for row in rows:
+        values = [
+            it.values["deviation"][row["panel"]]
+            for run in study.results
+            if run.arm == row["arm"]
+            for it in store.probes(run.id)
+            if (it.probe, it.step) == ("activations", row["step"])
+        ]
+        assert len(values) == 2
+        assert row["value"] == pytest.approx(np.mean(values), rel=1e-3)
+        panel = ["norm_0", "norm_1"].index(row["panel"])
+        assert row["at"] == pytest.approx(panel + 0.9 * row["step"] / 18, abs=1e-3)
+    assert len(rows) == 2 * 2 * 6
+    percentiles = by_name["activations-percentiles"].datasets["activations-percentiles-panels"]
+    assert [it["text"] for it in percentiles] == ["15%", "50%", "85%"]
+    page = (folder / "with" / "report.html").read_text()
+    for figure in ("Gradients by depth", "Deviation of outputs", "Percentiles of the last layer"):
+        assert f"<h2>{figure}</h2>" in page
+    assert "Gradients by depth" not in (folder / "without" / "report.html").read_text()
+
+
+def test_layers_that_only_some_arms_have_stand_where_they_are_called(folder):
+    """The shift of the arm without norms was told first, and norms stood after the head."""
+    lines = {
+        "a": [Probed(step=1, probe="p", seconds=0, values={"q": {"dense": 1.0, "head": 1.0}})],
+        "b": [
+            Probed(step=1, probe="p", seconds=0, values={"q": dict.fromkeys(LAYERS, 2.0)}),
+        ],
+    }
+    view = views([read_study(folder / "with")])[0]
+    runs = {arm: view.runs(arm)[0].id for arm in ("none", "batch")}
+    inside = {runs["none"]: lines["a"], runs["batch"]: lines["b"]}
+    assert [*_by_layer(replace(view, inside=inside), "p", "q")] == [*LAYERS]
+
+
+LAYERS = ("dense", "norm", "head")
 
 
 def test_a_run_that_is_killed_has_the_lines_of_one_that_was_not(tmp_path):
