@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -19,7 +20,7 @@ EXPERIMENTS = read_experiments(ROOT / "experiments")
 STUDY = """
 study: tiny
 data: {name: digits, batch_size: 32, train_examples: 300}
-model: {name: mlp, hidden: [16]}
+model: {name: mlp, hidden: [16, 12]}
 train: {epochs: 2}
 variants:
   none: {layer: identity}
@@ -27,6 +28,7 @@ variants:
 factors: {train.initialization_scale: [0.3, 1.0]}
 tune: {optimizer.learning_rate: [0.1, 0.3]}
 seeds: 3
+probes: {activations: {every: 4}}
 """
 RULE = """
 claim: Batch norm does not mind the scale of the initial weights.
@@ -40,6 +42,11 @@ measures:
   seconds: {read: seconds_to, target: 0.3}
   spread: {read: test, over: train.initialization_scale, by: range}
   most: {read: test, over: train.initialization_scale, by: largest, at_least: 0.3}
+  first: {read: probe, probe: activations, quantity: deviation, of: first, at: first}
+  last: {read: probe, probe: activations, quantity: deviation, of: last, at: last}
+  mean: {read: probe, probe: activations, quantity: deviation, of: mean, at: mean}
+  spread_of_ranks: {read: probe, probe: activations, quantity: effective_rank, of: spread}
+  named: {read: probe, probe: activations, quantity: deviation, of: norm_1, at: first}
   own: {read: own, name: half, times: 2}
 predictions:
   - says: The range is smaller.
@@ -118,6 +125,31 @@ def test_what_is_measured_is_what_the_runs_have(clone, made):
             assert scores["most"][variant][seed] == max(enough, default=0.3)
     assert scores["own"] == {"batch, initialization_scale=1.0": {0: 1.0, 1: 1.2, 2: 0.8}}
     assert tiny.verdict.predictions[2].mean == pytest.approx(statistics.fmean([1.0, 1.2, 0.8]))
+
+
+def test_measures_by_probes_are_what_the_probes_found(clone, made):
+    (tiny,) = read_experiments(clone / "experiments")
+    scores = tiny.record.measured
+    found = read_results(clone / "runs" / "experiments" / "tiny").probes
+    for (arm, seed), of_run in found.partition_by("arm", "seed", as_dict=True).items():
+        told = {
+            (it["quantity"], it["step"], it["of"]): it["value"]
+            for it in of_run.iter_rows(named=True)
+        }
+        steps = sorted({step for _, step, _ in told})
+        layers = ("norm_0", "norm_1")
+        ranks = [told["effective_rank", steps[-1], layer] for layer in layers]
+        expected = {
+            "first": told["deviation", 0, "norm_0"],
+            "last": told["deviation", steps[-1], "norm_1"],
+            "named": told["deviation", 0, "norm_1"],
+            "mean": statistics.fmean(
+                told["deviation", step, layer] for step in steps for layer in layers
+            ),
+            "spread_of_ranks": math.log10(max(ranks) / min(ranks)),
+        }
+        for name, value in expected.items():
+            assert scores[name][arm][seed] == pytest.approx(value, rel=1e-4, abs=1e-6)
 
 
 def test_a_finished_experiment_is_judged_again_to_the_same_files(clone, made):
