@@ -704,6 +704,24 @@ def experiments(
         console.print(table)
 
 
+@app.command
+def advise(config: Config, overrides: Overrides = (), /) -> None:
+    """Print what the experiments say about a study, each line with the result behind it.
+
+    In a clone of normlab, whose experiments/ it reads.
+
+    Args:
+        config: The study, a YAML file.
+        overrides: Changes to it, as in data.batch_size=8.
+    """
+    with importing():
+        from .experiments import advice
+
+    for line, why in advice(config, overrides):
+        console.print(line.says, style="bold")
+        console.print(Padding(f"{line.experiment}: {why}", (0, 0, 0, 4)))
+
+
 @app.command(name="settings")
 def print_settings() -> None:
     """Print the environment that these commands run in, for programs of your own.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -21,13 +22,16 @@ from .config.read import Given, UnreadableError, text_of
 from .errors import UserError, nearest
 from .report import Study, read_study
 from .report.page import svg
+from .spec import Spec
 from .verdicts import Record, Rule, Verdict, judge, measured, read_record, write_record
 from .verdicts.figure import figure
+from .verdicts.guide import Guide, Line, because
 from .verdicts.measures import Own, Scores
 from .verdicts.record import finite
-from .verdicts.words import replaced, section, table
+from .verdicts.words import GUIDE, replaced, section, table
 
 ROOT = Path("experiments")
+Read = TypeVar("Read", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ def read_rule(path: Path) -> Rule:
     Raises:
         ConfigError: That lists everything that is wrong.
     """
+    return _read(path, Rule)
+
+
+def _read(path: Path, kind: type[Read]) -> Read:
     given = Given()
     try:
         raw = given.from_yaml(text_of(path))
@@ -104,13 +112,13 @@ def read_rule(path: Path) -> Rule:
         raise ConfigError(str(path), [str(error)]) from error
     found = dict(given.problems)
     try:
-        rule = Rule.model_validate(raw)
+        read = kind.model_validate(raw)
     except ValidationError as error:
-        found |= problems(error, Rule.model_json_schema(), given.texts)
-        rule = None
-    if rule is None or found:
+        found |= problems(error, kind.model_json_schema(), given.texts)
+        read = None
+    if read is None or found:
         raise ConfigError(str(path), [f"{at}: {it}" if at else it for at, it in found.items()])
-    return rule
+    return read
 
 
 def read_experiments(root: Path = ROOT) -> list[Experiment]:
@@ -194,10 +202,55 @@ def write_words(experiment: Experiment) -> None:
 
 
 def write_table(there: Sequence[Experiment], root: Path = ROOT) -> None:
-    """Writes the table of all verdicts into the README of the folder of experiments."""
+    """Writes the table of all verdicts, and the guide, into the README of the experiments."""
     readme = root / "README.md"
     rows = [(it.name, it.rule, it.verdict) for it in there]
-    write_whole(readme, replaced(readme.read_text("utf-8"), table(rows), str(readme)))
+    text = replaced(readme.read_text("utf-8"), table(rows), str(readme))
+    lines = [
+        f"- {line.says} ([{line.experiment}]({line.experiment}/README.md): {why})"
+        for line, why in guide(there, root)
+    ]
+    write_whole(readme, replaced(text, "\n".join(lines), str(readme), GUIDE))
+
+
+def guide(there: Sequence[Experiment], root: Path = ROOT) -> list[tuple[Line, str]]:
+    """Returns the lines of `guide.yaml`, each with the result that is behind it.
+
+    Raises:
+        UserError: A line relies on what no result says.
+    """
+    by_name = {it.name: it for it in there}
+    told = []
+    for line in _read(root / "guide.yaml", Guide).lines:
+        experiment = by_name.get(line.experiment)
+        if experiment is None:
+            raise UserError(
+                f"{root / 'guide.yaml'}: there is no experiment {line.experiment!r}"
+                f"{nearest(line.experiment, by_name)}"
+            )
+        judged = line.judged(experiment.verdict)
+        unit = experiment.rule.measures[judged.prediction.measure].unit
+        told.append((line, because(line, judged, unit)))
+    return told
+
+
+def advice(config: Path, overrides: Sequence[str], root: Path = ROOT) -> list[tuple[Line, str]]:
+    """Returns the lines of the guide that are about some arm of a study.
+
+    Raises:
+        ConfigError: The study has mistakes.
+        UserError: There are no experiments here.
+    """
+    study = load_study(config, overrides)
+    arms = [(arm, study.for_arm(arm)) for arm in study.arms()]
+    return [
+        (line, why)
+        for line, why in guide(read_experiments(root), root)
+        if any(
+            line.when.holds(own.variants[arm.variant].layer, own.model, own.data.batch_size)
+            for arm, own in arms
+        )
+    ]
 
 
 def _readme(experiment: Experiment, record: Record, verdict: Verdict) -> str:

@@ -9,6 +9,7 @@ from ..report.figure import Layers
 from ..report.style import COLORS
 from .measures import Scores
 from .rule import Rule, kind
+from .words import brief
 
 WIDTH, ROW = 420, 22  # pixels
 LONGEST = 30  # arms that a reader can tell apart in one panel
@@ -29,7 +30,7 @@ def _panel(rule: Rule, name: str, scores: Any, *, logarithmic: bool) -> Layers:
     named = {arm for it in rule.predictions if it.measure == name for arm in it.contrast}
     arms = [arm for arm in scores if arm in named or len(scores) <= LONGEST]
     rows = [
-        {"arm": arm, "seed": seed, "value": value}
+        {"arm": brief(arm), "seed": seed, "value": value}
         for arm in arms
         for seed, value in scores[arm].items()
         if math.isfinite(value) and (value > 0 or not logarithmic)
@@ -43,7 +44,7 @@ def _panel(rule: Rule, name: str, scores: Any, *, logarithmic: bool) -> Layers:
         title=title,
         scale=alt.Scale(type="log") if wide else alt.Scale(zero=False, nice=True),
     )
-    y = alt.Y("arm:N", title=None, sort=arms, axis=alt.Axis(labelLimit=260))
+    y = alt.Y("arm:N", title=None, sort=[*map(brief, arms)], axis=alt.Axis(labelLimit=260))
     # Of a logarithmic axis the mean is that of the logarithms, as the predictions have it.
     data = alt.Data(values=rows)
     base = alt.Chart(data, height=ROW * max(1, len(arms)), width=WIDTH)

@@ -11,6 +11,7 @@ from .record import Record
 from .rule import Rule, kind
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+GUIDE = "<!-- guide -->", "<!-- /guide -->"
 
 
 def number(value: float) -> str:
@@ -43,13 +44,19 @@ def asked_in_words(judged: Judged) -> str:
     raise AssertionError("a prediction has one threshold")
 
 
+def brief(arm: str) -> str:
+    """An arm's name with equal numbers counted: "hidden=[64, 64, 64]" -> "hidden=[3 x 64]"."""
+    equal = re.compile(r"\[(\d+)((?:, \1){2,})\]")
+    return equal.sub(lambda it: f"[{1 + it[2].count(',')} x {it[1]}]", arm)
+
+
 def contrast_in_words(contrast: Mapping[str, float], *, log: bool) -> str:
     """The arms: "batch less none", of logarithms "batch over none"."""
     positive = [(arm, it) for arm, it in contrast.items() if it > 0]
     negative = [(arm, -it) for arm, it in contrast.items() if it < 0]
 
     def side(terms: Sequence[tuple[str, float]]) -> str:
-        told = [f"`{arm}`" if it == 1 else f"{it:g} x `{arm}`" for arm, it in terms]
+        told = [f"`{brief(arm)}`" if it == 1 else f"{it:g} x `{brief(arm)}`" for arm, it in terms]
         return (" x " if log else " + ").join(told)
 
     if not negative:
@@ -109,7 +116,7 @@ def _tuned(tuned: Mapping[str, Mapping[str, Any]]) -> str:
     of: dict[str, list[str]] = {}
     for arm, values in tuned.items():
         told = ", ".join(f"{path.rpartition('.')[2]} {it}" for path, it in values.items())
-        of.setdefault(told or "nothing", []).append(f"`{arm}`")
+        of.setdefault(told or "nothing", []).append(f"`{brief(arm)}`")
     return "; ".join(f"{told} ({', '.join(named)})" for told, named in of.items())
 
 
@@ -117,16 +124,17 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def replaced(text: str, section: str, where: str) -> str:
+def replaced(text: str, section: str, where: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """Returns a text with what stands between its marks replaced.
 
     Raises:
         UserError: It has no marks.
     """
-    marks = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if len(marks.findall(text)) != 1:
-        raise UserError(f"{where}: expected one {BEGIN} with one {END} after it")
-    return marks.sub(lambda _: f"{BEGIN}\n\n{section}\n\n{END}", text)
+    begin, end = marks
+    between = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+    if len(between.findall(text)) != 1:
+        raise UserError(f"{where}: expected one {begin} with one {end} after it")
+    return between.sub(lambda _: f"{begin}\n\n{section}\n\n{end}", text)
 
 
 def table(rows: Sequence[tuple[str, Rule, Verdict | None]]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from command import normlab
 
 from normlab.config import load_study
-from normlab.experiments import Experiment, read_experiments
+from normlab.experiments import Experiment, guide, read_experiments
 from normlab.results import read_results
 from normlab.verdicts.words import END, replaced, section, table
 
@@ -61,6 +61,15 @@ predictions:
     log: true
   - {says: Half is one., measure: own, contrast: {"batch, initialization_scale=1.0": 1}, above: 0}
 """
+GUIDE = """
+lines:
+  - {says: Halves are halves., experiment: tiny, prediction: 3, outcome: supported}
+  - says: Batches of two are small.
+    when: {layers: [batch_norm], models: [mlp], batch_at_most: 2}
+    experiment: tiny
+    prediction: 3
+    outcome: supported
+"""
 MEASURE = """
 def measure(folder):
     return {"half": {"batch, initialization_scale=1.0": {0: 0.5, 1: 0.6, 2: 0.4}}}
@@ -77,7 +86,9 @@ def clone(tmp_path_factory):
     (folder / "rule.yaml").write_text(RULE)
     (folder / "measure.py").write_text(MEASURE)
     (folder / "README.md").write_text("# Tiny\n\n<!-- results -->\n<!-- /results -->\n\nmore\n")
-    (root / "experiments" / "README.md").write_text("<!-- results -->\n<!-- /results -->\n")
+    marks = "<!-- results -->\n<!-- /results -->\n<!-- guide -->\n<!-- /guide -->\n"
+    (root / "experiments" / "README.md").write_text(marks)
+    (root / "experiments" / "guide.yaml").write_text(GUIDE)
     return root
 
 
@@ -167,6 +178,37 @@ def test_smoke_goes_through_all_of_it_and_keeps_nothing(clone, made):
     assert {it: it.read_bytes() for it in clone.rglob("*") if it.is_file()} == before
 
 
+def test_the_guide_has_lines_with_the_results_behind_them(clone, made):
+    text = (clone / "experiments" / "README.md").read_text()
+    line = (
+        "- Halves are halves. ([tiny](tiny/README.md): 1.00 [0.117, 1.88]; supported: Half is one.)"
+    )
+    assert line in text
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [((), False), (("data.batch_size=2",), True), (("factors={data.batch_size: [2, 8]}",), True)],
+)
+def test_advice_is_what_the_guide_says_of_some_arm_of_a_study(clone, made, override, told):
+    printed = normlab("advise", "configs/tiny.yaml", *override, folder=clone).stdout
+    assert "Halves are halves." in printed
+    assert "tiny: 1.00 [0.117, 1.88]; supported: Half is one." in printed
+    assert ("Batches of two are small." in printed) == told
+
+
+def test_a_line_that_no_result_bears_out_is_refused(clone, made):
+    path = clone / "experiments" / "guide.yaml"
+    path.write_text(GUIDE.replace("supported", "refuted", 1))
+    try:
+        done = normlab("advise", "configs/tiny.yaml", folder=clone, code=2)
+    finally:
+        path.write_text(GUIDE)
+    assert "whose prediction 3 is supported and not refuted; change the line" in " ".join(
+        done.stderr.split()
+    )
+
+
 def test_a_rule_that_changed_after_the_run_is_a_defect_that_is_told(clone, made):
     rule = clone / "experiments" / "tiny" / "rule.yaml"
     rule.write_text(RULE.replace("below: 0", "below: 1"))
@@ -231,3 +273,11 @@ def test_a_verdict_of_the_project_is_computed_from_its_results(experiment: Exper
 def test_the_table_of_the_project_has_all_verdicts():
     rows = [(it.name, it.rule, it.verdict) for it in EXPERIMENTS]
     assert table(rows) in (ROOT / "experiments" / "README.md").read_text()
+
+
+def test_each_line_of_the_projects_guide_has_its_result_behind_it():
+    text = (ROOT / "experiments" / "README.md").read_text()
+    lines = guide(EXPERIMENTS, ROOT / "experiments")
+    assert lines
+    for line, why in lines:
+        assert f"{line.says} ([{line.experiment}]({line.experiment}/README.md): {why})" in text
