@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,6 +48,9 @@ _ELSEWHERE = "give another folder; what was saved before stays, and a run goes o
 
 # Of those that write in this process, which are made in the same order in all processes of a run.
 _COUNT = count()
+# Orbax runs event loops in threads of its own and patches asyncio for all of them: where runs that
+# are trained side by side write at the same time, one may find its loop closed by another.
+_ONE_AT_A_TIME = threading.Lock()
 
 MOST_TOLD = 300  # signs of what a library says
 
@@ -203,10 +207,15 @@ class Checkpoints:
             arrays = _flat(tree)
             _refuse_without_room(self.folder, [it.nbytes for it in arrays.values()])
             told = {**record, "arrays": {name: _in_words(it) for name, it in arrays.items()}}
-            self._checkpointer.save(
-                path.with_name(path.name + _UNFINISHED),
-                args=args.Composite(arrays=args.PyTreeSave(arrays), record=args.JsonSave(told)),
-            )
+            _ONE_AT_A_TIME.acquire()
+            try:
+                self._checkpointer.save(
+                    path.with_name(path.name + _UNFINISHED),
+                    args=args.Composite(arrays=args.PyTreeSave(arrays), record=args.JsonSave(told)),
+                )
+            except BaseException:
+                _ONE_AT_A_TIME.release()
+                raise
         self._under_way = self._finishing.submit(self._finish, path)
 
     def wait(self) -> None:
@@ -268,7 +277,8 @@ class Checkpoints:
     def _restored(self, step: int, args: Any) -> Any:
         """Reads what its checksums say is as it was written, which whoever wrote it says."""
         try:
-            return self._checkpointer.restore(self._path(step), args=args)
+            with _ONE_AT_A_TIME:
+                return self._checkpointer.restore(self._path(step), args=args)
         except Exception as error:  # the library raises whatever its parts raise
             raise self._unusable(step, f"{type(error).__name__}: {error}") from error
 
@@ -315,6 +325,8 @@ class Checkpoints:
             if cause is not None and isinstance(cause, jax.errors.JaxRuntimeError):
                 raise cause from None
             raise
+        finally:
+            _ONE_AT_A_TIME.release()
         if not is_first():
             return
         with (unfinished / _SEAL).open("w", encoding="utf-8") as file:

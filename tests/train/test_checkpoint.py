@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import threading
 from dataclasses import replace
 from functools import cache, partial
 
@@ -236,3 +237,41 @@ def test_what_was_begun_when_the_process_was_killed_is_swept(tmp_path):
         f"{step:010d}" for step in checkpoints.steps()
     ]
     checkpoints.close()
+
+
+def test_runs_side_by_side_write_one_after_the_other(tmp_path):
+    """Of two threads that wrote at once, one found its event loop closed, and its run failed."""
+    under_way, most = [], []
+
+    def write(thread):
+        for step in range(4):
+            checkpoints = Checkpoints(tmp_path / f"{thread}-{step}", 1, print)
+            checkpointer = checkpoints._checkpointer
+            save, wait = checkpointer.save, checkpointer.wait_until_finished
+
+            def waiting(wait=wait):
+                wait()
+                under_way.remove(thread)
+
+            def saving(*arguments, save=save, checkpointer=checkpointer, waiting=waiting, **named):
+                under_way.append(thread)
+                most.append(len(under_way))
+                save(*arguments, **named)
+                checkpointer.wait_until_finished = waiting
+
+            checkpointer.save = saving
+            checkpoints.write(step, {"array": jnp.ones(3)}, {})
+            checkpoints.wait()
+            checkpointer.wait_until_finished = wait
+            checkpoints.close()
+            written.append(steps_in(tmp_path / f"{thread}-{step}"))
+
+    written = []
+    threads = [threading.Thread(target=write, args=(it,)) for it in range(3)]
+    for it in threads:
+        it.start()
+    for it in threads:
+        it.join()
+    assert len(written) == 12
+    assert all(len(it) == 1 for it in written)
+    assert max(most) == 1
