@@ -138,7 +138,8 @@ def check_study(raw: dict[str, Any], folder: Path, source: str, given: Given) ->
         ConfigError: That lists everything that is wrong.
     """
     raw = _resolved(raw, source)
-    modules = raw.get("modules")
+    # A study that names none is without the layers of another one, too.
+    modules = raw.get("modules", [])
     # Anything else is a mistake that validation reports.
     if isinstance(modules, list) and all(isinstance(name, str) for name in modules):
         raw = {**raw, "modules": import_modules(modules, folder, source)}

@@ -773,3 +773,19 @@ def test_what_makes_no_sense_is_one_problem_in_the_words_of_configurations(tmp_p
     first, problem = str(error.value).splitlines()
     assert first.endswith("1 problem")
     assert told in problem
+
+
+def test_a_study_without_modules_is_without_the_layers_of_the_one_before(tmp_path):
+    """It kept them from Python, so that its type was another one than when it was read back."""
+    (tmp_path / "own.py").write_text(
+        "import normlab\nfrom flax import linen as nn\n\n"
+        "@normlab.register('own_of_a_study')\nclass Own(nn.Module):\n"
+        "    @nn.compact\n    def __call__(self, x, use_running_average=None):\n        return x\n"
+    )
+    small = {"study": "small", "model": {"name": "mlp"}, "variants": {"a": {"layer": "identity"}}}
+    own = {**small, "modules": [str(tmp_path / "own.py")]}
+    make_study({**own, "variants": {"a": {"layer": "own_of_a_study"}}}, {})
+    assert "own_of_a_study" in VARIANTS
+    study = make_study(small, {})
+    assert "own_of_a_study" not in VARIANTS
+    assert make_study({**small, "modules": []}, {}) == study
