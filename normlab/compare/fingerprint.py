@@ -34,6 +34,9 @@ def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tune := told.get("tune"), Mapping) and not tune.get("stop_early"):
         # Studies had no such field, and were as they are without it.
         told["tune"] = {key: value for key, value in tune.items() if key != "stop_early"}
+    if isinstance(data := told.get("data"), Mapping) and data.get("order") == "shuffled":
+        # Likewise.
+        told["data"] = {key: value for key, value in data.items() if key != "order"}
     for path in CHANGES_NO_NUMBER:
         part, _, field = path.partition(".")
         if isinstance(there := told.get(part), Mapping):

@@ -8,7 +8,10 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 
 def shuffled_batches(
-    key: PRNGKeyArray, indices: Int[Array, " n"], batch_size: int
+    key: PRNGKeyArray,
+    indices: Int[Array, " n"],
+    batch_size: int,
+    groups: Int[Array, " n"] | None = None,
 ) -> Int[Array, "steps {batch_size}"]:
     """Cuts a fresh permutation of the training indices into the whole batches of one epoch.
 
@@ -19,6 +22,9 @@ def shuffled_batches(
         key: One key for each epoch.
         indices: Which examples to train on.
         batch_size: Examples in each batch.
+        groups: Of each example. The permutation is then sorted by group before it is cut, and the
+            batches are shuffled: a batch has one group, but for those in which one group ends
+            and the next begins.
 
     Returns:
         `n // batch_size` rows of indices, no example twice.
@@ -32,8 +38,13 @@ def shuffled_batches(
             f"batch_size={batch_size} is more than the {indices.shape[0]} training examples, so "
             f"that an epoch would have no step; expected at most {indices.shape[0]}."
         )
-    order = jax.random.permutation(key, indices)
-    return order[: steps * batch_size].reshape(steps, batch_size)
+    kept = steps * batch_size
+    if groups is None:
+        return jax.random.permutation(key, indices)[:kept].reshape(steps, batch_size)
+    of_examples, of_batches = jax.random.split(key)
+    order = jax.random.permutation(of_examples, indices.shape[0])[:kept]
+    order = order[jnp.argsort(groups[order], stable=True)]
+    return jax.random.permutation(of_batches, indices[order].reshape(steps, batch_size))
 
 
 def padded_batches(

@@ -143,6 +143,9 @@ class DataSpec(Spec):
         validation: Share of the training split that is held out for tuning; of `text` its end.
         train_examples: Train on only so many of the examples that are left for training.
         train_share: Train on only this share of them.
+        order: What the batches of an epoch are: `shuffled`, or `by_class` for examples that are
+            sorted by their class before they are cut into batches, whose order is random; only
+            where an example has one class.
         stream: Whether the examples stay where they are, and batches are read while the device
             works; else the whole set is put on the device. For sets that are larger than its
             memory, or with `npz` than that of the machine. Changes no number.
@@ -167,6 +170,7 @@ class DataSpec(Spec):
     validation: float = Field(default=0.2, gt=0, lt=0.9)
     train_examples: Annotated[int, Field(gt=0)] | None = None
     train_share: float = Field(default=1.0, gt=0, le=1)
+    order: Literal["shuffled", "by_class"] = "shuffled"
     stream: bool = False
 
     @field_validator("name")
@@ -238,6 +242,8 @@ class Dataset:
         deviation: Standard deviation likewise; 1 where it would be 0.
         classes: How many numbers a model gives for each place: of classes, flags, values, or
             tokens.
+        groups: Of each example to train on, its class, where a batch is of examples of one class;
+            None where batches are of any.
     """
 
     name: str
@@ -249,6 +255,7 @@ class Dataset:
     mean: Moment | None
     deviation: Moment | None
     classes: int
+    groups: Indices | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -353,6 +360,14 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
             f"data.standardize=per_feature, but {spec.name} has integers, which arrive as they "
             "are; leave data.standardize out, or give the data as floating."
         )
+    groups = None
+    if spec.order == "by_class":
+        if labels is None or targets != "classes":
+            raise DataError(
+                f"data.order=by_class, but the examples of {spec.name} do not have one class each, "
+                "as the objective takes them; leave data.order out."
+            )
+        groups = labels[train]
     mean, deviation = _moments(images, train, spec.standardize)
     return Dataset(
         name=spec.name,
@@ -364,6 +379,7 @@ def load(spec: DataSpec, targets: Targets = "classes") -> Dataset:
         mean=mean,
         deviation=deviation,
         classes=outputs,
+        groups=groups,
     )
 
 

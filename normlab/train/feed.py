@@ -153,6 +153,7 @@ class DeviceData(NamedTuple):
         train: Indices of the examples to train on.
         mean: Mean over these, as `Dataset.mean`; None for images that stay as they are.
         deviation: Standard deviation likewise.
+        groups: Of each example to train on, as `Dataset.groups`.
     """
 
     images: Array
@@ -160,6 +161,7 @@ class DeviceData(NamedTuple):
     train: Array
     mean: Array | None
     deviation: Array | None
+    groups: Array | None
 
 
 class Split(NamedTuple):
@@ -265,7 +267,7 @@ class Resident(Feed):
         self, shared: DeviceData, part: Any, key: PRNGKeyArray
     ) -> Callable[[Any, PRNGKeyArray], Batch]:
         """Orders the examples of an epoch; traced."""
-        batches = shuffled_batches(key, shared.train, self.batch_size)
+        batches = shuffled_batches(key, shared.train, self.batch_size, shared.groups)
 
         def batch(step: Any, key: PRNGKeyArray) -> Batch:
             indices = batches[step % self.steps_per_epoch]

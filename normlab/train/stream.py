@@ -89,8 +89,8 @@ class Streamed(Feed):
         self._mesh = mesh
         self._moments = Moments(*put((dataset.mean, dataset.deviation), whole(mesh)))
         # On a device of this process, as each draws the order by itself.
-        self._train = jax.device_put(dataset.train)
-        self._orders = jax.jit(jax.vmap(self._ordered, (0, None)))
+        self._train, self._groups = jax.device_put((dataset.train, dataset.groups))
+        self._orders = jax.jit(jax.vmap(self._ordered, (0, None, None)))
         self._rows = _rows_of_this_process(batch_size, mesh)
         size = int(np.prod(dataset.images.shape[1:])) * dataset.images.dtype.itemsize
         self._batches = min(max(1, PART_BYTES // (size * batch_size)), self.steps_per_epoch)
@@ -108,7 +108,7 @@ class Streamed(Feed):
         keys = np.asarray(jax.random.key_data(state.key))
         step = int(np.asarray(state.step).flat[0])
         order = _Order(
-            lambda keys: self._orders(jax.random.wrap_key_data(keys), self._train),
+            lambda keys: self._orders(jax.random.wrap_key_data(keys), self._train, self._groups),
             keys.reshape(width, -1),
             step // self.steps_per_epoch,
             1 + AHEAD // self._parts_per_epoch,
@@ -174,10 +174,12 @@ class Streamed(Feed):
         images, labels, mask = jax.tree.map(lambda leaf: leaf[index], part)
         return (self._standardized(shared, images), labels), mask
 
-    def _ordered(self, key: PRNGKeyArray, train: Array) -> tuple[Array, Array]:
+    def _ordered(
+        self, key: PRNGKeyArray, train: Array, groups: Array | None
+    ) -> tuple[Array, Array]:
         """Returns the batches of the epoch that has a key, and the key of the next; traced."""
         order_key, next_key = jax.random.split(key)
-        batches = shuffled_batches(order_key, train, self.batch_size)
+        batches = shuffled_batches(order_key, train, self.batch_size, groups)
         return batches, jax.random.key_data(next_key)
 
     def _part_of(self, step: int) -> tuple[int, int]:

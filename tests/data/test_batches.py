@@ -98,3 +98,26 @@ def test_evaluating_in_padded_batches_is_evaluating_all_at_once():
         total = jnp.where(mask, values[batches], 0).sum()
         assert total == (INDICES.astype(np.float64) ** 2).sum()
         assert mask.sum() == len(INDICES)
+
+
+def test_batches_by_group_are_of_one_group_each_and_drop_another_remainder_each_epoch():
+    indices = jnp.asarray(INDICES[:36])
+    groups = jnp.asarray(np.arange(36) % 3)
+    of = dict(zip(INDICES[:36].tolist(), groups.tolist(), strict=True))
+    whole = np.asarray(shuffled_batches(jax.random.key(0), indices, 4, groups))
+    assert sorted(whole.ravel().tolist()) == sorted(INDICES[:36].tolist())
+    assert [len({of[it] for it in batch}) for batch in whole.tolist()] == [1] * 9
+    # The batches come in no order of their groups, and examples in none within a group.
+    orders = {
+        tuple(of[batch[0]] for batch in shuffled_batches(key, indices, 4, groups).tolist())
+        for key in jax.random.split(jax.random.key(1), 8)
+    }
+    assert len(orders) > 4
+    left_out, firsts = set(), set()
+    for key in jax.random.split(jax.random.key(2), 40):
+        batches = np.asarray(shuffled_batches(key, indices, 7, groups))
+        assert batches.shape == (5, 7)
+        left_out |= set(INDICES[:36].tolist()) - set(batches.ravel().tolist())
+        firsts.add(batches[0, 0].item())
+    assert len(left_out) > 20
+    assert len(firsts) > 10
