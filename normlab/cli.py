@@ -341,28 +341,43 @@ def export(
         tyro.conf.arg(help_behavior_hint="(default: csv)"),
     ] = None,
     table: Literal["csv", "latex", "markdown"] | None = None,
+    probes: bool = False,
     to: Annotated[
         Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: printed)")
     ] = None,
 ) -> None:
     """Print or write one row a run: arm, task, levels, seed, chosen values, metrics, status.
 
-    With --table it is one row an arm instead: the metric, difference to the baseline, verdict.
+    With --table it is one row an arm instead: the metric, difference to the baseline, verdict. With
+    --probes it is one row a value that a probe found: run, step, probe, quantity, of which layer.
 
     Args:
         folder: Where `normlab compare` left its results.
         format: csv, latex, markdown and parquet are files; tensorboard is a folder of curves. What
             is parquet or tensorboard cannot be printed.
         table: The table of verdicts: csv with all digits, latex and markdown as papers have them.
+        probes: What the study's probes found.
         to: The file or folder.
     """
-    from .compare.export import run_table, to_csv, to_latex, to_markdown, write_tensorboard
+    from .compare.export import (
+        probe_table,
+        run_table,
+        to_csv,
+        to_latex,
+        to_markdown,
+        write_tensorboard,
+    )
     from .compare.store import write_whole
 
     if table and format:
         raise UserError(
             f"--table {table} --format {format}: the one is a row an arm, the other a row a run; "
             "leave out one of the two"
+        )
+    if probes and (table or format == "tensorboard"):
+        given = f"--table {table}" if table else "--format tensorboard"
+        raise UserError(
+            f"--probes {given}: what probes found is one table; leave out one of the two"
         )
     form = table or format or "csv"
     if to is None and form in ("parquet", "tensorboard"):
@@ -376,6 +391,12 @@ def export(
         return
     if to is not None and to.is_dir():
         raise UserError(f"--to {to} is a folder; expected a file, as {to / folder.name}.{form}")
+    rows = probe_table if probes else run_table
+    if probes and rows(folder, _warn).is_empty():
+        raise UserError(
+            f"{folder} has no probes; give the study some, as in "
+            "probes: {activations: {every: 100}}, and run it again"
+        )
     content: str | bytes
     if table:
         from .report import read_study
@@ -392,11 +413,11 @@ def export(
             content = write(verdict_words(summary), left=LEFT)
     elif form == "parquet":
         file = io.BytesIO()
-        run_table(folder, _warn).write_parquet(file)
+        rows(folder, _warn).write_parquet(file)
         content = file.getvalue()
     else:
         write = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form]
-        content = write(run_table(folder, _warn))
+        content = write(rows(folder, _warn))
     if to is None:
         # What takes the output reads it as a file, where nothing is escaped.
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
@@ -659,6 +680,9 @@ def experiments(
     /,
     *,
     smoke: bool = False,
+    pilot: Annotated[
+        int | None, tyro.conf.arg(metavar="SEEDS", help_behavior_hint="(optional)")
+    ] = None,
     rewrite: bool = False,
     out: Annotated[
         Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: runs/experiments)")
@@ -673,16 +697,42 @@ def experiments(
     Args:
         names: Which to run; all for each. None lists them.
         smoke: Run them, or each where none is named, at the size of seconds, and keep nothing.
+        pilot: Run only so many seeds of them, and print by how much the contrasts of the rule vary
+            over these, and what the whole design could show; nothing of what they are.
         rewrite: Judge the kept results anew, and write figures, READMEs and the table from them.
         out: Where the studies of experiments go.
     """
     if names or smoke:
         settle()
     with importing():
-        from .experiments import chosen, make, read_experiments, try_out, write_table, write_words
+        from .experiments import (
+            chosen,
+            make,
+            plan,
+            read_experiments,
+            try_out,
+            write_table,
+            write_words,
+        )
 
     there = read_experiments()
     asked = chosen(names or (("all",) if smoke or rewrite else ()), there)
+    if pilot is not None:
+        if smoke or rewrite or pilot < 2 or not asked:
+            raise UserError(
+                f"--pilot {pilot}: expected 2 seeds or more, the names of experiments that were "
+                "not run yet, and neither --smoke nor --rewrite beside it"
+            )
+        for experiment in asked:
+            found = plan(experiment, console, out / experiment.name, pilot)
+            table = Table(box=None, pad_edge=False, title=experiment.name, title_justify="left")
+            for column in ("prediction", "deviation", "could show"):
+                table.add_column(column, overflow="fold")
+            for prediction, spread, could in found:
+                shown = "" if could is None else f"{could:.3g}{' times' * prediction.log}"
+                table.add_row(prediction.says, f"{spread:.3g}", shown)
+            console.print(table)
+        return
     for experiment in asked:
         if smoke:
             verdict = try_out(experiment, console)

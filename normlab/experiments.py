@@ -23,11 +23,22 @@ from .errors import UserError, nearest
 from .report import Study, read_study
 from .report.page import svg
 from .spec import Spec
-from .verdicts import Record, Rule, Verdict, judge, measured, read_record, write_record
+from .verdicts import (
+    Record,
+    Rule,
+    Verdict,
+    curves,
+    judge,
+    measured,
+    planned,
+    read_record,
+    write_record,
+)
 from .verdicts.figure import figure
 from .verdicts.guide import Guide, Line, because
-from .verdicts.measures import Own, Scores
+from .verdicts.measures import Own
 from .verdicts.record import finite
+from .verdicts.rule import Prediction
 from .verdicts.words import GUIDE, replaced, section, table
 
 ROOT = Path("experiments")
@@ -177,6 +188,39 @@ def make(experiment: Experiment, console: Console, out: Path) -> Verdict:
     return verdict
 
 
+def plan(
+    experiment: Experiment, console: Console, out: Path, seeds: int
+) -> list[tuple[Prediction, float, float | None]]:
+    """Runs the first seeds of an experiment, and returns what they say of its design.
+
+    That is the spread, and never the outcome, so that a rule can still be written. The runs are of
+    the experiment itself, which goes on from them.
+
+    Args:
+        experiment: The experiment.
+        console: Where progress is told.
+        out: Folder of its study.
+        seeds: How many.
+
+    Returns:
+        Each prediction, the deviation of its contrast over the seeds, and the smallest difference
+        from its threshold that four of five studies of all seeds would show by it.
+
+    Raises:
+        UserError: The experiment has results, or those of `make`.
+    """
+    if experiment.record is not None:
+        raise UserError(
+            f"{experiment.name} has results, after which a pilot plans nothing: its spread is that "
+            f"of {experiment.record_path}"
+        )
+    rule = experiment.rule
+    whole = load_study(experiment.config)
+    there = _run(experiment, console, out, [f"seeds={seeds}"])
+    found = planned(rule, measured(rule, there, _own(experiment, there)), whole.seeds)
+    return [(it, *told) for it, told in zip(rule.predictions, found, strict=True)]
+
+
 def try_out(experiment: Experiment, console: Console) -> Verdict:
     """Does what `make` does at smoke size, and keeps nothing of it."""
     changes = [f"{path}={json.dumps(value)}" for path, value in experiment.rule.smoke.items()]
@@ -184,20 +228,21 @@ def try_out(experiment: Experiment, console: Console) -> Verdict:
         record = _recorded(experiment, console, Path(folder) / experiment.name, changes)
         again = Path(folder) / "scores.json"
         write_record(record, again)
-        scores = read_record(again).measured
-        verdict = judge(experiment.rule, scores)
-        svg(figure(experiment.rule, scores))
+        kept = read_record(again)
+        verdict = judge(experiment.rule, kept.measured)
+        svg(figure(experiment.rule, kept.measured, kept.drawn))
         _readme(experiment, record, verdict)
     return verdict
 
 
 def write_words(experiment: Experiment) -> None:
     """Writes figure and README of an experiment anew from what was measured."""
-    if experiment.record is None or experiment.verdict is None:
+    record = experiment.record
+    if record is None or experiment.verdict is None:
         return
-    drawn = svg(figure(experiment.rule, experiment.record.measured))
+    drawn = svg(figure(experiment.rule, record.measured, record.drawn))
     write_whole(experiment.record_path.with_name("figure.svg"), drawn)
-    text = _readme(experiment, experiment.record, experiment.verdict)
+    text = _readme(experiment, record, experiment.verdict)
     write_whole(experiment.folder / "README.md", text)
 
 
@@ -255,7 +300,7 @@ def advice(config: Path, overrides: Sequence[str], root: Path = ROOT) -> list[tu
 
 def _readme(experiment: Experiment, record: Record, verdict: Verdict) -> str:
     readme = experiment.folder / "README.md"
-    told = section(experiment.rule, record, verdict, f"normlab experiments {experiment.name}")
+    told = section(experiment.rule, record, verdict, _command(experiment))
     return replaced(readme.read_text("utf-8"), told, str(readme))
 
 
@@ -263,17 +308,26 @@ def _recorded(
     experiment: Experiment, console: Console, out: Path, changes: Sequence[str]
 ) -> Record:
     rule, rule_hash = experiment.rule, experiment.rule_hash
+    there = _run(experiment, console, out, changes)
+    if not changes:
+        there = write_outcome(out)
+    return _record(there, rule, rule_hash, _command(experiment), _own(experiment, there))
+
+
+def _command(experiment: Experiment) -> str:
+    return f"normlab experiments {experiment.name}"
+
+
+def _run(experiment: Experiment, console: Console, out: Path, changes: Sequence[str]) -> Study:
+    """Runs the study, or goes on with it, and returns it whole."""
     study = load_study(experiment.config, changes)
-    command = f"normlab experiments {experiment.name}"
-    ending = run(study, out, console, command)
+    ending = run(study, out, console, _command(experiment))
     if ending.failures or ending.done < ending.planned:
         raise UserError(
             f"{experiment.name}: {ending.done} of {ending.planned} runs are done, so that nothing "
             f"can be judged; `normlab status {out}` says more"
         )
-    there = read_study(out) if changes else write_outcome(out)
-    scores = measured(rule, there, _own(experiment, there))
-    return _record(there, rule_hash, command, scores)
+    return read_study(out)
 
 
 def _own(experiment: Experiment, study: Study) -> Own:
@@ -284,7 +338,7 @@ def _own(experiment: Experiment, study: Study) -> Own:
     return runpy.run_path(str(path))["measure"](study.folder)
 
 
-def _record(study: Study, rule_hash: str, command: str, scores: Scores) -> Record:
+def _record(study: Study, rule: Rule, rule_hash: str, command: str, own: Own) -> Record:
     arms = study.summary.arms
     return Record(
         rule=rule_hash,
@@ -295,5 +349,6 @@ def _record(study: Study, rule_hash: str, command: str, scores: Scores) -> Recor
         seconds=sum(it.seconds for it in study.results),
         tuned={it.name: dict(it.values) for it in arms},
         edges=[it.name for it in arms if it.at_edge],
-        scores=finite(scores),
+        scores=finite(measured(rule, study, own)),
+        curves=finite(curves(rule.curves, study)) if rule.curves is not None else {},
     )

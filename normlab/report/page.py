@@ -399,7 +399,8 @@ def svg(spec: dict[str, Any]) -> str:
     """Draws a chart as papers have it."""
     # What only a pointer finds has no use here.
     for part in spec.get("hconcat") or spec.get("vconcat") or [spec]:
-        part["layer"] = [it for it in part["layer"] if it["mark"].get("opacity") != 0]
+        if "layer" in part:
+            part["layer"] = [it for it in part["layer"] if it["mark"].get("opacity") != 0]
     config = style("#1c2330", "#5b6472", "#e6e8ec", "white")
     return vl_convert.vegalite_to_svg(spec | {"config": config}, vl_version=_vega_lite_version())
 

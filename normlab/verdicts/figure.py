@@ -1,4 +1,4 @@
-"""The figure of an experiment: what was measured of each arm, a dot a seed."""
+"""The figure of an experiment: what was measured of each arm, a dot a seed, and its curves."""
 
 import math
 from typing import Any
@@ -6,22 +6,27 @@ from typing import Any
 import altair as alt
 
 from ..report.figure import Layers
-from ..report.style import COLORS
-from .measures import Scores
+from ..report.style import COLORS, DASHES
+from .measures import Curves, Scores
 from .rule import Rule, kind
 from .words import brief
 
-WIDTH, ROW = 420, 22  # pixels
+WIDTH, ROW, CURVES = 420, 22, 240  # pixels
 LONGEST = 30  # arms that a reader can tell apart in one panel
 
 
-def figure(rule: Rule, scores: Scores) -> dict[str, Any]:
-    """Returns a panel for each measure that a prediction is about, as Vega-Lite has it."""
-    panels = []
+def figure(rule: Rule, scores: Scores, curves: Curves) -> dict[str, Any]:
+    """Returns a panel for each measure that a prediction is about, as Vega-Lite has it.
+
+    What is drawn over training is a last panel.
+    """
+    panels: list[alt.LayerChart | alt.Chart] = []
     for name in dict.fromkeys(it.measure for it in rule.predictions):
         about = [it for it in rule.predictions if it.measure == name]
         panels.append(_panel(rule, name, scores[name], logarithmic=any(it.log for it in about)))
-    chart = alt.vconcat(*panels, spacing=30)
+    if rule.curves is not None and curves:
+        panels.append(_over_training(rule.curves.title, curves))
+    chart = alt.vconcat(*panels, spacing=30).resolve_scale(color="independent")
     return chart.to_dict(validate=False)
 
 
@@ -57,3 +62,30 @@ def _panel(rule: Rule, name: str, scores: Any, *, logarithmic: bool) -> Layers:
         base = base.transform_aggregate(value="mean(value)", groupby=["arm"])
     means = base.mark_tick(thickness=3, size=ROW - 6, color=COLORS[1]).encode(x, y)
     return alt.layer(dots, means)
+
+
+def _over_training(title: str, curves: Curves) -> alt.Chart:
+    """A line for each quantity and arm: the arm is its colour, the quantity its dashes."""
+    rows = [
+        {"quantity": quantity.replace("_", " "), "arm": brief(arm), "step": step, "value": value}
+        for quantity, by_arm in curves.items()
+        for arm, points in by_arm.items()
+        for step, value in points.items()
+        if math.isfinite(value)
+    ]
+    arms, quantities = (list(dict.fromkeys(row[it] for row in rows)) for it in ("arm", "quantity"))
+    colors = [COLORS[place % len(COLORS)] for place in range(len(arms))]
+    dashes = [[*DASHES[place % len(DASHES)]] or [1, 0] for place in range(len(quantities))]
+    legend = alt.Legend(title=None, orient="bottom", symbolType="stroke", labelLimit=260)
+    return (
+        alt.Chart(alt.Data(values=rows), width=WIDTH, height=CURVES)
+        .mark_line(strokeWidth=1.6)
+        .encode(
+            alt.X("step:Q", title="steps"),
+            alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            alt.Color("arm:N", scale=alt.Scale(domain=arms, range=colors), legend=legend),
+            alt.StrokeDash(
+                "quantity:N", scale=alt.Scale(domain=quantities, range=dashes), legend=legend
+            ),
+        )
+    )

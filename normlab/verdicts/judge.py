@@ -9,12 +9,13 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..inference.estimates import student_interval
-from ..inference.power import difference_for_power
+from ..inference.power import difference_for_power, pairs_for_power
 from .measures import Scores
 from .rule import Prediction, Rule
 
 Outcome = Literal["supported", "refuted", "undecided"]
 Interval = tuple[float, float]
+MOST_SEEDS = 1000  # that anyone would run
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Judged:
         could_show: The smallest difference from the threshold, likewise, that the design could show
             in four of five studies, by the deviation that it reckons with; None where it says none.
         outcome: What follows.
+        would_tell: Of an undecided prediction, how many seeds would show in four of five studies on
+            which side of its threshold the mean lies, were mean and spread those that were
+            measured; None of a decided one, and where that is more than `MOST_SEEDS`.
     """
 
     prediction: Prediction
@@ -37,6 +41,7 @@ class Judged:
     pairs: int
     could_show: float | None
     outcome: Outcome
+    would_tell: int | None
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,46 @@ def judge(rule: Rule, scores: Scores) -> Verdict:
     return Verdict("refuted" if "refuted" in outcomes else "undecided", judged)
 
 
-def _judged(
-    prediction: Prediction, by_arm: Mapping[str, Mapping[int, float]], level: float
-) -> Judged:
+def planned(rule: Rule, scores: Scores, seeds: int) -> tuple[tuple[float, float | None], ...]:
+    """Returns of each prediction what a pilot says of a design, and nothing of its outcome.
+
+    Args:
+        rule: The rule.
+        scores: What the pilot measured.
+        seeds: How many the design has.
+
+    Returns:
+        The deviation of the contrast over the seeds of the pilot, for `Prediction.pilot`: NaN where
+        the pilot has fewer than two seeds, or a value that is not finite. And what the design could
+        show by it, as `Judged.could_show`.
+    """
+    share = rule.level / len(rule.predictions)
+    found = []
+    for it in rule.predictions:
+        values = _contrasts(it, scores[it.measure])
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        could_show = None
+        if spread > 0 and seeds > 1:
+            could_show = difference_for_power(seeds, spread, share)
+            could_show = math.exp(could_show) if it.log else could_show
+        found.append((spread, could_show))
+    return tuple(found)
+
+
+def _contrasts(prediction: Prediction, by_arm: Mapping[str, Mapping[int, float]]) -> np.ndarray:
+    """The contrast of each seed that all of its arms have."""
     for arm in prediction.contrast:
         if arm not in by_arm:
             told = f"{prediction.measure}: there is no arm {arm!r}{nearest(arm, by_arm)}"
             raise UserError(told)
     seeds = sorted(set.intersection(*({*by_arm[arm]} for arm in prediction.contrast)))
-    values = np.array([_contrast(prediction, by_arm, seed) for seed in seeds])
+    return np.array([_contrast(prediction, by_arm, seed) for seed in seeds])
+
+
+def _judged(
+    prediction: Prediction, by_arm: Mapping[str, Mapping[int, float]], level: float
+) -> Judged:
+    values = _contrasts(prediction, by_arm)
     finite = len(values) > 0 and bool(np.all(np.isfinite(values)))
     mean = float(np.mean(values)) if finite else math.nan
     interval = student_interval([values], confidence=1 - level) if finite else None
@@ -91,14 +127,19 @@ def _judged(
             outcome = "supported"
         elif interval[1] < low or high < interval[0]:
             outcome = "refuted"
+    would_tell = None
+    if outcome == "undecided" and interval is not None:
+        distance = min(abs(mean - bound) for bound in _bounds(prediction))
+        seeds = pairs_for_power(distance, float(np.std(values, ddof=1)), level)
+        would_tell = int(seeds) if seeds <= MOST_SEEDS else None
     could_show = None
-    if prediction.pilot is not None and len(seeds) > 1:
-        could_show = difference_for_power(len(seeds), prediction.pilot, level)
+    if prediction.pilot is not None and len(values) > 1:
+        could_show = difference_for_power(len(values), prediction.pilot, level)
     if prediction.log:
         mean = math.exp(mean)
         interval = interval and (math.exp(interval[0]), math.exp(interval[1]))
         could_show = could_show and math.exp(could_show)
-    return Judged(prediction, mean, interval, len(seeds), could_show, outcome)
+    return Judged(prediction, mean, interval, len(values), could_show, outcome, would_tell)
 
 
 def _contrast(

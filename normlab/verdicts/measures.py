@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 from ..compare.arm import Arm, arms, title
@@ -13,10 +13,12 @@ from ..compare.store import Result, Store
 from ..errors import UserError, nearest
 from ..inference.measure import LOSS, Measure
 from ..report import Study
-from .rule import AnyMeasure, EndSpec, OwnSpec, ProbeSpec, ReachedSpec, Rule
+from .rule import AnyMeasure, CurvesSpec, EndSpec, OwnSpec, ProbeSpec, ReachedSpec, Rule
 
 Scores = dict[str, dict[str, dict[int, float]]]
 """Measure -> arm -> seed -> number."""
+Curves = dict[str, dict[str, dict[int, float]]]
+"""Quantity -> arm -> step -> number."""
 Own = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
@@ -99,7 +101,37 @@ def _measure(name: str, metric: str, study: Study) -> Measure:
     return known[metric]
 
 
-def _probe_reader(name: str, spec: ProbeSpec, store: Store) -> Callable[[Result], float]:
+def curves(spec: CurvesSpec, study: Study) -> Curves:
+    """Returns what a probe found over training: means over the reported runs.
+
+    Raises:
+        UserError: The study has no such probe, quantity or layer.
+    """
+    store = Store(study.folder)
+    found: Curves = {}
+    for arm in study.arms:
+        runs = [
+            it
+            for it in study.results
+            if it.phase == "final" and (it.arm, it.task) == (arm.name, arm.task)
+        ]
+        for quantity in spec.quantities:
+            points: dict[int, list[float]] = {}
+            for run in runs:
+                for step, value in _probed("curves", spec, quantity, store, run):
+                    points.setdefault(step, []).append(value)
+            of_arm = found.setdefault(quantity, {})
+            of_arm[arm.title] = {
+                step: fmean(values) for step, values in points.items() if len(values) == len(runs)
+            }
+    return found
+
+
+def _probed(
+    name: str, spec: ProbeSpec | CurvesSpec, quantity: str, store: Store, run: Result
+) -> list[tuple[int, float]]:
+    """Returns step and value of all that a probe found in a run."""
+
     def value(told: Mapping[str, float | None]) -> float:
         # What is not finite has no place in JSON.
         found = {of: math.nan if it is None else it for of, it in told.items()}
@@ -112,22 +144,28 @@ def _probe_reader(name: str, spec: ProbeSpec, store: Store) -> Callable[[Result]
         if spec.of in ("first", "last"):
             return values[0 if spec.of == "first" else -1]
         if spec.of not in found:
-            raise UserError(f"{name}: {spec.quantity} has no {spec.of!r}{nearest(spec.of, found)}")
+            raise UserError(f"{name}: {quantity} has no {spec.of!r}{nearest(spec.of, found)}")
         return found[spec.of]
 
+    lines = [it for it in store.probes(run.id) if it.probe == spec.probe]
+    if not lines:
+        raise UserError(f"{name}: the run {run.id} has no probe {spec.probe!r}")
+    values = []
+    for it in lines:
+        if quantity not in it.values:
+            told = nearest(quantity, it.values)
+            raise UserError(f"{name}: {spec.probe} has no {quantity!r}{told}")
+        values.append((it.step, value(it.values[quantity])))
+    return values
+
+
+def _probe_reader(name: str, spec: ProbeSpec, store: Store) -> Callable[[Result], float]:
     def read(run: Result) -> float:
-        lines = [it for it in store.probes(run.id) if it.probe == spec.probe]
-        if not lines:
-            raise UserError(f"{name}: the run {run.id} has no probe {spec.probe!r}")
-        told = [it.values.get(spec.quantity) for it in lines]
-        if None in told:
-            known = lines[-1].values
-            raise UserError(
-                f"{name}: {spec.probe} has no {spec.quantity!r}{nearest(spec.quantity, known)}"
-            )
-        values = [value(it) for it in told if it is not None]
+        values = [value for _, value in _probed(name, spec, spec.quantity, store, run)]
         if spec.at == "mean":
             return fmean(values)
+        if spec.at == "deviation":
+            return pstdev(values)
         return values[0 if spec.at == "first" else -1]
 
     return read

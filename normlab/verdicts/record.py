@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ..compare.store import write_whole
 from ..errors import UserError, first_of
-from .measures import Scores
+from .measures import Curves, Scores
 
 
 class Record(BaseModel):
@@ -26,6 +26,7 @@ class Record(BaseModel):
         tuned: Arm -> dotted path -> value that its reported runs have.
         edges: Arms whose tuned value lies at the edge of what was tried.
         scores: Measure -> arm -> seed -> number; None for what is not finite.
+        curves: Quantity -> arm -> step -> mean over the reported runs, likewise; what is drawn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,11 +40,17 @@ class Record(BaseModel):
     tuned: dict[str, dict[str, JsonValue]]
     edges: list[str]
     scores: dict[str, dict[str, dict[int, float | None]]]
+    curves: dict[str, dict[str, dict[int, float | None]]] = Field(default_factory=dict)
 
     @property
     def measured(self) -> Scores:
         """The scores, with NaN for what is not finite."""
-        return _converted(self.scores, lambda it: math.nan if it is None else it)
+        return _converted(self.scores, _number)
+
+    @property
+    def drawn(self) -> Curves:
+        """The curves, likewise."""
+        return _converted(self.curves, _number)
 
 
 def read_record(path: Path) -> Record:
@@ -63,13 +70,20 @@ def write_record(record: Record, path: Path) -> None:
     plain = record.model_dump(mode="json")
     plain["seconds"] = round(plain["seconds"], 1)
     plain["scores"] = _converted(plain["scores"], lambda it: it and float(f"{it:.6g}"))
+    plain["curves"] = _converted(plain["curves"], lambda it: it and float(f"{it:.4g}"))
+    if not plain["curves"]:
+        del plain["curves"]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plain, indent=1) + "\n")
 
 
-def finite(scores: Scores) -> dict[str, dict[str, dict[int, float | None]]]:
+def finite(scores: Scores | Curves) -> dict[str, dict[str, dict[int, float | None]]]:
     """Scores as a record has them."""
     return _converted(scores, lambda it: it if math.isfinite(it) else None)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _converted(

@@ -77,14 +77,15 @@ class ProbeSpec(MeasureSpec):
         quantity: What it tells.
         of: Of which layer, by its name, or the first or last one; or the mean over the layers; or
             their `spread`, the decimal logarithm of the largest over the least.
-        at: At the first or last probed step, or the mean over these.
+        at: At the first or last probed step, or the mean over these, or their `deviation`, which
+            says how far the quantity drifts.
     """
 
     read: Literal["probe"]
     probe: str
     quantity: str
     of: str = "mean"
-    at: Literal["first", "last", "mean"] = "last"
+    at: Literal["first", "last", "mean", "deviation"] = "last"
 
 
 class OwnSpec(MeasureSpec):
@@ -97,6 +98,22 @@ class OwnSpec(MeasureSpec):
 
     read: Literal["own"]
     name: str
+
+
+class CurvesSpec(Spec):
+    """What a probe of the study found over training, which is drawn and not judged.
+
+    Attributes:
+        probe: Its name, as the study has it.
+        quantities: What it tells, one panel for all of them.
+        of: Of which layer, as `ProbeSpec.of`.
+        title: What the panel shows, for its vertical axis.
+    """
+
+    probe: str
+    quantities: Annotated[tuple[str, ...], Field(min_length=1, max_length=5)]
+    of: str = "last"
+    title: Words
 
 
 AnyMeasure = Annotated[
@@ -161,7 +178,8 @@ class Rule(Spec):
         smoke: Dotted path -> value: changes to the study that make it one of seconds.
         level: Of all predictions together.
         measures: Name -> what is measured.
-        predictions: What the claim says of them.
+        curves: What is drawn beside them.
+        predictions: What the claim says of the measures.
     """
 
     claim: Words
@@ -169,6 +187,7 @@ class Rule(Spec):
     smoke: dict[str, JsonValue] = Field(default_factory=dict)
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
     measures: Annotated[dict[str, AnyMeasure], Field(min_length=1)]
+    curves: CurvesSpec | None = None
     predictions: Annotated[tuple[Prediction, ...], Field(min_length=1, max_length=50)]
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
-from .judge import Judged, Verdict
+from .judge import MOST_SEEDS, Judged, Verdict
 from .record import Record
 from .rule import Rule, kind
 
@@ -42,6 +42,15 @@ def asked_in_words(judged: Judged) -> str:
         if threshold is not None:
             return f"{word} {threshold:g}{times}"
     raise AssertionError("a prediction has one threshold")
+
+
+def outcome_in_words(judged: Judged) -> str:
+    """The outcome; where it is undecided with what would decide: "undecided, 40 would tell"."""
+    if judged.outcome != "undecided" or judged.interval is None:
+        return judged.outcome
+    if judged.would_tell is None:
+        return f"undecided, more than {MOST_SEEDS:,} would tell"
+    return f"undecided, {judged.would_tell:,} would tell"
 
 
 def brief(arm: str) -> str:
@@ -86,13 +95,19 @@ def section(rule: Rule, record: Record, verdict: Verdict, command: str) -> str:
         lines.append(
             f"| {_cell(prediction.says)} {_cell(kind(measure))}{unit}: {_cell(of)}, "
             f"{it.pairs} seeds | {measured_in_words(it)} | {asked_in_words(it)} | {could} | "
-            f"{it.outcome} |"
+            f"{outcome_in_words(it)} |"
         )
     if any(it.could_show is not None for it in verdict.predictions):
         lines += [
             "",
             "*Could show*: the distance from the threshold that four of five such studies show, by "
             "the spread that the design reckoned with.",
+        ]
+    if any(it.outcome == "undecided" for it in verdict.predictions):
+        lines += [
+            "",
+            "*Would tell*: the seeds with which four of five such studies decide, were mean and "
+            "spread those that were measured.",
         ]
     lines += ["", "![What was measured, a dot a seed](results/figure.svg)", ""]
     runs = " and ".join(f"{it} {_PHASES[phase]}" for phase, it in record.runs.items() if it)

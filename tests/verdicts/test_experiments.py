@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from command import normlab
 
 from normlab.config import load_study
 from normlab.experiments import Experiment, guide, read_experiments
+from normlab.inference.power import difference_for_power
 from normlab.results import read_results
 from normlab.verdicts.words import END, replaced, section, table
 
@@ -47,7 +49,9 @@ measures:
   mean: {read: probe, probe: activations, quantity: deviation, of: mean, at: mean}
   spread_of_ranks: {read: probe, probe: activations, quantity: effective_rank, of: spread}
   named: {read: probe, probe: activations, quantity: deviation, of: norm_1, at: first}
+  drift: {read: probe, probe: activations, quantity: percentile_50, of: norm_0, at: deviation}
   own: {read: own, name: half, times: 2}
+curves: {probe: activations, quantities: [percentile_15, percentile_85], title: of the last layer}
 predictions:
   - says: The range is smaller.
     measure: spread
@@ -158,9 +162,64 @@ def test_measures_by_probes_are_what_the_probes_found(clone, made):
                 told["deviation", step, layer] for step in steps for layer in layers
             ),
             "spread_of_ranks": math.log10(max(ranks) / min(ranks)),
+            "drift": statistics.pstdev(told["percentile_50", step, "norm_0"] for step in steps),
         }
         for name, value in expected.items():
             assert scores[name][arm][seed] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_curves_are_means_of_what_the_probes_found_and_are_drawn(clone, made):
+    (tiny,) = read_experiments(clone / "experiments")
+    found = read_results(clone / "runs" / "experiments" / "tiny").probes
+    assert tiny.record.drawn.keys() == {"percentile_15", "percentile_85"}
+    for quantity, by_arm in tiny.record.drawn.items():
+        assert len(by_arm) == 4
+        for arm, points in by_arm.items():
+            of_arm = found.filter(arm=arm, quantity=quantity, of="norm_1")
+            expected = {
+                step: statistics.fmean(of_step["value"])
+                for (step,), of_step in of_arm.partition_by("step", as_dict=True).items()
+            }
+            assert points == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            assert min(points) == 0
+            assert len(points) > 2
+    figure = (tiny.folder / "results" / "figure.svg").read_text()
+    assert "of the last layer" in figure
+    assert "percentile 85" in figure
+
+
+def test_a_pilot_tells_the_spread_alone_and_the_experiment_goes_on_from_it(clone, tmp_path):
+    shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns("runs", "results"))
+    clone = tmp_path / "clone"
+    shown = normlab("experiments", "tiny", "--pilot", "2", folder=clone).stdout
+    assert not (clone / "experiments" / "tiny" / "results").exists()
+    runs = read_results(clone / "runs" / "experiments" / "tiny").runs.filter(phase="final")
+    assert sorted(runs["seed"].unique()) == [0, 1]
+    accuracy = {(it["arm"], it["seed"]): it["test_accuracy"] for it in runs.to_dicts()}
+    spans = {
+        (variant, seed): abs(
+            accuracy[f"{variant}, initialization_scale=0.3", seed]
+            - accuracy[f"{variant}, initialization_scale=1.0", seed]
+        )
+        for variant in ("none", "batch")
+        for seed in (0, 1)
+    }
+    spread = statistics.stdev(spans["batch", it] - spans["none", it] for it in (0, 1))
+    (told,) = [line for line in shown.splitlines() if "The range is smaller." in line]
+    could_show = difference_for_power(3, spread, 0.05 / 3)
+    assert told.split()[4:] == [f"{spread:.3g}", f"{could_show:.3g}"]
+    for word in ("supported", "refuted", "undecided"):
+        assert word not in shown
+    whole = normlab("experiments", "tiny", folder=clone).stdout
+    assert "4 made just now" in " ".join(whole.split())
+    refused = normlab("experiments", "tiny", "--pilot", "2", folder=clone, code=2)
+    assert "after which a pilot plans nothing" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [(), ("tiny", "--smoke"), ("tiny", "--rewrite")])
+def test_a_pilot_of_nothing_is_refused(clone, arguments):
+    done = normlab("experiments", *arguments, "--pilot", "2", folder=clone, code=2)
+    assert "expected 2 seeds or more" in " ".join(done.stderr.split())
 
 
 def test_a_finished_experiment_is_judged_again_to_the_same_files(clone, made):

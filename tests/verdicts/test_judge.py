@@ -106,6 +106,31 @@ def test_what_a_design_could_show_is_shown_in_four_of_five_studies(pairs):
 
 
 @pytest.mark.parametrize(
+    ("threshold", "bounds"),
+    [({"above": 1.5}, [1.5]), ({"below": 1.5}, [1.5]), ({"within": 1.5}, [-1.5, 1.5])],
+)
+def test_an_undecided_prediction_says_how_many_seeds_would_tell(threshold, bounds):
+    """By simulation of such studies, with the mean and the spread that were measured."""
+    values = np.random.default_rng(1).normal(0.7, 1.0, 6)
+    scores = {"m": {"a": dict(enumerate(values.tolist()))}}
+    (judged,) = judge(rule({"contrast": {"a": 1}, **threshold}), scores).predictions
+    assert judged.outcome == "undecided"
+    assert judged.would_tell is not None
+    mean, spread = values.mean(), values.std(ddof=1)
+    near = min(bounds, key=lambda bound: abs(mean - bound))
+    shown = []
+    for seeds in (judged.would_tell - 1, judged.would_tell):
+        drawn = np.random.default_rng(0).normal(mean, spread, (40_000, seeds))
+        half = stats.t.ppf(0.975, seeds - 1) * stats.sem(drawn, axis=1)
+        side = np.sign(mean - near)
+        shown.append((side * (drawn.mean(1) - near) > half).mean())
+    assert shown[0] < 0.807
+    assert shown[1] > 0.793
+    (far,) = judge(rule({"contrast": {"a": 1}, "above": mean + 1e-4}), scores).predictions
+    assert (far.outcome, far.would_tell) == ("undecided", None)
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"above": 1, "below": 2}, "expected one of above, below and within, but above, below"),
