@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
 from command import normlab
 from compare.killing import kill_at_random, train, write_study
@@ -93,6 +94,8 @@ def test_they_change_no_number_of_a_run_and_none_of_its_identity(folder):
             assert run[key] == other[key]
     told = normlab("compare", "probed.yaml", "--out", "without", folder=folder).stdout
     assert "Of 4 finished runs no probes are kept" in " ".join(told.split())
+    none = normlab("export", "without", "--probes", folder=folder, code=2)
+    assert "probes: {activations: {every: 100}}" in " ".join(none.stderr.split())
 
 
 def test_results_have_them_as_a_table(folder):
@@ -107,6 +110,67 @@ def test_results_have_them_as_a_table(folder):
         ]
         assert line.values[row["quantity"]][row["of"]] == row["value"]
     assert read_results(folder / "without").probes.is_empty()
+
+
+def test_they_are_exported_as_the_table_that_python_has(folder, tmp_path):
+    table = read_results(folder / "with").probes
+    normlab("export", "with", "--probes", "--to", str(tmp_path / "probes.csv"), folder=folder)
+    read = pl.read_csv(tmp_path / "probes.csv", infer_schema_length=None)
+    assert read.columns == table.columns
+    assert read["value"].to_list() == pytest.approx(table["value"].to_list(), nan_ok=True)
+    form = ("--format", "parquet", "--to", str(tmp_path / "probes.parquet"))
+    normlab("export", "with", "--probes", *form, folder=folder)
+    assert pl.read_parquet(tmp_path / "probes.parquet").equals(table)
+    refused = normlab("export", "with", "--probes", "--table", "csv", folder=folder, code=2)
+    assert "leave out one of the two" in " ".join(refused.stderr.split())
+
+
+NNX_MODEL = """
+import normlab
+from flax import nnx
+
+
+@normlab.register_model("mine")
+class Mine(nnx.Module):
+    def __init__(self, *, norm, classes: int, rngs: nnx.Rngs):
+        self.first = nnx.Linear(64, 12, rngs=rngs)
+        self.norm = norm(12, rngs=rngs)
+        self.head = nnx.Linear(12, classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x.reshape(len(x), -1))
+        return self.head(nnx.relu(self.norm(x)))
+"""
+
+
+def test_an_nnx_model_is_looked_into_as_any_other(tmp_path):
+    """What the end of a run tells is what its kept weights have by hand, also the shift."""
+    (tmp_path / "mine.py").write_text(NNX_MODEL)
+    asked = {probe: {} for probe in ("activations", "gradients", "weights", "shift")}
+    study = {**STUDY, "modules": ["mine.py"], "model": {"name": "mine"}, "probes": asked}
+    study |= {"seeds": 1, "variants": {"batch": {"layer": "batch_norm", "momentum": 0.9}}}
+    (tmp_path / "nnx.yaml").write_text(json.dumps(study))
+    normlab("compare", "nnx.yaml", "--out", "nnx", folder=tmp_path)
+    store = Store(tmp_path / "nnx")
+    (name,) = store.plan()
+    lines = store.probes(name)
+    assert {it.probe for it in lines} == set(asked)
+    (told,) = [it for it in lines if it.probe == "activations" and it.step == 18]
+    assert told.values["deviation"].keys() == {"norm_0"}
+    (weights,) = [it for it in lines if it.probe == "weights" and it.step == 18]
+    assert weights.values["undone"].keys() == {"norm_0"}
+    data = load(make_study(STUDY, {}).data, "classes")
+    pixels = data.images[data.validation[:32]].astype(np.float64)
+    pixels = ((pixels - data.mean) / data.deviation).reshape(32, -1)
+    _, variables = public.load(tmp_path / "nnx" / "weights" / name)
+    first, norm = variables["params"]["first"], variables["params"]["norm"]
+    inner = pixels @ np.asarray(first["kernel"], np.float64) + np.asarray(first["bias"])
+    normal = (inner - inner.mean(0)) / np.sqrt(inner.var(0) + 1e-5)
+    outputs = np.asarray(norm["scale"]) * normal + np.asarray(norm["bias"])
+    assert told.values["deviation"]["norm_0"] == pytest.approx(outputs.std(), rel=1e-4)
+    assert told.values["percentile_85"]["norm_0"] == pytest.approx(
+        np.percentile(outputs, 85), rel=1e-3
+    )
 
 
 def test_the_page_shows_them_by_layer_over_training(folder):
