@@ -20,7 +20,7 @@ def figure(rule: Rule, scores: Scores, curves: Curves) -> dict[str, Any]:
 
     What is drawn over training is a last panel.
     """
-    panels: list[alt.LayerChart | alt.Chart] = []
+    panels: list[Any] = []
     for name in dict.fromkeys(it.measure for it in rule.predictions):
         about = [it for it in rule.predictions if it.measure == name]
         panels.append(_panel(rule, name, scores[name], logarithmic=any(it.log for it in about)))
@@ -64,7 +64,7 @@ def _panel(rule: Rule, name: str, scores: Any, *, logarithmic: bool) -> Layers:
     return alt.layer(dots, means)
 
 
-def _over_training(title: str, curves: Curves) -> alt.Chart:
+def _over_training(title: str, curves: Curves) -> Any:
     """A line for each quantity and arm: the arm is its colour, the quantity its dashes."""
     rows = [
         {"quantity": quantity.replace("_", " "), "arm": brief(arm), "step": step, "value": value}
