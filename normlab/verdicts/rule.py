@@ -208,7 +208,8 @@ def kind(measure: Any) -> str:
     elif isinstance(measure, ReachedSpec):
         words = f"{measure.read.removesuffix('_to')} to {measure.metric} {measure.target:g}"
     elif isinstance(measure, ProbeSpec):
-        words = f"{measure.quantity.replace('_', ' ')} ({measure.probe}, {measure.of})"
+        drift = "drift of " if measure.at == "deviation" else ""
+        words = f"{drift}{measure.quantity.replace('_', ' ')} ({measure.probe}, {measure.of})"
     else:
         words = measure.name.replace("_", " ")
     if measure.over is None:
