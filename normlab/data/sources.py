@@ -148,7 +148,8 @@ class DataSpec(Spec):
             where an example has one class.
         stream: Whether the examples stay where they are, and batches are read while the device
             works; else the whole set is put on the device. For sets that are larger than its
-            memory, or with `npz` than that of the machine. Changes no number.
+            memory, or with `npz` than that of the machine. Changes no number, but by rounding those
+            of `order: by_class`.
     """
 
     # Bound where a study is checked: what another study registers by a name changes nothing.
