@@ -391,12 +391,6 @@ def export(
         return
     if to is not None and to.is_dir():
         raise UserError(f"--to {to} is a folder; expected a file, as {to / folder.name}.{form}")
-    rows = probe_table if probes else run_table
-    if probes and rows(folder, _warn).is_empty():
-        raise UserError(
-            f"{folder} has no probes; give the study some, as in "
-            "probes: {activations: {every: 100}}, and run it again"
-        )
     content: str | bytes
     if table:
         from .report import read_study
@@ -411,13 +405,19 @@ def export(
         else:
             write = {"latex": to_latex, "markdown": to_markdown}[form]
             content = write(verdict_words(summary), left=LEFT)
-    elif form == "parquet":
-        file = io.BytesIO()
-        rows(folder, _warn).write_parquet(file)
-        content = file.getvalue()
     else:
-        write = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form]
-        content = write(rows(folder, _warn))
+        rows = (probe_table if probes else run_table)(folder, _warn)
+        if probes and rows.is_empty():
+            raise UserError(
+                f"{folder} has no probes; give the study some, as in "
+                "probes: {activations: {every: 100}}, and run it again"
+            )
+        if form == "parquet":
+            file = io.BytesIO()
+            rows.write_parquet(file)
+            content = file.getvalue()
+        else:
+            content = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}[form](rows)
     if to is None:
         # What takes the output reads it as a file, where nothing is escaped.
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import runpy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from rich.console import Console
 
+from .compare.arm import title
 from .compare.fingerprint import of_config
 from .compare.store import write_whole
 from .comparison import run, write_outcome
@@ -38,8 +39,8 @@ from .verdicts.figure import figure
 from .verdicts.guide import Guide, Line, because
 from .verdicts.measures import Own
 from .verdicts.record import finite
-from .verdicts.rule import Prediction
-from .verdicts.words import GUIDE, replaced, section, table
+from .verdicts.rule import Prediction, ProbeSpec
+from .verdicts.words import BEGIN, END, GUIDE, replaced, section, table
 
 ROOT = Path("experiments")
 Read = TypeVar("Read", bound=Spec)
@@ -216,6 +217,11 @@ def plan(
         )
     rule = experiment.rule
     whole = load_study(experiment.config)
+    if seeds >= whole.seeds:
+        raise UserError(
+            f"{experiment.name} has {whole.seeds} seeds, so that a pilot of {seeds} would be all "
+            f"of it; expected at most {whole.seeds - 1}"
+        )
     there = _run(experiment, console, out, [f"seeds={seeds}"])
     found = planned(rule, measured(rule, there, _own(experiment, there)), whole.seeds)
     return [(it, *told) for it, told in zip(rule.predictions, found, strict=True)]
@@ -314,6 +320,29 @@ def _recorded(
     return _record(there, rule, rule_hash, _command(experiment), _own(experiment, there))
 
 
+def _refuse_what_cannot_be_told(experiment: Experiment, probes: Collection[str]) -> None:
+    """Refuses before the runs what would be missed after them.
+
+    Raises:
+        UserError: The folder has no README, or the rule asks for a probe that the study has not.
+    """
+    if not (experiment.folder / "README.md").exists():
+        raise UserError(
+            f"{experiment.folder} has no README.md, which the verdict is written into; write it, "
+            f"with {BEGIN} and {END} where that shall stand"
+        )
+    rule = experiment.rule
+    asked = {name: it.probe for name, it in rule.measures.items() if isinstance(it, ProbeSpec)}
+    if rule.curves is not None:
+        asked["curves"] = rule.curves.probe
+    for name, probe in asked.items():
+        if probe not in probes:
+            raise UserError(
+                f"{experiment.name}: {name} reads the probe {probe!r}, which {experiment.config} "
+                f"does not ask for{nearest(probe, probes)}"
+            )
+
+
 def _command(experiment: Experiment) -> str:
     return f"normlab experiments {experiment.name}"
 
@@ -321,6 +350,7 @@ def _command(experiment: Experiment) -> str:
 def _run(experiment: Experiment, console: Console, out: Path, changes: Sequence[str]) -> Study:
     """Runs the study, or goes on with it, and returns it whole."""
     study = load_study(experiment.config, changes)
+    _refuse_what_cannot_be_told(experiment, study.probes)
     ending = run(study, out, console, _command(experiment))
     if ending.failures or ending.done < ending.planned:
         raise UserError(
@@ -335,11 +365,18 @@ def _own(experiment: Experiment, study: Study) -> Own:
     path = experiment.folder / "measure.py"
     if not path.exists():
         return {}
-    return runpy.run_path(str(path))["measure"](study.folder)
+    program = runpy.run_path(str(path))
+    if "measure" not in program:
+        raise UserError(f"{path} has no function measure(folder)")
+    return program["measure"](study.folder)
 
 
 def _record(study: Study, rule: Rule, rule_hash: str, command: str, own: Own) -> Record:
-    arms = study.summary.arms
+    of_arms = {
+        title(it.name, task): it
+        for task, summary in (study.summary.tasks or {"": study.summary}).items()
+        for it in summary.arms
+    }
     return Record(
         rule=rule_hash,
         study=of_config(study.config),
@@ -347,8 +384,8 @@ def _record(study: Study, rule: Rule, rule_hash: str, command: str, own: Own) ->
         environment=study.environment,
         runs={phase: study.done(phase) for phase in ("tune", "final")},
         seconds=sum(it.seconds for it in study.results),
-        tuned={it.name: dict(it.values) for it in arms},
-        edges=[it.name for it in arms if it.at_edge],
+        tuned={arm: dict(it.values) for arm, it in of_arms.items()},
+        edges=[arm for arm, it in of_arms.items() if it.at_edge],
         scores=finite(measured(rule, study, own)),
         curves=finite(curves(rule.curves, study)) if rule.curves is not None else {},
     )

@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 
+import numpy as np
 from scipy.special import nctdtr, nctdtrinc, stdtrit
 
 FEWEST_PAIRS = 3
@@ -51,6 +52,35 @@ def pairs_for_power(
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
     return float(high)
+
+
+def pairs_to_decide(
+    mean: float, bounds: tuple[float, float], deviation: float, level: float, most: int
+) -> int | None:
+    """How many pairs show in four of five studies on which side of two bounds a mean lies.
+
+    A mean between the bounds is shown to lie there where the interval lies wholly between them,
+    which fails on either side: its probability is that of the one plus that of the other less 1.
+
+    Args:
+        mean: The true mean.
+        bounds: The lower and the upper one; infinite for none.
+        deviation: True standard deviation of a value.
+        level: One less the confidence of the interval.
+        most: Beyond so many it is None.
+    """
+    if deviation == 0:
+        return None if mean in bounds else FEWEST_PAIRS
+    pairs = np.arange(FEWEST_PAIRS, most + 1)
+    threshold = stdtrit(pairs - 1, 1 - level / 2)
+    inside = bounds[0] < mean < bounds[1]
+    fails = np.zeros(len(pairs))
+    for bound in bounds:
+        if np.isfinite(bound) and (inside or (mean < bound) == (bound == bounds[0])):
+            distance = abs(mean - bound) / deviation
+            fails = fails + nctdtr(pairs - 1, distance * np.sqrt(pairs), threshold)
+    decided = np.flatnonzero(1 - fails >= POWER)
+    return int(pairs[decided[0]]) if len(decided) else None
 
 
 def difference_for_power(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..inference.estimates import student_interval
-from ..inference.power import difference_for_power, pairs_for_power
+from ..inference.power import difference_for_power, pairs_to_decide
 from .measures import Scores
 from .rule import Prediction, Rule
 
@@ -30,9 +30,9 @@ class Judged:
         could_show: The smallest difference from the threshold, likewise, that the design could show
             in four of five studies, by the deviation that it reckons with; None where it says none.
         outcome: What follows.
-        would_tell: Of an undecided prediction, how many seeds would show in four of five studies on
-            which side of its threshold the mean lies, were mean and spread those that were
-            measured; None of a decided one, and where that is more than `MOST_SEEDS`.
+        would_tell: Of an undecided prediction, how many seeds would decide four of five studies,
+            were mean and spread those that were measured; None of a decided one, and where that
+            is more than `MOST_SEEDS`.
     """
 
     prediction: Prediction
@@ -129,9 +129,8 @@ def _judged(
             outcome = "refuted"
     would_tell = None
     if outcome == "undecided" and interval is not None:
-        distance = min(abs(mean - bound) for bound in _bounds(prediction))
-        seeds = pairs_for_power(distance, float(np.std(values, ddof=1)), level)
-        would_tell = int(seeds) if seeds <= MOST_SEEDS else None
+        spread = float(np.std(values, ddof=1))
+        would_tell = pairs_to_decide(mean, _bounds(prediction), spread, level, MOST_SEEDS)
     could_show = None
     if prediction.pilot is not None and len(values) > 1:
         could_show = difference_for_power(len(values), prediction.pilot, level)

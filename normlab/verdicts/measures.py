@@ -140,7 +140,8 @@ def _probed(
             return fmean(values)
         if spec.of == "spread":
             low, high = min(values), max(values)
-            return math.log10(high / low) if low > 0 else math.nan
+            finite = all(map(math.isfinite, values))
+            return math.log10(high / low) if finite and low > 0 else math.nan
         if spec.of in ("first", "last"):
             return values[0 if spec.of == "first" else -1]
         if spec.of not in found:

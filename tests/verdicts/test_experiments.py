@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command import normlab
 
+from normlab.compare.arm import title
 from normlab.config import load_study
 from normlab.experiments import Experiment, guide, read_experiments
 from normlab.inference.power import difference_for_power
@@ -298,6 +299,24 @@ def test_a_wrong_name_is_told(clone, arguments, told):
     assert told in done.stderr + done.stdout
 
 
+def test_what_would_be_missed_after_the_runs_is_told_before_them(clone, tmp_path):
+    shutil.copytree(clone, tmp_path / "clone", ignore=shutil.ignore_patterns("runs", "results"))
+    clone = tmp_path / "clone"
+    folder = clone / "experiments" / "tiny"
+
+    def told(*arguments):
+        done = normlab("experiments", "tiny", *arguments, folder=clone, code=2)
+        assert "repeating" not in done.stdout + done.stderr
+        return " ".join(done.stderr.split())
+
+    assert "expected at most 2" in told("--pilot", "3")
+    (folder / "rule.yaml").write_text(RULE.replace("curves: {probe: act", "curves: {probe: deact"))
+    assert "did you mean 'activations'?" in told()
+    (folder / "rule.yaml").write_text(RULE)
+    (folder / "README.md").unlink()
+    assert "has no README.md" in told()
+
+
 def test_outside_of_a_clone_the_command_says_what_is_missing(tmp_path):
     done = normlab("experiments", folder=tmp_path, code=2)
     assert "in a clone of normlab" in done.stderr
@@ -323,6 +342,10 @@ def test_a_verdict_of_the_project_is_computed_from_its_results(experiment: Exper
     record, verdict = experiment.record, experiment.verdict
     assert record.rule == hashlib.sha256((experiment.folder / "rule.yaml").read_bytes()).hexdigest()
     assert not record.edges
+    arms = {title(it.name, it.task) for it in load_study(experiment.config).arms()}
+    assert record.tuned.keys() == arms
+    tunes = load_study(experiment.config).tune is not None
+    assert all(bool(values) == tunes for values in record.tuned.values())
     readme = (experiment.folder / "README.md").read_text()
     command = f"normlab experiments {experiment.name}"
     assert section(experiment.rule, record, verdict, command) in readme

@@ -1,6 +1,7 @@
 """Verdicts against intervals computed by SciPy, and what each outcome takes."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -105,28 +106,38 @@ def test_what_a_design_could_show_is_shown_in_four_of_five_studies(pairs):
     assert pairs_for_power(difference * 1.001, 2.0, 0.025) == pairs
 
 
-@pytest.mark.parametrize(
-    ("threshold", "bounds"),
-    [({"above": 1.5}, [1.5]), ({"below": 1.5}, [1.5]), ({"within": 1.5}, [-1.5, 1.5])],
-)
-def test_an_undecided_prediction_says_how_many_seeds_would_tell(threshold, bounds):
-    """By simulation of such studies, with the mean and the spread that were measured."""
-    values = np.random.default_rng(1).normal(0.7, 1.0, 6)
+@pytest.mark.parametrize("center", [0.0, 0.7, 2.2])
+@pytest.mark.parametrize("threshold", [{"above": 1.5}, {"below": 1.5}, {"within": 1.5}])
+def test_an_undecided_prediction_says_how_many_seeds_would_tell(threshold, center):
+    """By simulation of such studies, with the mean and the spread that were measured.
+
+    Within two bounds both must be kept, which the nearer one alone does not say.
+    """
+    values = np.random.default_rng(1).normal(0, 1, 6)
+    values = center + 2.5 * (values - values.mean()) / values.std(ddof=1)
     scores = {"m": {"a": dict(enumerate(values.tolist()))}}
-    (judged,) = judge(rule({"contrast": {"a": 1}, **threshold}), scores).predictions
+    the_rule = rule({"contrast": {"a": 1}, **threshold})
+    (judged,) = judge(the_rule, scores).predictions
     assert judged.outcome == "undecided"
     assert judged.would_tell is not None
-    mean, spread = values.mean(), values.std(ddof=1)
-    near = min(bounds, key=lambda bound: abs(mean - bound))
+    low = -1.5 if "within" in threshold else threshold.get("above", -math.inf)
+    high = threshold.get("within", threshold.get("below", math.inf))
+    holds = low < center < high
     shown = []
     for seeds in (judged.would_tell - 1, judged.would_tell):
-        drawn = np.random.default_rng(0).normal(mean, spread, (40_000, seeds))
+        drawn = np.random.default_rng(0).normal(center, 2.5, (40_000, seeds))
         half = stats.t.ppf(0.975, seeds - 1) * stats.sem(drawn, axis=1)
-        side = np.sign(mean - near)
-        shown.append((side * (drawn.mean(1) - near) > half).mean())
+        left, right = drawn.mean(1) - half, drawn.mean(1) + half
+        inside, outside = (low < left) & (right < high), (right < low) | (high < left)
+        shown.append((inside if holds else outside).mean())
     assert shown[0] < 0.807
     assert shown[1] > 0.793
-    (far,) = judge(rule({"contrast": {"a": 1}, "above": mean + 1e-4}), scores).predictions
+
+
+def test_what_no_thousand_seeds_would_tell_has_no_number():
+    scores = {"m": {"a": A}}
+    mean = statistics.fmean(A.values())
+    (far,) = judge(rule({"contrast": {"a": 1}, "above": mean + 1e-6}), scores).predictions
     assert (far.outcome, far.would_tell) == ("undecided", None)
 
 
