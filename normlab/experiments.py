@@ -40,7 +40,7 @@ from .verdicts.guide import Guide, Line, because
 from .verdicts.measures import Own
 from .verdicts.record import finite
 from .verdicts.rule import Prediction, ProbeSpec
-from .verdicts.words import BEGIN, END, GUIDE, replaced, section, table
+from .verdicts.words import BEGIN, END, GUIDE, replaced, section, table, total
 
 ROOT = Path("experiments")
 Read = TypeVar("Read", bound=Spec)
@@ -179,6 +179,12 @@ def make(experiment: Experiment, console: Console, out: Path) -> Verdict:
     Raises:
         UserError: The study cannot be run or does not have what the rule asks for.
     """
+    former = experiment.record  # of another rule it is refused
+    if former is not None and former.study != load_study(experiment.config).hash:
+        raise UserError(
+            f"{experiment.config} is not the study that {experiment.record_path} was made of: a "
+            "design is not changed after the run. Restore it, or write another experiment."
+        )
     record = _recorded(experiment, console, out, [])
     write_record(record, experiment.record_path)
     for cached in ("record", "verdict"):
@@ -256,7 +262,8 @@ def write_table(there: Sequence[Experiment], root: Path = ROOT) -> None:
     """Writes the table of all verdicts, and the guide, into the README of the experiments."""
     readme = root / "README.md"
     rows = [(it.name, it.rule, it.verdict) for it in there]
-    text = replaced(readme.read_text("utf-8"), table(rows), str(readme))
+    took = total([it.record for it in there if it.record is not None])
+    text = replaced(readme.read_text("utf-8"), f"{table(rows)}\n\n{took}", str(readme))
     lines = [
         f"- {line.says} ([{line.experiment}]({line.experiment}/README.md): {why})"
         for line, why in guide(there, root)

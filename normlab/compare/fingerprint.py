@@ -16,6 +16,8 @@ from ..modules import source_of
 _INDIFFERENT = ("study", "modules", "executor", "mesh", "keep", "log", "probes")
 # Likewise, within the parts.
 CHANGES_NO_NUMBER = ("train.checkpoint_every", "data.stream")
+# Fields that studies once had not, and the value with which they are as they were.
+_ONCE_NO_FIELD = {"tune.stop_early": False, "data.order": "shuffled"}
 
 
 def of_config(config: Mapping[str, Any]) -> str:
@@ -31,15 +33,12 @@ def of_config(config: Mapping[str, Any]) -> str:
 def telling(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a resolved configuration says of its results."""
     told = {key: value for key, value in config.items() if key not in _INDIFFERENT}
-    if isinstance(tune := told.get("tune"), Mapping) and not tune.get("stop_early"):
-        # Studies had no such field, and were as they are without it.
-        told["tune"] = {key: value for key, value in tune.items() if key != "stop_early"}
-    if isinstance(data := told.get("data"), Mapping) and data.get("order") == "shuffled":
-        # Likewise.
-        told["data"] = {key: value for key, value in data.items() if key != "order"}
-    for path in CHANGES_NO_NUMBER:
+    for path in (*CHANGES_NO_NUMBER, *_ONCE_NO_FIELD):
         part, _, field = path.partition(".")
-        if isinstance(there := told.get(part), Mapping):
+        there = told.get(part)
+        if not isinstance(there, Mapping):
+            continue
+        if path in CHANGES_NO_NUMBER or there.get(field) == _ONCE_NO_FIELD[path]:
             told[part] = {key: value for key, value in there.items() if key != field}
     return told
 

@@ -3,7 +3,6 @@
 import math
 from functools import lru_cache
 
-import numpy as np
 from scipy.special import nctdtr, nctdtrinc, stdtrit
 
 FEWEST_PAIRS = 3
@@ -39,9 +38,7 @@ def pairs_for_power(
     size = abs(difference) / deviation
 
     def reaches(pairs: int) -> bool:
-        threshold = float(stdtrit(pairs - 1, 1 - level / comparisons / 2))
-        # The far side's tail adds less than half the level, and nothing where power is near 0.8.
-        return 1 - float(nctdtr(pairs - 1, size * math.sqrt(pairs), threshold)) >= power
+        return 1 - _missed(size, pairs, level / comparisons) >= power
 
     low, high = FEWEST_PAIRS - 1, FEWEST_PAIRS  # the higher one is doubled until it reaches
     while not reaches(high):
@@ -71,16 +68,26 @@ def pairs_to_decide(
     """
     if deviation == 0:
         return None if mean in bounds else FEWEST_PAIRS
-    pairs = np.arange(FEWEST_PAIRS, most + 1)
-    threshold = stdtrit(pairs - 1, 1 - level / 2)
-    inside = bounds[0] < mean < bounds[1]
-    fails = np.zeros(len(pairs))
-    for bound in bounds:
-        if np.isfinite(bound) and (inside or (mean < bound) == (bound == bounds[0])):
-            distance = abs(mean - bound) / deviation
-            fails = fails + nctdtr(pairs - 1, distance * np.sqrt(pairs), threshold)
-    decided = np.flatnonzero(1 - fails >= POWER)
-    return int(pairs[decided[0]]) if len(decided) else None
+    low, high = bounds
+    crossed = bounds if low < mean < high else (low,) if mean <= low else (high,)
+    sizes = [abs(mean - bound) / deviation for bound in crossed if math.isfinite(bound)]
+    return next(
+        (
+            pairs
+            for pairs in range(FEWEST_PAIRS, most + 1)
+            if 1 - sum(_missed(size, pairs, level) for size in sizes) >= POWER
+        ),
+        None,
+    )
+
+
+def _missed(size: float, pairs: int, level: float) -> float:
+    """The probability that a mean of `size` deviations is not shown to be above 0.
+
+    The far side's tail is left out: less than half the level, and nothing where this is near 0.2.
+    """
+    threshold = float(stdtrit(pairs - 1, 1 - level / 2))
+    return float(nctdtr(pairs - 1, size * math.sqrt(pairs), threshold))
 
 
 def difference_for_power(

@@ -17,7 +17,6 @@ class When(Spec):
     Attributes:
         layers: Its layer is one of these.
         models: Its model is one of these.
-        residual: Its model has residual branches of this kind.
         batch_at_most: It has so many examples in a batch, or fewer.
         batch_at_least: It has so many, or more.
         activation: The activation of its model.
@@ -25,7 +24,6 @@ class When(Spec):
 
     layers: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
-    residual: str | None = None
     batch_at_most: int | None = None
     batch_at_least: int | None = None
     activation: str | None = None
@@ -41,7 +39,6 @@ class When(Spec):
         return (
             (not self.layers or layer in self.layers)
             and (not self.models or model.name in self.models)
-            and self.residual in (None, getattr(model, "residual", None))
             and self.activation in (None, getattr(model, "activation", None))
             and (self.batch_at_most is None or batch_size <= self.batch_at_most)
             and (self.batch_at_least is None or batch_size >= self.batch_at_least)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -68,7 +68,9 @@ def _reader(name: str, spec: Any, study: Study) -> Callable[[Result], float]:
     if isinstance(spec, ReachedSpec):
 
         def reached(run: Result) -> float:
-            steps = min(steps_to(run, spec.target, measure), float(_length(run, study)))
+            steps = steps_to(run, spec.target, measure)
+            if not math.isfinite(steps):
+                steps = _length(run, study.results)
             return steps if spec.read == "steps_to" else steps * run.seconds / max(1, run.steps)
 
         return reached
@@ -87,10 +89,10 @@ def _reader(name: str, spec: Any, study: Study) -> Callable[[Result], float]:
     return readers[spec.read]
 
 
-def _length(run: Result, study: Study) -> int:
-    """Steps of a whole run, also of one that diverged before."""
-    whole = [it.steps for it in study.results if it.arm == run.arm and it.task == run.task]
-    return max(whole)
+def _length(run: Result, results: Sequence[Result]) -> float:
+    """Steps of a whole run, also of one that diverged before; NaN where all of its arm diverged."""
+    of_arm = [it for it in results if (it.arm, it.task) == (run.arm, run.task)]
+    return max((float(it.steps) for it in of_arm if not it.diverged), default=math.nan)
 
 
 def _measure(name: str, metric: str, study: Study) -> Measure:
@@ -135,6 +137,10 @@ def _probed(
     def value(told: Mapping[str, float | None]) -> float:
         # What is not finite has no place in JSON.
         found = {of: math.nan if it is None else it for of, it in told.items()}
+        if not found:
+            raise UserError(
+                f"{name}: the run {run.id} has no layer of which {quantity} could be told"
+            )
         values = list(found.values())
         if spec.of == "mean":
             return fmean(values)
@@ -183,13 +189,18 @@ def _reduced(
         (it.variant, json.dumps(it.levels, sort_keys=True), it.task): it
         for it in arms(study.config["variants"], left, study.config.get("tasks") or {})
     }
-    found: dict[str, dict[int, dict[float, float]]] = {}
+    found: dict[str, dict[int, list[tuple[Any, float]]]] = {}
     for arm in study.arms:
         levels = {path: it for path, it in arm.levels.items() if path != spec.over}
         key = arm.variant, json.dumps(levels, sort_keys=True), arm.task
         for seed, value in by_arm.get(arm.key, {}).items():
-            at = found.setdefault(_title(reduced[key]), {}).setdefault(seed, {})
-            at[arm.levels[spec.over]] = value
+            level = arm.levels[spec.over]
+            if spec.by == "largest" and not isinstance(level, int | float):
+                raise UserError(
+                    f"{name}: by: largest is of numbers, but {spec.over} has the level {level!r}"
+                )
+            of_arm = found.setdefault(_title(reduced[key]), {})
+            of_arm.setdefault(seed, []).append((level, value))
     return {
         arm: {seed: _single(spec, levels) for seed, levels in seeds.items()}
         for arm, seeds in found.items()
@@ -200,11 +211,13 @@ def _title(arm: Arm) -> str:
     return title(arm.name, arm.task)
 
 
-def _single(spec: Any, levels: Mapping[float, float]) -> float:
-    values = list(levels.values())
+def _single(spec: Any, levels: list[tuple[Any, float]]) -> float:
+    values = [value for _, value in levels]
+    if any(map(math.isnan, values)):  # which Python's min and max pass over
+        return math.nan
     if spec.by == "largest":
-        enough = [at for at, it in levels.items() if it >= spec.times * spec.at_least]
-        return float(max(enough, default=min(levels)))
+        enough = [at for at, it in levels if it >= spec.times * spec.at_least]
+        return float(max(enough, default=min(at for at, _ in levels)))
     by: dict[str, Callable[[list[float]], float]] = {
         "range": lambda them: max(them) - min(them),
         "mean": fmean,

@@ -152,6 +152,16 @@ def replaced(text: str, section: str, where: str, marks: tuple[str, str] = (BEGI
     return between.sub(lambda _: f"{begin}\n\n{section}\n\n{end}", text)
 
 
+def total(records: Sequence[Record]) -> str:
+    """What all experiments took, in a sentence."""
+    runs = sum(sum(it.runs.values()) for it in records)
+    minutes = sum(it.seconds for it in records) / 60
+    return (
+        f"{len(records)} experiments, {runs:,} runs, {minutes:.0f} minutes of training, "
+        "compilation not counted."
+    )
+
+
 def table(rows: Sequence[tuple[str, Rule, Verdict | None]]) -> str:
     """The table of all verdicts, in Markdown: experiment, claim, verdict, what was measured."""
     lines = [

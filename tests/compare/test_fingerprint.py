@@ -67,6 +67,18 @@ def test_whatever_a_class_in_a_notebook_rests_on_changes_its_fingerprint(before,
     assert of(NOTEBOOK.replace(before, after)) != of(NOTEBOOK)
 
 
+def test_a_field_that_studies_once_had_not_counts_only_with_another_value():
+    """Results of former versions are found by what their studies said."""
+    former = {"data": {"name": "digits"}, "tune": {"seeds": 1}}
+
+    def of(order="shuffled", stop_early=False, stream=False):
+        data = {"name": "digits", "order": order, "stream": stream}
+        return fingerprint.of_config({"data": data, "tune": {"seeds": 1, "stop_early": stop_early}})
+
+    assert of() == fingerprint.of_config(former) == of(stream=True)
+    assert len({of(), of(order="by_class"), of(stop_early=True)}) == 3
+
+
 def test_comments_and_what_it_does_not_name_leave_it_as_it_is():
     assert of("# a comment\n" + NOTEBOOK + "\nOTHER = 3\n") == of(NOTEBOOK)
 

@@ -351,6 +351,20 @@ def test_npz_features_are_standardized_one_by_one(tmp_path):
     np.testing.assert_array_equal(dataset.test, np.arange(40, 50))
 
 
+def test_an_order_by_class_has_the_class_of_each_example_to_train_on(digits):
+    dataset = load(DataSpec(order="by_class"))
+    np.testing.assert_array_equal(dataset.groups, dataset.labels[dataset.train])
+    np.testing.assert_array_equal(dataset.train, digits.train)
+    assert digits.groups is None
+
+
+def test_an_order_by_class_needs_a_class_of_each_example(tmp_path):
+    (tmp_path / "text.txt").write_text("In the beginning " * 200)
+    spec = DataSpec(name="text", folder=str(tmp_path), block=16, batch_size=4, order="by_class")
+    with pytest.raises(DataError, match="do not have one class each"):
+        load(spec, "none")
+
+
 def test_moments_at_a_large_mean(tmp_path):
     save(tmp_path / "own.npz", n=1000, shape=(5, 5, 2), mean=1e4, deviation=1e-2)
     dataset = load(DataSpec(name="npz", folder=str(tmp_path / "own.npz")))

@@ -144,7 +144,7 @@ class Mine(nnx.Module):
 
 
 def test_an_nnx_model_is_looked_into_as_any_other(tmp_path):
-    """What the end of a run tells is what its kept weights have by hand, also the shift."""
+    """All probes tell of it, and activations at the end are those of its kept weights, by hand."""
     (tmp_path / "mine.py").write_text(NNX_MODEL)
     asked = {probe: {} for probe in ("activations", "gradients", "weights", "shift")}
     study = {**STUDY, "modules": ["mine.py"], "model": {"name": "mine"}, "probes": asked}

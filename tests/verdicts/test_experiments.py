@@ -15,7 +15,7 @@ from normlab.config import load_study
 from normlab.experiments import Experiment, guide, read_experiments
 from normlab.inference.power import difference_for_power
 from normlab.results import read_results
-from normlab.verdicts.words import END, replaced, section, table
+from normlab.verdicts.words import END, replaced, section, table, total
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = read_experiments(ROOT / "experiments")
@@ -274,9 +274,24 @@ def test_a_rule_that_changed_after_the_run_is_a_defect_that_is_told(clone, made)
     rule.write_text(RULE.replace("below: 0", "below: 1"))
     try:
         done = normlab("experiments", folder=clone, code=2)
+        again = normlab("experiments", "tiny", folder=clone, code=2)
     finally:
         rule.write_text(RULE)
     assert "a rule is not changed after the run" in done.stderr
+    assert "a rule is not changed after the run" in again.stderr
+
+
+def test_a_study_that_changed_after_the_run_is_refused_too(clone, made):
+    """Regression: its runs were made anew, and the record with its verdict written over."""
+    study, scores = clone / "configs" / "tiny.yaml", clone / "experiments/tiny/results/scores.json"
+    before = scores.read_bytes()
+    study.write_text(STUDY.replace("epochs: 2", "epochs: 1"))
+    try:
+        done = normlab("experiments", "tiny", folder=clone, code=2)
+    finally:
+        study.write_text(STUDY)
+    assert "a design is not changed after the run" in " ".join(done.stderr.split())
+    assert scores.read_bytes() == before
 
 
 def test_mistakes_in_a_rule_are_told_all_at_once(clone, made):
@@ -341,6 +356,7 @@ def test_a_verdict_of_the_project_is_computed_from_its_results(experiment: Exper
     """README, table and figure say what the rule makes of the committed numbers."""
     record, verdict = experiment.record, experiment.verdict
     assert record.rule == hashlib.sha256((experiment.folder / "rule.yaml").read_bytes()).hexdigest()
+    assert record.study == load_study(experiment.config).hash
     assert not record.edges
     arms = {title(it.name, it.task) for it in load_study(experiment.config).arms()}
     assert record.tuned.keys() == arms
@@ -354,7 +370,9 @@ def test_a_verdict_of_the_project_is_computed_from_its_results(experiment: Exper
 
 def test_the_table_of_the_project_has_all_verdicts():
     rows = [(it.name, it.rule, it.verdict) for it in EXPERIMENTS]
-    assert table(rows) in (ROOT / "experiments" / "README.md").read_text()
+    text = (ROOT / "experiments" / "README.md").read_text()
+    assert table(rows) in text
+    assert total([it.record for it in EXPERIMENTS if it.record]) in text
 
 
 def test_each_line_of_the_projects_guide_has_its_result_behind_it():
