@@ -179,7 +179,8 @@ def make(experiment: Experiment, console: Console, out: Path) -> Verdict:
     Raises:
         UserError: The study cannot be run or does not have what the rule asks for.
     """
-    former = experiment.record  # of another rule it is refused
+    read_rule(experiment.folder / "rule.yaml")  # Its mistakes come before that it was changed.
+    former = experiment.record
     if former is not None and former.study != load_study(experiment.config).hash:
         raise UserError(
             f"{experiment.config} is not the study that {experiment.record_path} was made of: a "
